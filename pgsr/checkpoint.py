@@ -1,0 +1,85 @@
+"""Checkpoints (contract 1): one .safetensors file that holds everything a run is.
+
+Tensors stand under `generator.`, `generator_ema.`, `discriminator.` and `optimizer.`; the metadata hold
+the resolved recipe, the progress and the provenance as JSON, and a digest of all of it, since the format
+itself would not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pgsr.errors import PgsrError
+from pgsr.files import replacing
+
+FORMAT = "pgsr-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    tensors: dict[str, Tensor]  # by full name, on the CPU
+    config: dict[str, Any]  # the resolved recipe
+    progress: dict[str, Any]  # {"images_shown": int, ...}
+    provenance: dict[str, Any]  # {"version": ..., "data": {"fingerprint": ...}, ...}
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors, and over the JSON texts."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        h.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        h.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    for name in sorted(texts):
+        h.update(f"{name} {texts[name]}\n".encode())
+    return h.hexdigest()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the whole file or nothing. Raises PgsrError if the disk is full or not writable."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+    texts = {
+        name: json.dumps(getattr(checkpoint, name), sort_keys=True)
+        for name in ("config", "progress", "provenance")
+    }
+    metadata = {"format": FORMAT, "digest": _digest(tensors, texts), **texts}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # the library wraps the operating system's error
+            raise PgsrError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads and checks a file. Raises PgsrError if it is absent, damaged or of another kind."""
+    if not path.is_file():
+        raise PgsrError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PgsrError(f"{path} is damaged or not a checkpoint: {error}") from error
+    if metadata.pop("format", None) != FORMAT:
+        raise PgsrError(f"{path} is not a checkpoint of this version of pgsr ({FORMAT})")
+    digest = metadata.pop("digest", None)
+    if digest != _digest(tensors, metadata):
+        raise PgsrError(f"{path} is damaged: its contents do not match its digest; use an older checkpoint")
+    fields = {name: json.loads(metadata[name]) for name in ("config", "progress", "provenance")}
+    return Checkpoint(tensors=tensors, **fields)

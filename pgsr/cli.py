@@ -1,0 +1,53 @@
+"""What every command shares: one-line errors, --json, the exit codes.
+
+stdout carries results, stderr progress. Exit 0 done, 1 a named error, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from pgsr import __version__
+from pgsr.errors import PgsrError
+from pgsr.files import cannot_write
+
+
+class Command(click.Command):
+    """A command that prints a PgsrError as one line on stderr and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PgsrError as error:
+            fail(str(error))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.filename is None:
+                raise
+            fail(str(cannot_write(error.filename, error)))
+
+
+class Group(click.Group):
+    """A group whose subcommands are `Command`s."""
+
+    command_class = Command
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit 1."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(1)
+
+
+def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result on stdout: `text`, or with --json one object."""
+    click.echo(json.dumps(result) if as_json else text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+version_option = click.version_option(__version__, "--version", prog_name="pgsr")

@@ -1,0 +1,69 @@
+"""Counter-based random draws: every number is a pure function of (seed, purpose, index).
+
+Nothing here has state, so image i of seed s is the same whatever the batch, the order, the number of
+workers or the machine, and training resumes without any generator state (contracts 3 and 4).
+
+Only the raw stream of numpy's Philox is used, which numpy promises never to change (NEP 19); the
+distributions, which it may change, are made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Each purpose is a stream of its own. Append only: a number in use may never change its meaning.
+PURPOSES = {
+    "latent": 0,  # generated images: trainer previews, export parity, runtime
+    "critic latent": 1,  # latents of the images the critic is trained on
+    "generator latent": 7,  # latents the generator is trained on
+    "order": 2,  # the data set's order, one permutation an epoch
+    "mirror": 3,  # horizontal flips of the training images
+    "penalty": 4,  # where between real and generated the gradient penalty looks
+    "crop": 5,  # corners of super-resolution training crops
+    "picture": 6,  # the procedural data set
+}
+
+
+def raw(seed: int, purpose: str, index: int, count: int) -> NDArray[np.uint64]:
+    """`count` uint64 of the stream (seed, purpose, index); streams never overlap.
+
+    seed, index: 0 <= value < 2**64.
+    """
+    key = np.array([seed, PURPOSES[purpose]], dtype=np.uint64)
+    counter = np.array([0, index, 0, 0], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def uniforms(seed: int, purpose: str, index: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1), of 53 random bits each."""
+    return (raw(seed, purpose, index, count) >> np.uint64(11)) * 2.0**-53
+
+
+def normals(seed: int, purpose: str, indices: Iterable[int], size: int) -> NDArray[np.float32]:
+    """One row of `size` standard normal numbers for each index (Box and Muller, 1958): [N, size]."""
+    rows = [_normal_row(seed, purpose, index, size) for index in indices]
+    return np.array(rows, dtype=np.float32).reshape(len(rows), size)
+
+
+def _normal_row(seed: int, purpose: str, index: int, size: int) -> NDArray[np.float64]:
+    pairs = (size + 1) // 2
+    u = uniforms(seed, purpose, index, 2 * pairs)
+    radius = np.sqrt(-2.0 * np.log(1.0 - u[:pairs]))  # 1 - u is in (0, 1]: no log of zero
+    angle = 2.0 * np.pi * u[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+
+
+def latents(seed: int, indices: Iterable[int], size: int) -> NDArray[np.float32]:
+    """The latents of images `indices` of `seed`: float32 [N, size], standard normal.
+
+    Networks normalise them to the hypersphere themselves (paper 2, section A.1).
+    """
+    return normals(seed, "latent", indices, size)
+
+
+def permutation(seed: int, purpose: str, index: int, count: int) -> NDArray[np.int64]:
+    """A random order of range(count)."""
+    return np.argsort(raw(seed, purpose, index, count), kind="stable").astype(np.int64)

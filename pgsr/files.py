@@ -1,0 +1,69 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pgsr.errors import PgsrError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what was written there becomes `path` in one step.
+
+    The data reach the disk before the name does. If the block fails, the temporary file is removed and
+    `path` is as it was. Raises PgsrError for a full disk or a folder that cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file or nothing. Raises PgsrError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole UTF-8 file or nothing. Raises PgsrError as `replacing` does."""
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and its parents. Raises PgsrError if something else stands there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise PgsrError(f"{path} is a file, not a folder: name another folder") from None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
+
+
+def cannot_write(path: Path, error: OSError) -> PgsrError:
+    """The sentence for a write that failed."""
+    if error.errno == errno.ENOSPC:
+        return PgsrError(f"no space left for {path}: free some disk space and run the same command again")
+    return PgsrError(f"cannot write {path}: {error.strerror or error}")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file. Raises PgsrError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PgsrError(f"cannot read {path}: {error.strerror or error}") from error

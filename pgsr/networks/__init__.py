@@ -1,0 +1,55 @@
+"""The networks, and the tables by which recipes name them.
+
+To add one: write its module in a file here, with keyword arguments that have defaults, and enter it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pgsr.errors import PgsrError, check_choice
+
+from .progan import ProGANDiscriminator, ProGANGenerator
+from .srgan import CompactUpscaler, SRGANDiscriminator, SRResNet
+
+GENERATORS: dict[str, type[nn.Module]] = {
+    "progan": ProGANGenerator,  # latents -> images
+    "srresnet": SRResNet,  # low-resolution images -> high
+    "compact": CompactUpscaler,
+}
+
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "progan": ProGANDiscriminator,
+    "srgan": SRGANDiscriminator,
+}
+
+
+def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with every default filled in, `kind` first. Raises PgsrError for what is unknown."""
+    given = dict(options)
+    kind = given.pop("kind", None)
+    if kind is None:
+        raise PgsrError(f"a network needs a kind: one of {', '.join(map(repr, table))}")
+    check_choice("kind", kind, table)
+    known = inspect.signature(table[kind]).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise PgsrError(f"unknown option {name!r} of {kind!r}; it has {', '.join(known)}")
+        expected = type(known[name].default)
+        if type(value) is not expected:
+            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {expected.__name__}")
+    return {"kind": kind, **{name: given.get(name, p.default) for name, p in known.items()}}
+
+
+def build(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """A network with initial weights that are a function of `seed` alone."""
+    arguments = resolved(table, options)
+    kind = arguments.pop("kind")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return table[kind](**arguments)

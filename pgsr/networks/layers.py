@@ -1,0 +1,206 @@
+"""The layers of Progressive GAN (paper 2) and the separable convolution of paper 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LRELU_SLOPE = 0.2  # paper 2, section A.1
+LRELU_GAIN = math.sqrt(2.0)  # He's gain, kept at sqrt(2) for the leaky ReLU as in the original code
+
+
+# ----------------------------------------------------------------------------
+# Equalized learning rate (paper 2, section 4.1): weights start from N(0, 1) and are multiplied at run
+# time by He's constant gain / sqrt(fan_in), so that Adam moves every layer at the same relative speed.
+
+
+class EqualizedWeight(nn.Module):
+    """A weight with its runtime constant; `scaled()` is what the layer computes with."""
+
+    def __init__(
+        self,
+        *shape: int,
+        fan_in: int,  # inputs that one output value sums over
+        gain: float,  # He's gain: sqrt(2) before a leaky ReLU, 1 where the layer is linear
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*shape))
+        self.scale = gain / math.sqrt(fan_in)
+
+    def scaled(self) -> Tensor:
+        return self.weight * self.scale
+
+
+class EqualizedLinear(EqualizedWeight):
+    """Fully connected layer: [N, in] -> [N, out]."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float = LRELU_GAIN) -> None:
+        super().__init__(outputs, inputs, fan_in=inputs, gain=gain)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.scaled(), self.bias)
+
+
+class EqualizedConv2d(EqualizedWeight):
+    """k x k convolution, stride 1: [N, in, H, W] -> [N, out, H', W']."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        padding: int | None = None,  # None keeps the size (odd kernels)
+        gain: float = LRELU_GAIN,
+    ) -> None:
+        super().__init__(
+            outputs, inputs, kernel_size, kernel_size, fan_in=inputs * kernel_size**2, gain=gain
+        )
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.padding = kernel_size // 2 if padding is None else padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.scaled(), self.bias, padding=self.padding)
+
+
+class EqualizedDepthwise(EqualizedWeight):
+    """k x k convolution of each map by itself, no bias: [N, C, H, W] -> [N, C, H', W'].
+
+    Linear and summing over k*k values only, so its constant is 1 / k.
+    """
+
+    def __init__(self, maps: int, kernel_size: int, padding: int) -> None:
+        super().__init__(maps, 1, kernel_size, kernel_size, fan_in=kernel_size**2, gain=1.0)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.scaled(), padding=self.padding, groups=x.shape[1])
+
+
+class SeparableConv2d(nn.Module):
+    """Depthwise k x k, then pointwise 1 x 1 (paper 1, section IV): the multiplications of a vanilla
+    convolution times 1/N + 1/k**2 (its equation 3).
+
+    Each half has the equalized constant of its own fan-in. The gain of the activation that follows
+    belongs to the pointwise half; between the two nothing is bent, so the depthwise half has gain 1.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        padding: int | None = None,
+        gain: float = LRELU_GAIN,
+    ) -> None:
+        super().__init__()
+        self.depthwise = EqualizedDepthwise(
+            inputs, kernel_size, kernel_size // 2 if padding is None else padding
+        )
+        self.pointwise = EqualizedConv2d(inputs, outputs, 1, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+# What stands for "a k x k convolution" in every network of this package.
+CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {
+    "vanilla": EqualizedConv2d,
+    "separable": SeparableConv2d,
+}
+
+
+# ----------------------------------------------------------------------------
+# The generator's first layer: a 4 x 4 convolution of a 1 x 1 latent (paper 2, Table 2).
+# The original code writes it as a dense layer with gain sqrt(2)/4, which is the constant of a
+# convolution whose fan-in is 16 * inputs.
+
+
+class VanillaFirstLayer(EqualizedWeight):
+    """[N, L] -> [N, C, 4, 4] with one bias a map: 16 L C + C parameters."""
+
+    def __init__(self, latent_size: int, maps: int) -> None:
+        super().__init__(maps * 16, latent_size, fan_in=latent_size, gain=LRELU_GAIN / 4)
+        self.bias = nn.Parameter(torch.zeros(maps))
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = F.linear(z, self.scaled()).view(z.shape[0], -1, 4, 4)
+        return x + self.bias.view(1, -1, 1, 1)
+
+
+class SeparableFirstLayer(nn.Module):
+    """[N, L] -> [N, C, 4, 4]: each latent value spread over 4 x 4 by its own kernel, then pointwise."""
+
+    def __init__(self, latent_size: int, maps: int) -> None:
+        super().__init__()
+        self.depthwise = EqualizedWeight(latent_size, 4, 4, fan_in=1, gain=1.0)
+        self.pointwise = EqualizedConv2d(latent_size, maps, 1, gain=LRELU_GAIN / 4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        spread = z[:, :, None, None] * self.depthwise.scaled()  # [N, L, 4, 4]
+        return self.pointwise(spread)
+
+
+FIRST_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "vanilla": VanillaFirstLayer,
+    "separable": SeparableFirstLayer,
+}
+
+
+# ----------------------------------------------------------------------------
+# Pixelwise feature vector normalisation (paper 2, section 4.2), eps 1e-8.
+# The mean of squares is taken in float32 whatever the precision around it: in half, 300**2 is already
+# infinite and 1e-8 is zero, which turns pixels black without a NaN to show for it.
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Unit mean square over dimension 1: [N, C, ...] -> [N, C, ...]."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + eps)).to(x.dtype)
+
+
+# ----------------------------------------------------------------------------
+# Minibatch standard deviation (paper 2, section 3), in groups of 4 as in the original code:
+# shaped [G, M, C, H, W] (a group takes every M-th image), biased variance, 1e-8 inside the root.
+
+
+def minibatch_stddev(x: Tensor, group: int = 4) -> Tensor:
+    """Adds one constant map a group: [N, C, H, W] -> [N, C + 1, H, W].
+
+    The group is the largest size up to `group` that divides the batch (14 -> 2, 6 and 3 -> 3); in
+    data-parallel training it is taken within one process.
+    """
+    n, _, h, w = x.shape
+    size = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
+    grouped = x.view(size, n // size, *x.shape[1:])
+    grouped = grouped if x.dtype == torch.float64 else grouped.float()
+    deviation = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt()  # [M, C, H, W]
+    statistic = deviation.mean(dim=(1, 2, 3)).to(x.dtype)  # [M]
+    return torch.cat([x, statistic.repeat(size).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)
+
+
+# ----------------------------------------------------------------------------
+# Resizing by two: replication and average pooling (paper 2, section A.1).
+
+
+def upsample(x: Tensor) -> Tensor:
+    """2 x 2 element replication: [N, C, H, W] -> [N, C, 2H, 2W]."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """2 x 2 average: [N, C, H, W] -> [N, C, H/2, W/2]."""
+    return F.avg_pool2d(x, 2)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LRELU_SLOPE)
+
+
+def fade(old: Tensor, new: Tensor, alpha: float) -> Tensor:
+    """Linear blend, alpha 0 = old (paper 2, Figure 2). `new` alone at alpha 1, to the bit."""
+    return new if alpha >= 1.0 else old + (new - old) * alpha

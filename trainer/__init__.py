@@ -1,0 +1,1 @@
+"""Training: recipes, data, schedule, objectives and the loop. PyTorch lives here."""

@@ -1,0 +1,170 @@
+"""Training batches: which photographs and which latents, as a function of (seed, images shown).
+
+BATCHES holds one class a kind of generator input. Each gives the loop the same two things: what the
+generator takes, and the real images to compare with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgsr import draws
+from pgsr.errors import PgsrError
+from pgsr.networks.pixels import from_pixels
+from pgsr.networks.progan import fade_reals
+
+from .config import Recipe
+from .data import load_photographs
+from .schedule import Stage
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return draws.permutation(seed, "order", epoch, count)
+
+
+def data_indices(seed: int, start: int, batch: int, count: int) -> list[int]:
+    """Which of `count` photographs are the start-th, ... real images shown: every epoch its own order."""
+    positions = range(start, start + batch)
+    return [int(_epoch_order(seed, p // count, count)[p % count]) for p in positions]
+
+
+def mirrored(seed: int, start: int, batch: int) -> list[bool]:
+    """Which of the real images shown are flipped."""
+    return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in range(start, start + batch)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of a network sees."""
+
+    inputs: Tensor  # the generator's: latents [N, L], or low-resolution images
+    reals: Tensor  # [N, 3, H, W] in [-1, 1]
+    paired: bool  # whether reals are what the generator should have made of inputs
+
+
+class LatentBatches:
+    """Latents in, whole photographs as reals, both at the stage's resolution and fade."""
+
+    paired = False
+
+    def __init__(self, recipe: Recipe, source: Path, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        photographs = load_photographs(source, recipe.data.resolution or recipe.schedule.resolution)
+        self.fingerprint, self.count = photographs.fingerprint, len(photographs)
+        self.pixels = resident(photographs.pixels, device)
+        self.latent_size: int = recipe.generator["latent_size"]
+
+    def latents(self, purpose: str, start: int, batch: int) -> Tensor:
+        rows = draws.normals(self.recipe.seed, purpose, range(start, start + batch), self.latent_size)
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+
+    def reals(self, stage: Stage, start: int) -> Tensor:
+        seed = self.recipe.seed
+        indices = data_indices(seed, start, stage.batch, self.count)
+        images = gather(self.pixels, indices, self.device)
+        if self.recipe.data.mirror:
+            images = mirror(images, mirrored(seed, start, stage.batch))
+        factor = images.shape[-1] // stage.resolution
+        if factor > 1:
+            images = F.avg_pool2d(images, factor)
+        return fade_reals(images, stage.alpha)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        return Batch(self.latents("critic latent", start, stage.batch), self.reals(stage, start), self.paired)
+
+    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+        """Latents of its own; `seen` (the critic's last batch) lends its reals."""
+        latents = self.latents("generator latent", start, stage.batch)
+        reals = seen.reals if seen is not None else self.reals(stage, start)
+        return Batch(latents, reals, self.paired)
+
+    def preview(self, count: int) -> Tensor:
+        """Fixed latents: the same that `pgsr-generate --seed` of the recipe's seed uses."""
+        rows = draws.latents(self.recipe.seed, range(count), self.latent_size)
+        return torch.from_numpy(rows).to(self.device)
+
+
+class CropBatches:
+    """Low-resolution crops in, the same crops of the photographs as reals (super-resolution)."""
+
+    paired = True
+
+    def __init__(self, recipe: Recipe, source: Path, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.scale: int = recipe.generator["scale"]
+        self.crop = recipe.schedule.resolution
+        side = recipe.data.resolution
+        if side < self.crop or side % self.scale or self.crop % self.scale:
+            raise PgsrError(
+                f"super-resolution crops of {self.crop} at scale {self.scale} do not fit photographs of "
+                f"{side}: set data.resolution to the photographs' side"
+            )
+        high, low = load_photographs(source, side), load_photographs(source, side // self.scale)
+        if len(high) != len(low):
+            raise PgsrError(f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}")
+        self.fingerprint, self.count = high.fingerprint, len(high)
+        self.high, self.low = resident(high.pixels, device), resident(low.pixels, device)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        seed, low_crop = self.recipe.seed, self.crop // self.scale
+        lows, highs = [], []
+        for p, index in enumerate(data_indices(seed, start, stage.batch, self.count), start):
+            steps = self.low.shape[1] - low_crop + 1
+            top, left = (int(u * steps) for u in draws.uniforms(seed, "crop", p, 2))
+            lows.append(self.low[index, top : top + low_crop, left : left + low_crop])
+            top, left = top * self.scale, left * self.scale
+            highs.append(self.high[index, top : top + self.crop, left : left + self.crop])
+        low = from_pixels(torch.stack(lows).to(self.device))
+        high = from_pixels(torch.stack(highs).to(self.device))
+        if self.recipe.data.mirror:
+            flips = mirrored(seed, start, stage.batch)
+            low, high = mirror(low, flips), mirror(high, flips)
+        return Batch(low, high, self.paired)
+
+    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+        """The critic's last batch, since its pairs serve the pixel loss as well."""
+        return seen if seen is not None else self.for_critic(stage, start)
+
+    def preview(self, count: int) -> Tensor:
+        """The first photographs of the set, reduced."""
+        return from_pixels(self.low[: min(count, self.count)].to(self.device))
+
+
+BATCHES = {"progan": LatentBatches, "srresnet": CropBatches, "compact": CropBatches}
+
+
+def resident(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """The data set where gathering is cheapest: on the GPU, or the mapped file itself."""
+    if device.type == "cpu":
+        with np.errstate(all="ignore"):
+            return _without_copy(pixels)
+    return torch.from_numpy(np.asarray(pixels)).to(device)
+
+
+def _without_copy(pixels: NDArray[np.uint8]) -> Tensor:
+    """A tensor over read-only memory; nothing here writes to it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
+def gather(pixels: Tensor, indices: list[int], device: torch.device) -> Tensor:
+    """Rows of uint8 [N, H, W, 3] -> [B, 3, H, W] in [-1, 1]."""
+    return from_pixels(pixels[torch.tensor(indices, device=pixels.device)].to(device))
+
+
+def mirror(images: Tensor, flips: list[bool]) -> Tensor:
+    """Flips the chosen images left to right."""
+    chosen = torch.tensor(flips, device=images.device).view(-1, 1, 1, 1)
+    return torch.where(chosen, images.flip(3), images)

@@ -1,0 +1,254 @@
+"""Recipes: TOML -> frozen dataclasses -> the JSON that every run and checkpoint carries.
+
+A recipe is data. Nothing is built here; an unknown or ill-typed key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgsr.errors import PgsrError, check_choice
+from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Override:
+    """What one resolution does differently; absent values are the schedule's own."""
+
+    fade_images: int | None = None
+    stable_images: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How many images are shown where (paper 2, section A.1). See pgsr.trainer.schedule."""
+
+    resolution: int  # of the finished network; crop size for super-resolution
+    start_resolution: int = 4  # equal to `resolution`: not progressive
+    fade_images: int = 800_000  # real images shown while a resolution fades in
+    stable_images: int = 800_000  # and after that
+    batch: int = 16
+    at: Mapping[str, Override] = field(default_factory=dict)  # by resolution
+
+    def __post_init__(self) -> None:
+        if self.start_resolution > self.resolution:
+            raise PgsrError("schedule.start_resolution is above schedule.resolution")
+        for name in self.at:
+            if not name.isdigit():
+                raise PgsrError(f"schedule.at.{name}: resolutions are numbers")
+        for name in ("fade_images", "batch"):
+            if getattr(self, name) < (name == "batch"):
+                raise PgsrError(f"schedule.{name} is {getattr(self, name)}: too small")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which losses, and how much of each. See pgsr.trainer.objectives."""
+
+    adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
+    adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
+    critic_steps: int = 1  # n_critic (paper 2, section A.1)
+    gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
+    gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
+    drift: float = 0.0  # epsilon_drift, 0.001 in paper 2
+    r1: float = 0.0  # gamma of R1 (Mescheder et al. 2018)
+    penalty_every: int = 1  # steps between penalties, each then as many times as strong
+    pixel: str = "none"  # "mse" or "l1" between generated and paired real images
+    pixel_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        from .objectives import OBJECTIVES, PIXEL_LOSSES
+
+        check_choice("objective.adversarial", self.adversarial, (*OBJECTIVES, "none"))
+        check_choice("objective.pixel", self.pixel, (*PIXEL_LOSSES, "none"))
+        for name in ("critic_steps", "penalty_every"):
+            if getattr(self, name) < 1:
+                raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam's settings (paper 2, section A.1: 0.001, 0, 0.99, 1e-8)."""
+
+    kind: str = "adam"
+    learning_rate: float = 0.001
+    beta1: float = 0.0
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    learning_rate_from: Mapping[str, float] = field(default_factory=dict)  # by images shown
+    reset_on_growth: bool = True  # forget the moments when a fade or a resolution begins
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer.kind", self.kind, ("adam",))
+
+
+@dataclass(frozen=True)
+class AveragingConfig:
+    """The generator's exponential running average (paper 2, section A.1)."""
+
+    decay: float = 0.999  # a step
+    half_life_images: float = 0.0  # if not 0, replaces `decay` and holds at any batch size
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How photographs become training images."""
+
+    mirror: bool = True
+    resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How often what is written; all counted in real images shown."""
+
+    log_images: int = 2_000
+    sample_images: int = 20_000
+    checkpoint_images: int = 20_000
+    keep_checkpoints: int = 3  # beside the last of each phase
+    sample_grid: int = 64  # fixed latents in a sample sheet
+    precision: str = "auto"  # "float32", "bfloat16"; auto: bfloat16 where the device has it
+
+    def __post_init__(self) -> None:
+        check_choice("run.precision", self.precision, ("auto", "float32", "bfloat16"))
+        for name in ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid"):
+            if getattr(self, name) < 1:
+                raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training, whole: with the data and nothing else it decides every weight."""
+
+    name: str
+    about: str
+    generator: Mapping[str, Any]  # {"kind": ..., options of that network}
+    discriminator: Mapping[str, Any]  # {} without an adversarial loss
+    schedule: ScheduleConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    generator_optimizer: OptimizerConfig = OptimizerConfig()
+    critic_optimizer: OptimizerConfig = OptimizerConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    data: DataConfig = DataConfig()
+    run: RunConfig = RunConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "generator", resolved(GENERATORS, self.generator))
+        if self.objective.adversarial != "none":
+            object.__setattr__(self, "discriminator", resolved(DISCRIMINATORS, self.discriminator))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` gives the same recipe back."""
+        return dataclasses.asdict(self)
+
+
+# ----------------------------------------------------------------------------
+# Plain data -> dataclasses.
+
+
+def from_dict(data: Mapping[str, Any]) -> Recipe:
+    """Raises PgsrError for unknown, missing or ill-typed keys."""
+    recipe = _build(Recipe, data, "")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _build(cls: type, data: Any, path: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise PgsrError(f"{path} is {data!r}, but must be a table")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise PgsrError(f"unknown key {_join(path, key)!r}; known here: {', '.join(fields)}")
+    for name, f in fields.items():
+        if name not in data and f.default is f.default_factory is dataclasses.MISSING:
+            raise PgsrError(f"key {_join(path, name)!r} is missing")
+    return cls(**{key: _value(hints[key], value, _join(path, key)) for key, value in data.items()})
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, path)
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:  # int | None
+        return None if value is None else _value(typing.get_args(hint)[0], value, path)
+    if origin is not None:  # Mapping[str, X]
+        if not isinstance(value, Mapping):
+            raise PgsrError(f"{path} is {value!r}, but must be a table")
+        inner = typing.get_args(hint)[1]
+        return {k: _value(inner, v, _join(path, k)) for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is not Any and type(value) is not hint:
+        raise PgsrError(f"{path} is {value!r}, but must be of type {hint.__name__}")
+    return value
+
+
+# ----------------------------------------------------------------------------
+# TOML files and the command line on top.
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a TOML file, with `key.sub=value` settings on top.
+
+    Raises PgsrError for an unknown name, TOML that does not parse, or a wrong key.
+    """
+    path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise PgsrError(f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or name a .toml file")
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PgsrError(f"{path} is not valid TOML: {error}") from error
+    return from_dict(with_settings({"name": path.stem, **data}, settings))
+
+
+def with_settings(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each "a.b=value" put in; values are TOML, bare words are strings."""
+    result = _copy(data)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise PgsrError(f"--set {setting!r} is not of the form key=value")
+        table = result
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise PgsrError(f"--set {key}: {parent} is not a table")
+        table[last] = _parse(text.strip())
+    return result
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
