@@ -20,5 +20,5 @@ def missing_package(needed_by: str, extra: str, error: ImportError) -> PgsrError
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises PgsrError unless `value` is one of `choices`."""
-    if value not in choices:
+    if value not in tuple(choices):  # a tuple asks for equality only, not for a hash
         raise PgsrError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")

@@ -13,17 +13,19 @@ from pgsr.errors import PgsrError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was written there becomes `path` in one step.
 
-    The data reach the disk before the name does. If the block fails, the temporary file is removed and
-    `path` is as it was. Raises PgsrError for a full disk or a folder that cannot be written.
+    The data reach the disk before the name does, unless `durable` is false: then a crash of the machine,
+    though not of the program, may leave a file that is cut short. If the block fails, the temporary file
+    is removed and `path` is as it was. Raises PgsrError for a full disk or a folder that cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -31,9 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Writes a whole file or nothing. Raises PgsrError as `replacing` does."""
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         temporary.write_bytes(data)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pgsr.errors import PgsrError, check_choice
 from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
+from pgsr.networks.progan import resolutions_up_to
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -43,12 +44,26 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.start_resolution > self.resolution:
             raise PgsrError("schedule.start_resolution is above schedule.resolution")
+        if self.start_resolution < 1 or self.resolutions[-1] != self.resolution:
+            raise PgsrError(
+                f"schedule.start_resolution is {self.start_resolution}, which does not double to {self.resolution}"
+            )
         for name in self.at:
-            if not name.isdigit():
-                raise PgsrError(f"schedule.at.{name}: resolutions are numbers")
-        for name in ("fade_images", "batch"):
-            if getattr(self, name) < (name == "batch"):
-                raise PgsrError(f"schedule.{name} is {getattr(self, name)}: too small")
+            if name not in map(str, self.resolutions):
+                raise PgsrError(f"schedule.at.{name}: not one of {', '.join(map(str, self.resolutions))}")
+        for path, part in {"schedule": self, **{f"schedule.at.{k}": v for k, v in self.at.items()}}.items():
+            for name, least in (("fade_images", 0), ("stable_images", 0), ("batch", 1)):
+                value = getattr(part, name)
+                if value is not None and value < least:
+                    raise PgsrError(f"{path}.{name} is {value}, but must be at least {least}")
+
+    @property
+    def resolutions(self) -> list[int]:
+        """What is trained, in order: every one twice the one before."""
+        result = [self.start_resolution]
+        while 2 * result[-1] <= self.resolution:
+            result.append(2 * result[-1])
+        return result
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.kind", self.kind, ("adam",))
+        for name in self.learning_rate_from:
+            if not name.isdigit():
+                raise PgsrError(f"optimizer.learning_rate_from.{name}: keys are numbers of images shown")
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,26 @@ class Recipe:
         object.__setattr__(self, "generator", resolved(GENERATORS, self.generator))
         if self.objective.adversarial != "none":
             object.__setattr__(self, "discriminator", resolved(DISCRIMINATORS, self.discriminator))
+            self._check_fit("discriminator", self.discriminator)
+        self._check_fit("generator", self.generator)
+
+    def _check_fit(self, name: str, network: Mapping[str, Any]) -> None:
+        """Raises PgsrError if a network does not have the resolutions that the schedule asks of it."""
+        schedule = self.schedule
+        if "resolution" in network:
+            has, option = resolutions_up_to(network["resolution"]), "resolution"
+        elif "crop" in network:
+            has, option = [network["crop"]], "crop"
+        else:
+            return
+        if schedule.resolution not in has:
+            raise PgsrError(f"schedule.resolution is {schedule.resolution}, but {name}.{option} is {network[option]}")
+        grows = self.generator["kind"] == "progan"
+        if grows and schedule.start_resolution not in has:
+            raise PgsrError(
+                f"schedule.start_resolution is {schedule.start_resolution}, but {name} has "
+                f"{', '.join(map(str, has))}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` gives the same recipe back."""

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing
 
 T = TypeVar("T")
+
+# What reading a zip raises where it is damaged, encrypted or packed in a way Python does not know.
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
@@ -54,7 +58,7 @@ class Pictures:
 
 @contextmanager
 def reading(pictures: Pictures) -> Iterator[Callable[[str], bytes]]:
-    """A function from a picture's name to its file; raises OSError or BadZipFile for a damaged one."""
+    """A function from a picture's name to its file; raises one of UNREADABLE for a damaged one."""
     if pictures.source.is_dir():
         yield lambda name: (pictures.source / name).read_bytes()
         return
@@ -70,7 +74,9 @@ def open_pictures(source: Path) -> Pictures:
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [p.relative_to(source).as_posix() for p in files]
-        identity = [f"{n} {p.stat().st_size} {p.stat().st_mtime_ns}" for n, p in zip(names, files, strict=True)]
+        identity = [
+            f"{n} {p.stat().st_size} {p.stat().st_mtime_ns}" for n, p in zip(names, files, strict=True)
+        ]
     elif source.is_file():
         names, identity = _zip_members(source)
     else:
@@ -85,7 +91,7 @@ def _zip_members(source: Path) -> tuple[list[str], list[str]]:
     try:
         with zipfile.ZipFile(source) as archive:
             members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in SUFFIXES]
-    except (zipfile.BadZipFile, OSError) as error:
+    except UNREADABLE as error:
         raise PgsrError(f"{source} is not a zip archive of pictures: {error}") from error
     members.sort(key=lambda m: m.filename)
     return [m.filename for m in members], [f"{m.filename} {m.file_size} {m.CRC:08x}" for m in members]
@@ -150,7 +156,9 @@ def load_photographs(source: Path, size: int) -> Photographs:
         _decode_all(pictures, size, cached, skipped)
     pixels = np.load(cached, mmap_mode="r")
     if len(pixels) < 2:
-        raise PgsrError(f"{source} has {len(pixels)} usable picture(s) of {size}x{size}; training needs at least 2")
+        raise PgsrError(
+            f"{source} has {len(pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
+        )
     return Photographs(pixels, pictures.fingerprint, tuple(skipped))
 
 
@@ -195,7 +203,7 @@ def each_picture(
     def one(name: str) -> tuple[str, T | None, str]:
         try:
             data = read(name)
-        except (OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             return name, None, f"cannot be read ({error})"
         picture, why = problem(data, size)
         return name, None if picture is None else work(picture), why

@@ -4,6 +4,7 @@ The archive is a stored zip: `SIZE/000000.png` for every size, and `manifest.jso
 the counts and what was skipped. Training reads it as it reads any zip, without resizing again.
 
     pgsr-data photos/ more.zip --out faces.zip --sizes 64,256 --filter lanczos
+    pgsr-data --procedural 500 --out toy.zip --sizes 32
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from pgsr.cli import Command, emit, json_option, version_option
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, replacing
 
-from .data import FILTERS, each_picture, open_pictures, square
+from . import procedural
+from .data import FILTERS, Pictures, each_picture, open_pictures, square
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same pictures make the same archive
 
@@ -58,28 +60,47 @@ class Settings:
         return buffer.getvalue()
 
 
-def prepare(sources: Sequence[Path], out: Path, settings: Settings) -> dict[str, Any]:
+def each_encoded(
+    sources: Sequence[Pictures], drawn: int, settings: Settings
+) -> Iterator[tuple[str, list[bytes] | None, str]]:
+    """(name, its file at each size, "") of every picture, or (name, None, why it cannot be used).
+
+    The sources' pictures come first, then `drawn` procedural ones.
+    """
+    largest = max(settings.sizes)
+    for pictures in sources:
+        for name, files, why in each_picture(pictures, largest, settings.encode):
+            yield f"{pictures.source.name}/{name}", files, why
+    for index in range(drawn):
+        yield f"procedural {index}", settings.encode(procedural.draw(index, largest)), ""
+
+
+def prepare(sources: Sequence[Path], out: Path, settings: Settings, drawn: int = 0) -> dict[str, Any]:
     """Writes the archive or nothing, and returns its manifest.
 
-    Raises PgsrError if a source is not there, or not one picture can be used.
+    Raises PgsrError if there are neither sources nor pictures to draw, a source is not there, or not one
+    picture can be used.
     """
+    if not sources and not drawn:
+        raise PgsrError("name folders or zips of pictures, or how many to draw with --procedural")
     opened = [open_pictures(source) for source in sources]
     make_folder(out.parent)
     digest, skipped, count = hashlib.sha256(), [], 0
     suffix = "png" if settings.image_format == "png" else "jpg"
     with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for pictures in opened:
-            for name, files, why in each_picture(pictures, max(settings.sizes), settings.encode):
-                if files is None:
-                    skipped.append({"picture": f"{pictures.source.name}/{name}", "why": why})
-                    print(f"skipped {pictures.source.name}/{name}: {why}", file=sys.stderr)
-                    continue
-                for size, data in zip(settings.sizes, files, strict=True):
-                    archive.writestr(zipfile.ZipInfo(f"{size}/{count:06d}.{suffix}", FIXED_DATE), data)
-                    digest.update(data)
-                count += 1
+        for name, files, why in each_encoded(opened, drawn, settings):
+            if files is None:
+                skipped.append({"picture": name, "why": why})
+                print(f"skipped {name}: {why}", file=sys.stderr)
+                continue
+            for size, data in zip(settings.sizes, files, strict=True):
+                archive.writestr(zipfile.ZipInfo(f"{size}/{count:06d}.{suffix}", FIXED_DATE), data)
+                digest.update(data)
+            count += 1
         if count == 0:
-            raise PgsrError(f"not one usable picture in {', '.join(map(str, sources))}: {len(skipped)} skipped")
+            raise PgsrError(
+                f"not one usable picture in {', '.join(map(str, sources))}: {len(skipped)} skipped"
+            )
         manifest = {
             "pgsr": __version__,
             "count": count,
@@ -101,11 +122,16 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 @click.command(cls=Command)
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The archive to write.")
 @click.option("--sizes", default="64", show_default=True, help="Sides of the pictures kept: 64,256")
 @click.option("--filter", "resampling", default="lanczos", show_default=True, help=", ".join(FILTERS))
-@click.option("--format", "image_format", type=click.Choice(["png", "jpeg"]), default="png", show_default=True)
+@click.option(
+    "--procedural", "drawn", type=click.IntRange(0), default=0, help="Draw so many pictures instead."
+)
+@click.option(
+    "--format", "image_format", type=click.Choice(["png", "jpeg"]), default="png", show_default=True
+)
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG.")
 @json_option
 @version_option
@@ -113,6 +139,7 @@ def main(
     sources: tuple[Path, ...],
     out: Path,
     sizes: str,
+    drawn: int,
     resampling: str,
     image_format: str,
     quality: int,
@@ -123,7 +150,7 @@ def main(
     Pictures that are damaged or smaller than the largest size are named, counted and left out.
     """
     settings = Settings(_sizes(sizes), resampling, image_format, quality)
-    manifest = prepare(sources, out, settings)
+    manifest = prepare(sources, out, settings, drawn)
     result = {"archive": str(out), **manifest, "skipped": len(manifest["skipped"])}
     emit(
         result,

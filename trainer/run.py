@@ -138,7 +138,12 @@ class Run:
         broken = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
         if broken:
             raise PgsrError(f"{broken[0]} is not finite at {state.images_shown} images: no checkpoint written")
-        progress = {"images_shown": state.images_shown, "step": self.trainer.stage().step}
+        last = self.trainer.schedule.at(max(0, state.images_shown - 1))
+        progress = {
+            "images_shown": state.images_shown,
+            "step": self.trainer.stage().step,
+            "grown_resolution": last.resolution if last.alpha >= 1.0 else last.resolution // 2,
+        }
         save(path, Checkpoint(tensors, recipe.as_dict(), progress, self.provenance))
         self._prune(recipe)
         return path

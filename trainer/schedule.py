@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
+from pgsr.errors import PgsrError
+
 from .config import Override, ScheduleConfig
 
 
@@ -82,10 +84,9 @@ class Schedule:
 
 
 def build(config: ScheduleConfig, critic_steps: int = 1) -> Schedule:
-    """The schedule that a recipe describes."""
+    """The schedule that a recipe describes. Raises PgsrError if it shows no images."""
     phases: list[Phase] = []
-    resolution = config.start_resolution
-    while resolution <= config.resolution:
+    for resolution in config.resolutions:
         own = config.at.get(str(resolution), Override())
         batch = own.batch or config.batch
         fade = config.fade_images if own.fade_images is None else own.fade_images
@@ -93,7 +94,8 @@ def build(config: ScheduleConfig, critic_steps: int = 1) -> Schedule:
         if phases:
             _append(phases, resolution, True, batch, fade, critic_steps)
         _append(phases, resolution, False, batch, stable, critic_steps)
-        resolution *= 2
+    if not phases:
+        raise PgsrError("the schedule shows no images: fade_images and stable_images are 0 everywhere")
     return Schedule(phases=tuple(phases), images_per_step=critic_steps)
 
 

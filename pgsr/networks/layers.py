@@ -32,7 +32,12 @@ class EqualizedWeight(nn.Module):
         self.scale = gain / math.sqrt(fan_in)
 
     def scaled(self) -> Tensor:
-        return self.weight * self.scale
+        return self.weight if self.scale == 1.0 else self.weight * self.scale
+
+    def fold(self) -> None:
+        """Puts the constant into the weight, for inference (exact: the same product, taken once)."""
+        self.weight.data.mul_(self.scale)
+        self.scale = 1.0
 
 
 class EqualizedLinear(EqualizedWeight):

@@ -1,0 +1,1 @@
+"""Export: checkpoints -> rewritten networks -> ONNX graphs -> a bundle whose parity was measured."""

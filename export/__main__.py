@@ -1,0 +1,5 @@
+"""python -m pgsr.export: the same as pgsr-export."""
+
+from .cli import main
+
+main()

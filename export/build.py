@@ -1,0 +1,226 @@
+"""Sources -> a bundle folder (contract 2), written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pgsr import __version__, bundle, draws
+from pgsr.bundle import Bundle, Graph, Port
+from pgsr.errors import PgsrError
+from pgsr.files import make_folder, write_bytes
+from pgsr.images import to_uint8
+
+from .graphs import Chain
+from .parity import (
+    Array,
+    Parity,
+    compare,
+    half_function,
+    in_parts,
+    require,
+    session_of,
+    torch_function,
+    worse,
+)
+from .rewrites import Grown, rewritten
+from .source import Source
+from .to_onnx import OPSET, to_onnx
+
+PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
+HALF_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph to be: which networks it chains and what goes in and out."""
+
+    name: str  # "generator", "upscaler", "chain"
+    networks: tuple[nn.Module, ...]  # as trained
+    pixels: bool  # uint8 out
+    input: Port
+    output: Port
+    dynamic: dict[int, str]
+
+
+def export_bundle(
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    name: str,
+    licence: str,
+    samples: int = 64,
+) -> Bundle:
+    """Writes the bundle of one generator, one upscaler or both.
+
+    Raises PgsrError if the sources do not make a chain, a graph fails parity, or `out` is something else;
+    then nothing is left behind and a bundle that stood there is untouched.
+    """
+    by_kind = {source.kind: source for source in sources}
+    if len(by_kind) != len(sources):
+        raise PgsrError("name at most one generator and one upscaler to export")
+    if out.exists() and not (out / bundle.MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise PgsrError(f"{out} exists and is not a bundle: name another folder")
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = make_folder(Path(scratch) / "bundle")
+        inputs = _Inputs(by_kind, samples)
+        graphs = [
+            _write_graph(plan, precision, inputs, folder)
+            for precision in precisions
+            for plan in plans(by_kind)
+        ]
+        generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
+        result = Bundle(
+            folder=folder,
+            name=name,
+            version=__version__,
+            latent_size=int(getattr(generator.network, "latent_size")) if generator else 0,  # noqa: B009
+            resolution=generator.resolution if generator else 0,
+            scale=_scale(upscaler),
+            graphs=tuple(graphs),
+            licence=licence,
+            provenance={kind: source.provenance for kind, source in sorted(by_kind.items())},
+        )
+        bundle.write(result)
+        _replace_folder(folder, out)
+    return bundle.read(out)
+
+
+def _scale(upscaler: Source | None) -> int:
+    return int(getattr(upscaler.network, "scale")) if upscaler else 1  # noqa: B009
+
+
+def plans(by_kind: dict[str, Source]) -> list[Plan]:
+    """The graphs that a bundle of these sources holds."""
+    generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
+    found: list[Plan] = []
+    scale = _scale(upscaler)
+    images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
+    if upscaler:
+        larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
+        sides = {0: "n", 2: "height", 3: "width"}
+        found.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
+    if generator:
+        side = generator.resolution
+        grown = Grown(generator.network, side)
+        latent_size = int(getattr(generator.network, "latent_size"))  # noqa: B009
+        latents = Port("latents", ("n", latent_size), "float32", "standard normal")
+        made = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+        found.insert(0, Plan("generator", (grown,), False, latents, made, {0: "n"}))
+        pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
+        networks = (grown, upscaler.network) if upscaler else (grown,)
+        found.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
+    return found
+
+
+class _Inputs:
+    """What parity is measured on: latents, and for the upscaler the generator's own images."""
+
+    def __init__(self, by_kind: dict[str, Source], samples: int) -> None:
+        self.samples = samples
+        self.generator = by_kind.get("generator")
+
+    def latents(self) -> Array:
+        assert self.generator is not None
+        size = int(getattr(self.generator.network, "latent_size"))  # noqa: B009
+        return draws.latents(PARITY_SEED, range(self.samples), size)
+
+    def images(self) -> Array:
+        if self.generator is None:  # smooth noise, since there is nothing to draw faces with
+            rows = draws.latents(PARITY_SEED, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
+            coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
+            return np.asarray(nn.functional.interpolate(coarse, size=24, mode="bicubic").clamp(-1, 1).numpy())
+        made = torch_function(Grown(self.generator.network, self.generator.resolution))
+        return np.clip(in_parts(made, self.latents()), -1, 1)
+
+    def of(self, plan: Plan) -> Array:
+        return self.latents() if plan.input.name == "latents" else self.images()
+
+
+def _write_graph(plan: Plan, precision: str, inputs: _Inputs, folder: Path) -> Graph:
+    networks, applied = _rewritten_networks(plan.networks)
+    module = Chain(networks, precision, plan.pixels)
+    x = inputs.of(plan)
+    model = to_onnx(module, torch.from_numpy(x[:2]), plan.input.name, plan.output.name, plan.dynamic)
+    parity = _measure(plan, module, model, precision, x)
+    require(parity, precision, plan.name)
+    file = f"{plan.name}.onnx" if precision == "fp32" else f"{plan.name}.{precision}.onnx"
+    write_bytes(folder / file, model)
+    return Graph(
+        name=plan.name,
+        precision=precision,
+        file=file,
+        sha256=hashlib.sha256(model).hexdigest(),
+        opset=OPSET,
+        inputs=(plan.input,),
+        outputs=(plan.output,),
+        rewrites=applied,
+        multiply_adds=multiply_adds(Chain(networks, "fp32", False), torch.from_numpy(x[:1])),
+        parity=parity.as_dict(),
+    )
+
+
+def _rewritten_networks(networks: Sequence[nn.Module]) -> tuple[list[nn.Module], tuple[str, ...]]:
+    results = [rewritten(network) for network in networks]
+    names = dict.fromkeys(name for _, applied in results for name in applied)
+    if any(isinstance(network, Grown) for network in networks):
+        names["remove alpha and the layers of other resolutions"] = None
+    return [network for network, _ in results], tuple(names)
+
+
+def _measure(plan: Plan, module: Chain, model: bytes, precision: str, x: Array) -> Parity:
+    reference = _pictures(in_parts(torch_function(Chain(list(plan.networks), "fp32", plan.pixels)), x))
+    parity = compare(reference, _pictures(in_parts(session_of(model), x)))
+    if precision == "fp16":
+        few = x[:HALF_SAMPLES]
+        stored_in_half = _pictures(in_parts(half_function(module), few))
+        parity = worse(parity, compare(reference[: len(few)], stored_in_half))
+    return parity
+
+
+def _pictures(result: Array) -> Array:
+    return result if result.dtype == np.uint8 else to_uint8(result)
+
+
+def multiply_adds(module: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of convolutions and matrix products for this input."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example)
+    return int(counter.get_total_flops()) // 2
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Puts `new` where `out` is; an older bundle there goes only when the new one stands."""
+    old = new.with_name("old")
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def summary(result: Bundle) -> dict[str, Any]:
+    """What the command reports."""
+    return {
+        "bundle": str(result.folder),
+        "graphs": [
+            {"name": g.name, "precision": g.precision, "multiply_adds": g.multiply_adds, "parity": g.parity}
+            for g in result.graphs
+        ],
+    }

@@ -1,0 +1,59 @@
+"""pgsr-export: runs or checkpoints in, a bundle out.
+
+    pgsr-export runs/faces-64 runs/upscale --out bundle --fp16
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pgsr.cli import Command, emit, json_option, version_option
+
+
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
+@click.option("--fp16", is_flag=True, help="Write half-precision graphs as well.")
+@click.option("--name", help="The bundle's name; default: the folder's.")
+@click.option("--licence", default="unstated", show_default=True, help="Of the weights, for the manifest.")
+@click.option("--samples", type=click.IntRange(2), default=64, show_default=True, help="Latents for parity.")
+@json_option
+@version_option
+def main(
+    runs: tuple[Path, ...],
+    out: Path,
+    fp16: bool,
+    name: str | None,
+    licence: str,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle.
+
+    Every graph is compared with the network it came from; one that is too far off is an error, and no
+    bundle is written.
+    """
+    from pgsr.errors import missing_package
+
+    try:
+        from .build import export_bundle, summary
+        from .source import read_source
+    except ImportError as error:
+        raise missing_package("exporting", "export", error) from error
+    precisions = ("fp32", "fp16") if fp16 else ("fp32",)
+    result = export_bundle(
+        [read_source(run) for run in runs],
+        out,
+        precisions=precisions,
+        name=name or out.name,
+        licence=licence,
+        samples=samples,
+    )
+    lines = [
+        f"{g.name:<10} {g.precision}  {g.multiply_adds / 1e6:>9.1f} M multiply-adds  PSNR "
+        f"{g.parity['psnr_db']:.1f} dB, largest difference {g.parity['max_steps']:.0f} of 255"
+        for g in result.graphs
+    ]
+    emit(summary(result), "\n".join([*lines, str(out)]), as_json)

@@ -1,0 +1,123 @@
+"""Parity: a written graph against the network it came from, on fresh latents.
+
+The reference is the trained network itself in float32, before any rewrite. A half-precision graph is
+judged twice, since ONNX Runtime's CPU provider computes whole subgraphs in float32 and would hide an
+overflow: by the graph in ONNX Runtime, and by the same module with every intermediate result stored in
+half, as GPUs store it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pgsr.errors import PgsrError
+
+Array = NDArray[Any]
+
+# The least PSNR in dB of the uint8 pictures against float32 torch, by precision.
+LIMITS_DB = {"fp32": 60.0, "fp16": 45.0}
+LARGEST_STEP = {"fp32": 1, "fp16": 255}  # of 255, of any one value
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a graph is from its network; differences in steps of 1/255 of the picture's range."""
+
+    samples: int
+    max_steps: float
+    mean_steps: float
+    psnr_db: float  # of the uint8 pictures; 999 if they are equal
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def compare(reference: Array, result: Array) -> Parity:
+    """Two sets of uint8 pictures of the same shape."""
+    difference = np.abs(reference.astype(np.float64) - result.astype(np.float64))
+    mse = float(np.mean(difference**2))
+    psnr = 999.0 if mse == 0 else 10 * math.log10(255.0**2 / mse)
+    return Parity(len(reference), float(difference.max()), float(difference.mean()), psnr)
+
+
+def worse(a: Parity, b: Parity) -> Parity:
+    return a if a.psnr_db <= b.psnr_db else b
+
+
+def require(parity: Parity, precision: str, graph: str) -> None:
+    """Raises PgsrError if a graph is too far from its network."""
+    if parity.psnr_db < LIMITS_DB[precision] or parity.max_steps > LARGEST_STEP[precision]:
+        raise PgsrError(
+            f"the {graph} graph in {precision} does not match its network: largest difference "
+            f"{parity.max_steps:.2f} of 255, PSNR {parity.psnr_db:.1f} dB (at least "
+            f"{LIMITS_DB[precision]:.0f} dB and at most {LARGEST_STEP[precision]} of 255); no bundle was written"
+        )
+
+
+def session_of(model: bytes) -> Callable[[Array], Array]:
+    """The graph as a function, in ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(x: Array) -> Array:
+        return np.asarray(session.run(None, {name: x})[0])
+
+    return run
+
+
+class HalfStorage(TorchDispatchMode):
+    """Inside it, every operation on half tensors computes in float32 and rounds its result to half.
+
+    That is what tensor cores do, it overflows where they do, and it is a hundred times as fast as
+    half arithmetic on a CPU.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        halves = [t for t in tree_leaves((args, kwargs)) if _is(t, torch.float16)]
+        if not halves or func is torch.ops.aten._to_copy.default:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(lambda t: t.float() if _is(t, torch.float16) else t, (args, kwargs or {}))
+        return tree_map(lambda t: t.half() if _is(t, torch.float32) else t, func(*args, **kwargs))
+
+
+def _is(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == dtype
+
+
+def half_function(module: nn.Module) -> Callable[[Array], Array]:
+    """A half-precision module as a function, every intermediate result stored in half."""
+    compute = torch_function(module)
+
+    def run(x: Array) -> Array:
+        with HalfStorage():
+            return compute(x)
+
+    return run
+
+
+def torch_function(module: nn.Module) -> Callable[[Array], Array]:
+    """A module as a function from array to array."""
+
+    def run(x: Array) -> Array:
+        with torch.no_grad():
+            return np.asarray(module(torch.from_numpy(x)).numpy())
+
+    return run
+
+
+def in_parts(function: Callable[[Array], Array], inputs: Array, part: int = 8) -> Array:
+    """The function over all inputs, a few at a time."""
+    return np.concatenate([function(inputs[i : i + part]) for i in range(0, len(inputs), part)])
