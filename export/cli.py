@@ -1,6 +1,6 @@
 """pgsr-export: runs or checkpoints in, a bundle out.
 
-    pgsr-export runs/faces-64 runs/upscale --out bundle --fp16
+pgsr-export runs/faces-64 runs/upscale --out bundle --fp16
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def require(parity: Parity, precision: str, graph: str) -> None:
     """Raises PgsrError if a graph is too far from its network."""
     if parity.psnr_db < LIMITS_DB[precision] or parity.max_steps > LARGEST_STEP[precision]:
         raise PgsrError(
-            f"the {graph} graph in {precision} does not match its network: largest difference "
-            f"{parity.max_steps:.2f} of 255, PSNR {parity.psnr_db:.1f} dB (at least "
-            f"{LIMITS_DB[precision]:.0f} dB and at most {LARGEST_STEP[precision]} of 255); no bundle was written"
+            f"the {graph} graph in {precision} does not match its network: PSNR {parity.psnr_db:.1f} dB and "
+            f"largest difference {parity.max_steps:.0f} of 255; the limits are "
+            f"{LIMITS_DB[precision]:.0f} dB and {LARGEST_STEP[precision]}; no bundle was written"
         )
 
 

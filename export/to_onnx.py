@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 
@@ -70,10 +69,14 @@ def _quiet() -> Iterator[None]:
     """The exporter prints its progress; errors still raise."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    sink = io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w") as sink:
-            with contextlib.redirect_stderr(sink), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
+        with (
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.getLogger("torch.onnx").setLevel(level)

@@ -1,7 +1,7 @@
 """Bundles (contract 2): a folder with manifest.json and the graphs it describes. No torch, no onnx.
 
-    bundle = bundle.read(folder)
-    path = bundle.path(bundle.graph("chain", "fp32"))   # checked against its sha256
+bundle = bundle.read(folder)
+path = bundle.path(bundle.graph("chain", "fp32"))   # checked against its sha256
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def read(folder: Path) -> Bundle:
         raise PgsrError(f"{path} is not of bundle schema {SCHEMA}: export the bundle again")
     try:
         graphs = tuple(_graph(entry) for entry in data["graphs"])
-        fields = {f.name: data[f.name] for f in dataclasses.fields(Bundle) if f.name not in ("folder", "graphs")}
-        return Bundle(folder=folder, graphs=graphs, **fields)
+        names = {f.name for f in dataclasses.fields(Bundle)} - {"folder", "graphs"}
+        return Bundle(folder=folder, graphs=graphs, **{name: data[name] for name in names})
     except (KeyError, TypeError, ValueError) as error:
         raise PgsrError(f"{path} is damaged: {error!r}; export the bundle again") from error
 

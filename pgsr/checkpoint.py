@@ -45,7 +45,7 @@ def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         h.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        h.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for name in sorted(texts):
         h.update(f"{name} {texts[name]}\n".encode())
     return h.hexdigest()

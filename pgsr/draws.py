@@ -39,7 +39,7 @@ def raw(seed: int, purpose: str, index: int, count: int) -> NDArray[np.uint64]:
 
 def uniforms(seed: int, purpose: str, index: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1), of 53 random bits each."""
-    return (raw(seed, purpose, index, count) >> np.uint64(11)) * 2.0**-53
+    return (raw(seed, purpose, index, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normals(seed: int, purpose: str, indices: Iterable[int], size: int) -> NDArray[np.float32]:

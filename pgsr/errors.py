@@ -15,7 +15,7 @@ class PgsrError(Exception):
 def missing_package(needed_by: str, extra: str, error: ImportError) -> PgsrError:
     """The sentence for an optional dependency that is absent; keeps the import's own words,
     since a missing shared library looks the same as a missing package."""
-    return PgsrError(f"{needed_by} needs a package that is not installed: pip install 'pgsr[{extra}]' ({error})")
+    return PgsrError(f"{needed_by} needs a missing package: pip install 'pgsr[{extra}]' ({error})")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 def to_uint8(x: NDArray[np.floating]) -> NDArray[np.uint8]:
     """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C]: round(clip((x + 1) * 127.5, 0, 255))."""
-    return np.rint(np.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.rint(np.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
 
 
 def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

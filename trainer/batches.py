@@ -110,7 +110,9 @@ class CropBatches:
             )
         high, low = load_photographs(source, side), load_photographs(source, side // self.scale)
         if len(high) != len(low):
-            raise PgsrError(f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}")
+            raise PgsrError(
+                f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}"
+            )
         self.fingerprint, self.count = high.fingerprint, len(high)
         self.high, self.low = resident(high.pixels, device), resident(low.pixels, device)
 

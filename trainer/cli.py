@@ -1,7 +1,7 @@
 """pgsr-train: a recipe and photographs in, a run folder out.
 
-    pgsr-train progan-faces-64 --data faces.zip --out runs/faces
-    pgsr-train progan-faces-64 --data faces.zip --out runs/faces --resume
+pgsr-train progan-faces-64 --data faces.zip --out runs/faces
+pgsr-train progan-faces-64 --data faces.zip --out runs/faces --resume
 """
 
 from __future__ import annotations
@@ -70,16 +70,21 @@ def _start_from(path: Path, run: Run) -> None:
 
 @click.command(cls=Command)
 @click.argument("recipe_name", metavar="RECIPE")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder or zip of photographs, or a pgsr-data archive.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint, exactly.")
-@click.option("--start-from", type=click.Path(path_type=Path), help="A run or checkpoint whose generator to start from.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe: schedule.batch=8")
+@click.option("--other-data", is_flag=True, help="Let --resume go on with data of another fingerprint.")
+@click.option(
+    "--start-from", type=click.Path(path_type=Path), help="A run or checkpoint to take the generator from."
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=8")
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--minutes", type=float, help="Stop cleanly after this time; --resume goes on.")
 @click.option("--dry-run", is_flag=True, help="Print the schedule and the resolved recipe; train nothing.")
-@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="List recipes.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes)
 @json_option
 @version_option
 def main(
@@ -87,6 +92,7 @@ def main(
     data: Path | None,
     out: Path | None,
     resume: bool,
+    other_data: bool,
     start_from: Path | None,
     settings: tuple[str, ...],
     seed: int | None,
@@ -112,7 +118,7 @@ def main(
     trainer = make_trainer(recipe, schedule, data, chosen_device(device))
     run = Run(out, trainer, provenance(trainer))
     if resume:
-        run.resume(latest_checkpoint(out))
+        run.resume(latest_checkpoint(out), other_data)
     elif start_from is not None:
         _start_from(start_from, run)
     print(f"training {recipe.name} on {trainer.device} in {str(trainer.precision)[6:]}", file=sys.stderr)
@@ -122,6 +128,6 @@ def main(
     result = {"run": str(out), "images_shown": shown, "finished": finished}
     text = f"{out}: {shown} images shown"
     if not finished:
-        again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"]
+        again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
         text += f"; to go on: {shlex.join(['pgsr-train', *again])}"
     emit(result, text, as_json)

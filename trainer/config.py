@@ -46,11 +46,13 @@ class ScheduleConfig:
             raise PgsrError("schedule.start_resolution is above schedule.resolution")
         if self.start_resolution < 1 or self.resolutions[-1] != self.resolution:
             raise PgsrError(
-                f"schedule.start_resolution is {self.start_resolution}, which does not double to {self.resolution}"
+                f"schedule.start_resolution is {self.start_resolution}, "
+                f"which does not double to {self.resolution}"
             )
+        reachable = [str(self.start_resolution << k) for k in range(9)]  # also beyond `resolution`
         for name in self.at:
-            if name not in map(str, self.resolutions):
-                raise PgsrError(f"schedule.at.{name}: not one of {', '.join(map(str, self.resolutions))}")
+            if name not in reachable:
+                raise PgsrError(f"schedule.at.{name}: not one of {', '.join(reachable)}")
         for path, part in {"schedule": self, **{f"schedule.at.{k}": v for k, v in self.at.items()}}.items():
             for name, least in (("fade_images", 0), ("stable_images", 0), ("batch", 1)):
                 value = getattr(part, name)
@@ -178,7 +180,9 @@ class Recipe:
         else:
             return
         if schedule.resolution not in has:
-            raise PgsrError(f"schedule.resolution is {schedule.resolution}, but {name}.{option} is {network[option]}")
+            raise PgsrError(
+                f"schedule.resolution is {schedule.resolution}, but {name}.{option} is {network[option]}"
+            )
         grows = self.generator["kind"] == "progan"
         if grows and schedule.start_resolution not in has:
             raise PgsrError(
@@ -256,7 +260,9 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        raise PgsrError(f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or name a .toml file")
+        raise PgsrError(
+            f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or name a .toml file"
+        )
     try:
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

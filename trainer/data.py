@@ -152,14 +152,23 @@ def load_photographs(source: Path, size: int) -> Photographs:
         pictures = Pictures(pictures.source, own, pictures.fingerprint)
     cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}.npy"
     skipped: list[str] = []
-    if not cached.is_file():
+    pixels = _mapped(cached)
+    if pixels is None:
         _decode_all(pictures, size, cached, skipped)
-    pixels = np.load(cached, mmap_mode="r")
+        pixels = np.load(cached, mmap_mode="r")
     if len(pixels) < 2:
         raise PgsrError(
             f"{source} has {len(pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
         )
     return Photographs(pixels, pictures.fingerprint, tuple(skipped))
+
+
+def _mapped(cached: Path) -> NDArray[np.uint8] | None:
+    """The decoded array, or None if there is none or it is damaged."""
+    try:
+        return np.load(cached, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def cache_folder() -> Path:

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def new_state(recipe: Recipe, device: torch.device) -> State:
     """Networks and optimizers as they are before the first step."""
 
     def place(network: nn.Module) -> nn.Module:
-        return network.to(device, memory_format=torch.channels_last)
+        network.to(device)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     generator = place(build(GENERATORS, recipe.generator, recipe.seed))
     critic = None
@@ -88,7 +90,7 @@ def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
 
 def _cpu_multiplies_bfloat16() -> bool:
     try:
-        flags = open("/proc/cpuinfo").read()
+        flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
@@ -124,7 +126,8 @@ class Trainer:
         self._prepare_optimizers(stage)
         generate = _grown(state.generator, stage)
         score = None if state.discriminator is None else _grown(state.discriminator, stage)
-        shown, terms, seen = stage.images_shown, {}, None
+        terms: dict[str, Tensor] = {}
+        shown, seen = stage.images_shown, None
         for _ in range(self.recipe.objective.critic_steps):
             if score is not None:
                 seen = self.batches.for_critic(stage, shown)
@@ -132,7 +135,8 @@ class Trainer:
             shown += stage.batch
         batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
         terms |= self._generator_update(generate, score, batch)
-        update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage.batch))
+        decay = average_decay(self.recipe.averaging, stage.batch)
+        update_average(state.generator_ema, state.generator, decay)
         state.images_shown = shown
         return {name: term.detach() for name, term in terms.items()}
 
@@ -166,7 +170,8 @@ class Trainer:
         critic = self.state.discriminator
         with _frozen(critic), autocast(self.device, self.precision):
             fakes = generate(batch.inputs)
-            terms = generator_terms(self.recipe.objective, score, fakes, batch.reals if batch.paired else None)
+            pairs = batch.reals if batch.paired else None
+            terms = generator_terms(self.recipe.objective, score, fakes, pairs)
         _descend(self.state.generator_optimizer, terms)
         return terms
 

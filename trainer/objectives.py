@@ -1,6 +1,6 @@
 """Losses. An entry of OBJECTIVES is a pair of pure functions of scores; penalties are added by weight.
 
-Everything here is computed in float32, whatever the networks' precision.
+Everything here is computed in float32 at least, whatever the networks' precision.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def critic_terms(
     lazily = config.penalty_every if step % config.penalty_every == 0 else 0
     needs_r1 = bool(config.r1 and lazily)
     reals = reals.detach().requires_grad_(needs_r1)
-    real_scores, fake_scores = score(reals).float(), score(fakes).float()
+    real_scores, fake_scores = _wide(score(reals)), _wide(score(fakes))
     terms = {"critic": OBJECTIVES[config.adversarial].critic(real_scores, fake_scores)}
     if config.drift:
         terms["drift"] = config.drift * real_scores.square().mean()
@@ -74,17 +74,22 @@ def generator_terms(
     """The named terms whose sum the generator minimises."""
     terms: dict[str, Tensor] = {}
     if score is not None:
-        loss = OBJECTIVES[config.adversarial].generator(score(fakes).float())
+        loss = OBJECTIVES[config.adversarial].generator(_wide(score(fakes)))
         terms["generator"] = config.adversarial_weight * loss
     if config.pixel != "none" and reals is not None:
-        terms["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](fakes.float(), reals.float())
+        terms["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](_wide(fakes), _wide(reals))
     return terms
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32, or float64 as it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def squared_gradient(scores: Tensor, images: Tensor) -> Tensor:
     """|d score / d image|**2 of each image: [N]."""
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return gradient.float().square().sum(dim=(1, 2, 3))
+    return _wide(gradient).square().sum(dim=(1, 2, 3))
 
 
 def gradient_penalty(score: Score, reals: Tensor, fakes: Tensor, blend: Tensor, target: float) -> Tensor:
@@ -95,6 +100,6 @@ def gradient_penalty(score: Score, reals: Tensor, fakes: Tensor, blend: Tensor, 
     """
     between = reals + (fakes - reals) * blend.view(-1, 1, 1, 1)
     between = between.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(score(between).float().sum(), between, create_graph=True)
+    (gradient,) = torch.autograd.grad(_wide(score(between)).sum(), between, create_graph=True)
     norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return (norm - target).square().mean() / target**2

@@ -46,6 +46,9 @@ class Settings:
         check_choice("--filter", self.resampling, FILTERS)
         if not self.sizes or min(self.sizes) < 4:
             raise PgsrError("--sizes must name sides of at least 4, for example 64,256")
+        twice = [size for size in self.sizes if self.sizes.count(size) > 1]
+        if twice:
+            raise PgsrError(f"--sizes names {twice[0]} twice")
 
     def encode(self, picture: Image.Image) -> list[bytes]:
         """The picture's file at each size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -97,11 +98,11 @@ class Run:
 
     def log(self, stage: Stage, terms: Mapping[str, float], images_per_second: float) -> None:
         shown = self.trainer.state.images_shown
-        bad = [name for name, value in terms.items() if not value == value or abs(value) == float("inf")]
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
         if bad:
             raise PgsrError(
-                f"{bad[0]} loss is not a number at {shown} images, {stage.phase.name}: the last good checkpoint "
-                f"is in {self.folder / 'checkpoints'}; lower the learning rate and resume"
+                f"{bad[0]} loss is not finite at {shown} images, {stage.phase.name}: the last good "
+                f"checkpoint is in {self.folder / 'checkpoints'}; lower the learning rate and resume"
             )
         record = {
             "images_shown": shown,
@@ -137,7 +138,9 @@ class Run:
         tensors = state_tensors(state)
         broken = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
         if broken:
-            raise PgsrError(f"{broken[0]} is not finite at {state.images_shown} images: no checkpoint written")
+            raise PgsrError(
+                f"{broken[0]} is not finite at {state.images_shown} images: no checkpoint written"
+            )
         last = self.trainer.schedule.at(max(0, state.images_shown - 1))
         progress = {
             "images_shown": state.images_shown,
@@ -154,12 +157,15 @@ class Run:
         for path in passing[: -recipe.run.keep_checkpoints]:
             path.unlink()
 
-    def resume(self, path: Path) -> None:
-        """Puts a checkpoint's state into the trainer. Raises PgsrError if it does not belong to it."""
+    def resume(self, path: Path, other_data: bool = False) -> None:
+        """Puts a checkpoint's state into the trainer.
+
+        Raises PgsrError if it does not fit the recipe, or was trained on other data and that is not allowed.
+        """
         checkpoint = load(path)
-        theirs, mine = checkpoint.provenance["data"], self.provenance["data"]
-        if theirs != mine:
-            raise PgsrError(f"{path} was trained on other data (fingerprint {theirs['fingerprint'][:16]})")
+        if not other_data and checkpoint.provenance["data"] != self.provenance["data"]:
+            trained_on = checkpoint.provenance["data"]["fingerprint"][:16]
+            raise PgsrError(f"{path} was trained on other data (fingerprint {trained_on}); add --other-data")
         recipe = self.trainer.recipe.as_dict()
         for key in ("generator", "discriminator", "seed", "schedule", "objective", "data"):
             if checkpoint.config[key] != recipe[key]:

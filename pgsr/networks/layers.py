@@ -62,9 +62,7 @@ class EqualizedConv2d(EqualizedWeight):
         padding: int | None = None,  # None keeps the size (odd kernels)
         gain: float = LRELU_GAIN,
     ) -> None:
-        super().__init__(
-            outputs, inputs, kernel_size, kernel_size, fan_in=inputs * kernel_size**2, gain=gain
-        )
+        super().__init__(outputs, inputs, kernel_size, kernel_size, fan_in=inputs * kernel_size**2, gain=gain)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.padding = kernel_size // 2 if padding is None else padding
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -85,10 +86,7 @@ class ProGANGenerator(nn.Module):
         maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
         first_layer = convolution if separable_ends else "vanilla"
         self.blocks = nn.ModuleList([FirstGeneratorBlock(latent_size, maps[0], convolution, first_layer)])
-        self.blocks.extend(
-            GeneratorBlock(inputs, outputs, convolution)
-            for inputs, outputs in zip(maps[:-1], maps[1:], strict=True)
-        )
+        self.blocks.extend(GeneratorBlock(inputs, outputs, convolution) for inputs, outputs in pairwise(maps))
         self.to_rgb = nn.ModuleList([EqualizedConv2d(m, 3, 1, gain=1.0) for m in maps])
 
     def forward(self, z: Tensor, resolution: int | None = None, alpha: float = 1.0) -> Tensor:
@@ -156,8 +154,7 @@ class ProGANDiscriminator(nn.Module):
         self.from_rgb = nn.ModuleList([EqualizedConv2d(3, m, 1) for m in maps])
         self.last_block = LastCriticBlock(maps[0], convolution, last_layer, stddev_group)
         self.blocks = nn.ModuleList(
-            CriticBlock(inputs, outputs, convolution)
-            for outputs, inputs in zip(maps[:-1], maps[1:], strict=True)
+            CriticBlock(inputs, outputs, convolution) for outputs, inputs in pairwise(maps)
         )  # blocks[i] leads from level i + 1 to level i
 
     def forward(self, images: Tensor, alpha: float = 1.0) -> Tensor:

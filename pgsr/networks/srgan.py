@@ -6,6 +6,7 @@ Low-resolution images [N, 3, H, W] in [-1, 1] -> [N, 3, sH, sW] around [-1, 1]; 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,7 +100,7 @@ class CompactUpscaler(nn.Module):
         self.scale = scale
         widths = [3] + [features] * (layers + 1)
         steps: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in pairwise(widths):
             steps += [convolution_of(convolution, inputs, outputs, 3), nn.PReLU(outputs)]
         self.body = nn.Sequential(*steps)
         self.tail = convolution_of(convolution, features, 3 * scale**2, 3)

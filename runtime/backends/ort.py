@@ -1,0 +1,142 @@
+"""ONNX Runtime on the CPU or CUDA. The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.bundle import Bundle, Graph
+from pgsr.errors import PgsrError
+
+from . import Settings
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+class OrtRunner:
+    """A session whose provider is known, and whose pixels do not depend on how images are batched.
+
+    An image's arithmetic is the same in every batch of two or more on the CPU, but not in a batch of one,
+    where ONNX Runtime takes a matrix-vector product that sums in another order; CUDA libraries choose
+    their algorithms by the batch's size. So a batch is filled up to `rows_at_least`.
+    """
+
+    def __init__(self, session: Any, graph: Graph, provider: str, rows_at_least: int) -> None:
+        self.provider = provider
+        self._session = session
+        self._input = graph.inputs[0].name
+        self._output = graph.outputs[0].name
+        self._rows_at_least = rows_at_least
+
+    def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """[N, ...] -> [N, ...]. Raises PgsrError if the graph cannot be run, for want of memory say."""
+        n = len(values)
+        filling = max(0, self._rows_at_least - n)
+        if filling:
+            values = np.concatenate([values, np.repeat(values[-1:], filling, axis=0)])
+        try:
+            (result,) = self._session.run([self._output], {self._input: values})
+        except Exception as error:  # its exceptions have no common base but this one
+            raise PgsrError(
+                f"ONNX Runtime could not run a batch of {n}; try a smaller --batch ({_first_line(error)})"
+            ) from error
+        pixels: NDArray[Any] = result[:n]
+        return pixels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OrtRunner:
+    """Raises ImportError without onnxruntime, PgsrError if the file or the device cannot be used."""
+    import onnxruntime
+
+    path = str(bundle.path(graph))
+    if settings.device == "cpu":
+        return _open_cpu(onnxruntime, path, graph, settings)
+    if CUDA in onnxruntime.get_available_providers():
+        try:
+            return _open_cuda(onnxruntime, path, graph, settings)
+        except PgsrError as error:
+            if settings.device != "auto":
+                raise
+            logging.getLogger(__name__).warning("CUDA is not used: %s", error)  # shown on stderr
+    if settings.device == "auto":
+        return _open_cpu(onnxruntime, path, graph, settings)
+    raise PgsrError(
+        f"--device {settings.device}: this ONNX Runtime has no CUDA; pip uninstall onnxruntime, then "
+        "pip install 'pgsr[gpu]', or use --device cpu"
+    )
+
+
+def _open_cpu(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
+    options = _options(onnxruntime)
+    options.intra_op_num_threads = settings.threads
+    # Threads that wait for work by spinning would take the cores from those that encode.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = _session(onnxruntime, path, options, [CPU])
+    return OrtRunner(session, graph, CPU, rows_at_least=2)
+
+
+def _open_cuda(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
+    _load_cuda_libraries(onnxruntime)
+    options = _options(onnxruntime)
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    details = {
+        "device_id": str(settings.device_index),
+        "cudnn_conv_algo_search": "HEURISTIC",  # timing them would choose another one in another run
+        "use_tf32": "0",  # fp32 means fp32; who wants speed asks for fp16
+    }
+    session = _session(onnxruntime, path, options, [(CUDA, details)])
+    return OrtRunner(session, graph, CUDA, rows_at_least=settings.batch)
+
+
+def _options(onnxruntime: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    return options
+
+
+def _session(onnxruntime: Any, path: str, options: Any, providers: list[Any]) -> Any:
+    """Raises PgsrError if the model is damaged or unsupported, or the wanted provider did not come."""
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    try:
+        # Its own fallback would print to stdout and go on with the CPU.
+        session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # its exceptions have no common base but this one
+        raise PgsrError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {path} with {wanted}: {_first_line(error)}"
+        ) from error
+    if session.get_providers()[0] != wanted:
+        raise PgsrError(
+            f"ONNX Runtime could not start {wanted} and took {session.get_providers()[0]}: check the driver "
+            "and the CUDA libraries, or use --device cpu"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _load_cuda_libraries(onnxruntime: Any) -> None:
+    """Finds the CUDA libraries of pip packages; what it cannot find, the session's own error tells."""
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21; it prints to stdout
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

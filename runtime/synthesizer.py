@@ -1,0 +1,94 @@
+"""Synthesizer: seeds and indices in, pixels out.
+
+    with Synthesizer(Path("bundle"), device="cpu") as synthesizer:
+        faces = synthesizer.images(seed=7, count=100, start=1000)   # uint8 [100, S, S, 3]
+
+Image i of seed s is the same, byte for byte, whatever else is asked for with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr import bundle as bundles
+from pgsr import draws
+from pgsr.errors import PgsrError
+
+from .backends import open_runner
+
+LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
+
+
+def check_window(seed: int, count: int, start: int) -> None:
+    """Raises PgsrError unless images start ... start + count - 1 of `seed` exist."""
+    if not 0 <= seed < LIMIT:
+        raise PgsrError(f"--seed {seed} is not between 0 and 2**64 - 1")
+    if count < 1:
+        raise PgsrError(f"--count {count} is below 1: give the number of images to make")
+    if start < 0 or start + count > LIMIT:
+        raise PgsrError(f"--start {start} is out of range: images are numbered from 0 to 2**64 - 1")
+
+
+class Synthesizer:
+    """An opened bundle. A context manager; without `with`, it is freed when it is forgotten."""
+
+    def __init__(
+        self,
+        model: Path | None = None,  # a bundle's folder; None is the one that comes with the package
+        device: str = "auto",  # auto, cpu, cuda or cuda:N
+        precision: str = "fp32",  # one of pgsr.bundle.PRECISIONS
+        backend: str = "auto",  # one of pgsr.runtime.backends.BACKENDS
+        batch: int = 16,  # images at a time, at most
+        threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
+    ) -> None:
+        """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
+        self.bundle = bundles.read(bundles.shipped() if model is None else model)
+        self.graph = self.bundle.graph("chain", precision)
+        self.batch = batch
+        self._runner = open_runner(self.bundle, device, precision, backend, "chain", threads, batch)
+
+    @property
+    def size(self) -> int:
+        """Pixels along each side of an image."""
+        return self.bundle.resolution * self.bundle.scale
+
+    @property
+    def provider(self) -> str:
+        """What the arithmetic really runs on, in the backend's own words."""
+        return self._runner.provider
+
+    def images(self, seed: int = 0, count: int = 8, start: int = 0) -> NDArray[np.uint8]:
+        """Images start ... start + count - 1 of `seed`: uint8 [count, S, S, 3]."""
+        check_window(seed, count, start)
+        pixels = np.empty((count, self.size, self.size, 3), dtype=np.uint8)
+        done = 0
+        for indices, made in self.batches(seed, range(start, start + count)):
+            pixels[done : done + len(indices)] = made
+            done += len(indices)
+        return pixels
+
+    def batches(self, seed: int, indices: Iterable[int]) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+        """Pairs of some of `indices`, in their order, and their images, uint8 [N, S, S, 3].
+
+        `indices` is read only as far as the next batch needs.
+        """
+        rest = iter(indices)
+        while chunk := list(islice(rest, self.batch)):
+            latents = draws.latents(seed, chunk, self.bundle.latent_size)  # [N, L]
+            yield chunk, self._runner.run(latents)
+
+    def __enter__(self) -> Self:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.__exit__(kind, error, trace)

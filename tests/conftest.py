@@ -1,0 +1,48 @@
+"""Shared fixtures. Nothing a test does reaches the user's cache or the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    """PGSR_CACHE is a folder of this session's; subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGSR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PGSR_CACHE for one test."""
+    monkeypatch.setenv("PGSR_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared archive of 40 drawn pictures at 16 and 8."""
+    from pgsr.trainer.prepare import Settings, prepare
+
+    path = tmp_path_factory.mktemp("toy") / "toy.zip"
+    prepare([], path, Settings((16, 8), "lanczos", "png", 95), drawn=40)
+    return path
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Result]:
+    """Runs a click command in this process: command(main, "--flag", value) -> its exit code and output."""
+
+    def run(main, *arguments: object) -> Result:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run

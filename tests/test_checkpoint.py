@@ -1,0 +1,186 @@
+"""Checkpoints (contract 1): what is saved comes back to the bit, or not at all."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import flipped
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pgsr.checkpoint import FORMAT, Checkpoint, load, save
+from pgsr.errors import PgsrError
+
+
+def example() -> Checkpoint:
+    """Every kind of tensor a state holds, and then some."""
+    g = torch.Generator().manual_seed(0)
+    tensors = {
+        "generator.weight": torch.randn(3, 4, 3, 3, generator=g),
+        "generator.special": torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45]),
+        "generator_ema.half": torch.randn(5, generator=g).bfloat16(),
+        "generator_ema.fp16": torch.randn(2, 3, generator=g).half(),
+        "discriminator.double": torch.randn(4, generator=g).double(),
+        "discriminator.num_batches_tracked": torch.tensor(7),
+        "discriminator.mask": torch.tensor([True, False, True]),
+        "discriminator.empty": torch.empty(0, 4),
+        "optimizer.generator.weight/step": torch.tensor(12.0),
+    }
+    return Checkpoint(
+        tensors,
+        config={"name": "é", "seed": 3, "schedule": {"batch": 16, "at": {"4": {"batch": None}}}},
+        progress={"images_shown": 1600},
+        provenance={"version": "0.1.0", "data": {"fingerprint": "abc"}},
+    )
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return a.reshape(-1).view(torch.uint8).equal(b.reshape(-1).view(torch.uint8))
+
+
+def same(a: Checkpoint, b: Checkpoint) -> bool:
+    if (a.config, a.progress, a.provenance) != (b.config, b.progress, b.provenance):
+        return False
+    return a.tensors.keys() == b.tensors.keys() and all(
+        same_bits(a.tensors[k], b.tensors[k]) for k in a.tensors
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "000001600.safetensors"
+
+
+def test_everything_comes_back_to_the_bit(path: Path):
+    save(path, example())
+    assert same(load(path), example())
+
+
+def digest(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["digest"]
+
+
+def test_the_same_state_has_the_same_digest(path: Path, tmp_path: Path):
+    """The files themselves may differ: the format keeps its metadata in no order."""
+    for name in ("one", "two"):
+        save(tmp_path / name, example())
+    changed = example()
+    changed.tensors["generator.weight"][0, 0, 0, 0] += 1
+    save(path, changed)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(path)
+
+
+def test_memory_layout_does_not_matter(path: Path):
+    weight = torch.randn(3, 4, 5, 5)
+    odd = {
+        "a": weight.to(memory_format=torch.channels_last),
+        "b": weight.transpose(0, 1),
+        "c": weight[:, ::2],
+    }
+    save(path, Checkpoint(odd, {}, {}, {}))
+    loaded = load(path).tensors
+    assert all(torch.equal(loaded[k], odd[k]) for k in odd)
+
+
+def test_parameters_are_saved_without_their_graph(path: Path):
+    save(path, Checkpoint({"w": torch.nn.Parameter(torch.ones(2))}, {}, {}, {}))
+    assert not load(path).tensors["w"].requires_grad
+
+
+def test_under_strips_the_prefix_and_nothing_else():
+    assert set(example().under("generator.")) == {"weight", "special"}
+    assert set(example().under("generator_ema.")) == {"half", "fp16"}
+
+
+def loaded_or_none(path: Path) -> Checkpoint | None:
+    try:
+        return load(path)
+    except PgsrError:
+        return None
+
+
+def test_no_flipped_bit_is_read_silently(path: Path):
+    """One bit at 600 places, all of the header's bytes first: an error, or still the same content."""
+    save(path, example())
+    good, reference = path.read_bytes(), load(path)
+    header = 8 + struct.unpack("<Q", good[:8])[0]
+    positions = [
+        *range(0, header, max(1, header // 400)),
+        *range(header, len(good), max(1, (len(good) - header) // 200)),
+    ]
+    for n, position in enumerate(positions):
+        path.write_bytes(flipped(good, position, n % 8))
+        content = loaded_or_none(path)
+        if position >= header:
+            assert content is None, f"byte {position} of the tensors changed and was read"
+        assert content is None or same(content, reference), f"byte {position} changed unnoticed"
+
+
+def test_every_truncated_file_is_refused(path: Path):
+    save(path, example())
+    good = path.read_bytes()
+    for length in (0, 1, 7, 8, 9, 100, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(PgsrError, match="damaged or not a checkpoint"):
+            load(path)
+
+
+def test_a_longer_file_is_refused(path: Path):
+    save(path, example())
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(PgsrError, match="damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x04 a pickle", b"{}" * 50])
+def test_other_files_are_refused(path: Path, content: bytes):
+    path.write_bytes(content)
+    with pytest.raises(PgsrError, match="damaged or not a checkpoint"):
+        load(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "pgsr-checkpoint-0"}])
+def test_other_safetensors_files_are_refused(path: Path, metadata: dict[str, str] | None):
+    save_file({"weight": torch.ones(3)}, path, metadata=metadata)
+    with pytest.raises(PgsrError, match=f"not a checkpoint of this version of pgsr \\({FORMAT}\\)"):
+        load(path)
+
+
+def test_exchanged_metadata_are_noticed(path: Path):
+    """Well-formed, all tensors right, but another learning rate than was trained with."""
+    save(path, example())
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    header["__metadata__"]["config"] = header["__metadata__"]["config"].replace('"seed": 3', '"seed": 4')
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
+    with pytest.raises(PgsrError, match="do not match its digest"):
+        load(path)
+
+
+def test_an_absent_file_is_named(path: Path):
+    with pytest.raises(PgsrError, match=f"no checkpoint at {path}"):
+        load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(path: Path):
+    save(path, example())
+    good = path.read_bytes()
+    broken = Checkpoint({"a": torch.ones(1)}, {"not json": object()}, {}, {})
+    with pytest.raises(TypeError):
+        save(path, broken)
+    assert path.read_bytes() == good
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
+    with pytest.raises(PgsrError, match="cannot write"):
+        save(tmp_path / "absent" / "x.safetensors", example())

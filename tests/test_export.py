@@ -1,0 +1,345 @@
+"""Export: rewrites are exact, graphs match their networks, bundles are whole, honest and repeatable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from pgsr import bundle, draws
+from pgsr.checkpoint import Checkpoint, save
+from pgsr.errors import PgsrError
+from pgsr.export import build, parity
+from pgsr.export.cli import main
+from pgsr.export.graphs import Chain
+from pgsr.export.rewrites import Grown, fold_batch_norm, fold_equalized, rewritten
+from pgsr.export.source import read_source
+from pgsr.export.to_onnx import to_onnx
+from pgsr.networks import GENERATORS, resolved
+from pgsr.networks import build as build_network
+
+PROGAN = {"kind": "progan", "resolution": 16, "latent_size": 12, "feature_base": 256, "feature_max": 16}
+COMPACT = {"kind": "compact", "scale": 2, "features": 8, "layers": 2}
+SRRESNET = {"kind": "srresnet", "scale": 4, "features": 8, "blocks": 2}
+
+
+def write_checkpoint(path: Path, options: dict, grown: int = 16, seed: int = 3) -> Path:
+    """A checkpoint as training writes it, with lively weights and batch statistics."""
+    network = lively(build_network(GENERATORS, options, seed))
+    tensors = {f"generator_ema.{k}": v for k, v in network.state_dict().items()}
+    progress = {"images_shown": 1000, "step": 10, "grown_resolution": grown}
+    config = {"generator": resolved(GENERATORS, options)}
+    save(path, Checkpoint(tensors, config, progress, {"version": "test", "data": {"fingerprint": "f"}}))
+    return path
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """Biases and batch statistics away from their initial values, so that a slip in folding shows."""
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            tensor.normal_(0, 0.2, generator=generator)
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    separable = {**PROGAN, "convolution": "separable"}
+    return {
+        "progan": write_checkpoint(folder / "progan.safetensors", PROGAN),
+        "separable": write_checkpoint(folder / "separable.safetensors", separable),
+        "compact": write_checkpoint(folder / "compact.safetensors", COMPACT),
+        "srresnet": write_checkpoint(folder / "srresnet.safetensors", SRRESNET),
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+    out = tmp_path_factory.mktemp("bundle") / "faces"
+    sources = [read_source(checkpoints["separable"]), read_source(checkpoints["compact"])]
+    return build.export_bundle(
+        sources, out, precisions=("fp32", "fp16"), name="faces", licence="test", samples=8
+    )
+
+
+# ----------------------------------------------------------------------------
+# Rewrites.
+
+
+@pytest.mark.parametrize("convolution", ["vanilla", "separable"])
+def test_folding_equalized_rate_is_exact(convolution: str) -> None:
+    network = lively(build_network(GENERATORS, {**PROGAN, "convolution": convolution}, 1)).double()
+    folded, applied = rewritten(network)
+    z = torch.from_numpy(draws.latents(0, range(3), 12)).double()
+    assert applied == ("fold equalized learning rate",)
+    assert (folded(z) - network(z)).abs().max() <= 1e-12
+    assert fold_equalized(folded)  # a second time changes nothing
+    assert (folded(z) - network(z)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("convolution", ["vanilla", "separable"])
+def test_folding_batch_norm_is_exact(convolution: str) -> None:
+    network = lively(build_network(GENERATORS, {**SRRESNET, "convolution": convolution}, 1)).double()
+    folded, applied = rewritten(network)
+    x = torch.from_numpy(draws.latents(0, range(2), 3 * 64)).double().view(2, 3, 8, 8)
+    assert applied == ("fold batch norm",)
+    assert (folded(x) - network(x)).abs().max() <= 1e-12
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_rewriting_leaves_the_trained_network_alone() -> None:
+    network = build_network(GENERATORS, PROGAN, 1)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    rewritten(network)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert not fold_batch_norm(network)
+
+
+def test_graph_holds_no_old_branch_and_no_scaling(exported: bundle.Bundle) -> None:
+    model = onnx.load(exported.folder / "generator.onnx")
+    weights = sum(int(np.prod(i.dims)) for i in model.graph.initializer if len(i.dims) > 1)
+    network = build_network(GENERATORS, {**PROGAN, "convolution": "separable"})
+    of_other_resolutions = sum(
+        p.numel() for i in (0, 1) for p in network.to_rgb[i].parameters() if p.dim() > 1
+    )
+    used = sum(p.numel() for p in network.parameters() if p.dim() > 1) - of_other_resolutions
+    assert weights == used
+
+
+# ----------------------------------------------------------------------------
+# Graphs against networks, by an evaluator that is not ONNX Runtime.
+
+
+def test_chain_graph_equals_the_formula(exported: bundle.Bundle, checkpoints: dict[str, Path]) -> None:
+    """The trained networks in float64, latents on the hypersphere, contract 5's conversion."""
+    z = draws.latents(9, range(4), 12)
+    generator = read_source(checkpoints["separable"]).network.double()
+    upscaler = read_source(checkpoints["compact"]).network.double()
+    with torch.no_grad():
+        x = upscaler(generator(torch.from_numpy(z).double())).numpy()
+    expected = np.rint(np.clip((x + 1) * 127.5, 0, 255)).transpose(0, 2, 3, 1)
+    pixels = ReferenceEvaluator(str(exported.folder / "chain.onnx")).run(None, {"latents": z})[0]
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (4, 32, 32, 3)
+    assert np.abs(pixels - expected).max() <= 1
+    assert (pixels != expected).mean() < 1e-3
+
+
+def test_latents_are_normalised_inside_the_graph(exported: bundle.Bundle) -> None:
+    run = parity.session_of((exported.folder / "chain.onnx").read_bytes())
+    z = draws.latents(1, range(2), 12)
+    assert np.abs(run(z).astype(int) - run(5 * z).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("n", [1, 3, 17])
+def test_batch_is_dynamic(exported: bundle.Bundle, n: int) -> None:
+    for precision in ("fp32", "fp16"):
+        path = exported.path(exported.graph("chain", precision))
+        assert parity.session_of(path.read_bytes())(draws.latents(0, range(n), 12)).shape == (n, 32, 32, 3)
+
+
+def test_upscaler_takes_any_size(exported: bundle.Bundle) -> None:
+    run = parity.session_of((exported.folder / "upscaler.onnx").read_bytes())
+    assert run(np.zeros((1, 3, 5, 9), np.float32)).shape == (1, 3, 10, 18)
+
+
+def test_half_graph_really_holds_half_weights(exported: bundle.Bundle) -> None:
+    model = onnx.load(exported.folder / "chain.fp16.onnx")
+    types = {i.data_type for i in model.graph.initializer if len(i.dims) == 4 and int(np.prod(i.dims)) > 1}
+    assert types == {onnx.TensorProto.FLOAT16}
+
+
+# ----------------------------------------------------------------------------
+# The black image of half precision: PixelNorm squares what it normalises.
+
+
+class Loud(nn.Module):
+    """A generator whose activations of 4,000 square to more than half can hold."""
+
+    def __init__(self, norm: object) -> None:
+        super().__init__()
+        self.norm = norm
+        self.to_rgb = nn.Conv2d(8, 3, 1, bias=False)
+        nn.init.constant_(self.to_rgb.weight, 0.1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = (z * 4000).view(-1, 8, 1, 1).expand(-1, 8, 4, 4)
+        return self.to_rgb(self.norm(x))  # type: ignore[operator]
+
+
+def half_norm(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+def test_half_parity_sees_the_black_image_that_float32_hides() -> None:
+    from pgsr.networks.layers import pixel_norm
+
+    z = np.abs(draws.latents(2, range(4), 8)) + 0.5
+    good = Chain([Loud(pixel_norm)], "fp16", pixels=True)
+    trap = Chain([Loud(half_norm)], "fp16", pixels=True)
+    reference = parity.torch_function(Chain([Loud(pixel_norm)], "fp32", pixels=True))(z)
+    parity.require(parity.compare(reference, parity.half_function(good)(z)), "fp16", "good")
+    black = parity.half_function(trap)(z)
+    assert (black == 128).all()  # every activation became zero, without a NaN
+    with pytest.raises(PgsrError, match="does not match"):
+        parity.require(parity.compare(reference, black), "fp16", "trap")
+
+
+def test_half_storage_rounds_like_half_arithmetic() -> None:
+    """Against PyTorch's own half on the CPU, one operation at a time."""
+    x = torch.from_numpy(draws.latents(0, range(4), 64)).half()
+    with parity.HalfStorage():
+        ours = [x + x * 3, (x * 30000).square(), x.sigmoid()]
+    theirs = [x + x * 3, (x * 30000).square(), x.sigmoid()]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float16
+        assert torch.equal(a, b)
+
+
+def test_exported_half_graph_survives_huge_activations() -> None:
+    """Judged by the reference evaluator, which computes half in half."""
+    from pgsr.networks.layers import pixel_norm
+
+    z = np.abs(draws.latents(2, range(2), 8)) + 0.5
+    module = Chain([Loud(pixel_norm)], "fp16", pixels=True)
+    model = to_onnx(module, torch.from_numpy(z), "latents", "pixels", {0: "n"})
+    pixels = ReferenceEvaluator(onnx.load_from_string(model)).run(None, {"latents": z})[0]
+    reference = parity.torch_function(Chain([Loud(pixel_norm)], "fp32", pixels=True))(z)
+    assert np.abs(pixels.astype(int) - reference.astype(int)).max() <= 1
+
+
+# ----------------------------------------------------------------------------
+# Bundles.
+
+
+def test_manifest_tells_the_truth(exported: bundle.Bundle) -> None:
+    assert {(g.name, g.precision) for g in exported.graphs} == {
+        (name, precision) for name in bundle.GRAPHS for precision in bundle.PRECISIONS
+    }
+    for graph in exported.graphs:
+        model = onnx.load(exported.path(graph))
+        assert model.opset_import[0].version == graph.opset
+        assert [v.name for v in model.graph.input] == [p.name for p in graph.inputs]
+        assert [v.name for v in model.graph.output] == [p.name for p in graph.outputs]
+        assert graph.parity["samples"] >= 8
+        assert graph.parity["psnr_db"] > 45
+    chain = exported.graph("chain")
+    assert chain.outputs[0].shape == ("n", 32, 32, 3)
+    assert "remove alpha and the layers of other resolutions" in chain.rewrites
+
+
+def test_multiply_adds_by_hand(exported: bundle.Bundle) -> None:
+    """Compact x2 at 8 maps, 2 inner layers, on 16 x 16: 3->8, 8->8, 8->8, 8->12, all 3 x 3."""
+    by_hand = 16 * 16 * 9 * (3 * 8 + 8 * 8 + 8 * 8 + 8 * 12)
+    assert exported.graph("upscaler").multiply_adds == by_hand
+    chain, generator = exported.graph("chain").multiply_adds, exported.graph("generator").multiply_adds
+    assert chain == generator + by_hand
+
+
+def test_export_is_repeatable_and_names_no_path(
+    exported: bundle.Bundle, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    sources = [read_source(checkpoints["separable"]), read_source(checkpoints["compact"])]
+    again = build.export_bundle(
+        sources, tmp_path / "b", precisions=("fp32", "fp16"), name="faces", licence="test", samples=8
+    )
+    repository = str(Path(__file__).resolve().parent.parent).encode()
+    for path in sorted(exported.folder.iterdir()):
+        data = path.read_bytes()
+        assert data == (again.folder / path.name).read_bytes(), path.name
+        assert repository not in data
+        assert str(tmp_path).encode() not in data
+        assert b"site-packages" not in data
+
+
+def test_mid_training_exports_what_is_fully_grown(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "early.safetensors", PROGAN, grown=8)
+    made = build.export_bundle([read_source(path)], tmp_path / "b", name="b", licence="test", samples=4)
+    assert made.resolution == 8
+    assert made.graph("chain").outputs[0].shape == ("n", 8, 8, 3)
+
+
+def test_upscaler_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    source = read_source(checkpoints["srresnet"])
+    made = build.export_bundle([source], tmp_path / "b", name="b", licence="test", samples=4)
+    assert [g.name for g in made.graphs] == ["upscaler"]
+    assert (made.latent_size, made.scale) == (0, 4)
+    with pytest.raises(PgsrError, match="holds no chain"):
+        made.graph("chain")
+
+
+def test_parity_failure_leaves_nothing(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rewrite that is wrong by 2% is refused, and the bundle that stood there stays."""
+    sources = [read_source(checkpoints["progan"])]
+    out = tmp_path / "b"
+    build.export_bundle(sources, out, name="b", licence="test", samples=4)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def wrong(network: nn.Module) -> bool:
+        for parameter in network.parameters():
+            parameter.data.mul_(1.02)
+        return True
+
+    monkeypatch.setitem(build.rewritten.__globals__["REWRITES"], "wrong", wrong)
+    with pytest.raises(PgsrError, match="does not match its network"):
+        build.export_bundle(sources, out, name="b", licence="test", samples=4)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_grown_equals_the_network_at_that_resolution() -> None:
+    network = build_network(GENERATORS, PROGAN, 4)
+    z = torch.from_numpy(draws.latents(0, range(2), 12))
+    assert torch.equal(Grown(network, 8)(z), network(z, resolution=8))
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+
+def one_error_line(arguments: list[str]) -> str:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_command_end_to_end(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    runs = [str(checkpoints["progan"]), str(checkpoints["srresnet"])]
+    result = CliRunner().invoke(main, [*runs, "--out", str(tmp_path / "b"), "--samples", "4", "--json"])
+    assert result.exit_code == 0, result.output
+    graphs = json.loads(result.stdout)["graphs"]
+    assert [g["name"] for g in graphs] == ["generator", "upscaler", "chain"]
+    assert bundle.read(tmp_path / "b").graph("chain").outputs[0].shape == ("n", 64, 64, 3)
+
+
+def test_bad_input_is_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    good = checkpoints["progan"]
+    damaged = tmp_path / "damaged.safetensors"
+    data = bytearray(good.read_bytes())
+    data[-100] ^= 4
+    damaged.write_bytes(data)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file.txt").write_text("mine")
+    out = ["--out", str(tmp_path / "b")]
+    assert "damaged" in one_error_line([str(damaged), *out])
+    assert "no checkpoint" in one_error_line([str(tmp_path / "absent"), *out])
+    assert "at most one generator" in one_error_line([str(good), str(checkpoints["separable"]), *out])
+    assert "not a bundle" in one_error_line([str(good), "--out", str(tmp_path / "full")])
+    assert "not a bundle" in one_error_line([str(good), "--out", str(damaged)])
+    assert (tmp_path / "full" / "file.txt").read_text() == "mine"
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,93 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from pgsr import files
+from pgsr.errors import PgsrError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "file.txt").write_text("old")
+    return tmp_path / "file.txt"
+
+
+def test_the_new_content_replaces_the_old(path: Path):
+    files.write_text(path, "neu: ü")
+    assert path.read_bytes() == "neu: ü".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_old_content_stands_until_the_block_ends(path: Path):
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+
+
+def write_half(path: Path, failure: BaseException) -> None:
+    with files.replacing(path) as temporary:
+        temporary.write_text("half of the new")
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [ValueError("any"), KeyboardInterrupt(), PgsrError("named")])
+def test_a_failure_inside_leaves_the_old_file_and_nothing_else(path: Path, failure: BaseException):
+    with pytest.raises(type(failure)):
+        write_half(path, failure)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_sentence(path: Path):
+    with pytest.raises(PgsrError, match=f"no space left for {path}"):
+        write_half(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_data_reach_the_disk_before_the_name(path: Path, monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    files.write_bytes(path, b"new")
+    assert order == ["fsync", "replace"]
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(PgsrError, match=f"cannot write {tmp_path / 'taken'}"):
+        files.write_bytes(tmp_path / "taken", b"x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+
+
+def test_make_folder_makes_parents_and_does_not_mind_its_own(tmp_path: Path):
+    assert files.make_folder(tmp_path / "a" / "b").is_dir()
+    assert files.make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+
+
+def test_make_folder_names_a_file_in_the_way(path: Path):
+    with pytest.raises(PgsrError, match=f"{path} is a file, not a folder"):
+        files.make_folder(path)
+    with pytest.raises(PgsrError, match=f"cannot write {path / 'below'}"):
+        files.make_folder(path / "below")
+
+
+def test_sha256_is_hashlibs(tmp_path: Path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(data)
+    assert files.sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_of_nothing_is_named(tmp_path: Path):
+    with pytest.raises(PgsrError, match=f"cannot read {tmp_path / 'x'}"):
+        files.sha256(tmp_path / "x")

@@ -1,0 +1,240 @@
+"""Losses against their formulas in float64, with critics whose gradient is known in closed form."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from pgsr.trainer.config import ObjectiveConfig
+from pgsr.trainer.objectives import critic_terms, generator_terms, gradient_penalty, squared_gradient
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgsr.networks import DISCRIMINATORS, build
+
+SHAPE = (5, 3, 4, 4)
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+REALS, FAKES = randn(*SHAPE, seed=1), randn(*SHAPE, seed=2)
+BLEND = torch.rand(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+SLOPE = randn(*SHAPE[1:], seed=4)
+
+
+def linear(x: Tensor) -> Tensor:
+    """Its gradient is SLOPE at every image."""
+    return (x * SLOPE).sum(dim=(1, 2, 3))
+
+
+def quadratic(x: Tensor) -> Tensor:
+    """|x|**2 / 2; its gradient is x itself."""
+    return x.square().sum(dim=(1, 2, 3)) / 2
+
+
+def terms_of(score=quadratic, step: int = 0, **options: object) -> dict[str, float]:
+    """The terms of one objective as numbers."""
+    config = ObjectiveConfig(**options)
+    terms = critic_terms(config, score, REALS.clone(), FAKES.clone(), BLEND, step)
+    return {name: term.item() for name, term in terms.items()}
+
+
+def close(expected: float):
+    return pytest.approx(expected, rel=1e-12)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(-abs(x))) + max(x, 0.0)
+
+
+# ----------------------------------------------------------------------------
+# Each term against its formula.
+
+
+def test_wgan_losses():
+    real, fake = quadratic(REALS).tolist(), quadratic(FAKES).tolist()
+    assert terms_of(adversarial="wgan-gp") == {"critic": close(mean(fake) - mean(real))}
+    terms = generator_terms(ObjectiveConfig(adversarial="wgan-gp"), quadratic, FAKES, None)
+    assert {k: v.item() for k, v in terms.items()} == {"generator": close(-mean(fake))}
+
+
+def test_logistic_losses():
+    real, fake = linear(REALS).tolist(), linear(FAKES).tolist()
+    expected = mean([softplus(-r) for r in real]) + mean([softplus(f) for f in fake])
+    assert terms_of(linear, adversarial="logistic") == {"critic": close(expected)}
+    terms = generator_terms(ObjectiveConfig(adversarial="logistic"), linear, FAKES, None)
+    assert terms["generator"].item() == close(mean([softplus(-f) for f in fake]))
+
+
+def test_logistic_losses_stay_finite_for_sure_critics():
+    terms = critic_terms(
+        ObjectiveConfig(adversarial="logistic"), lambda x: 1e4 * linear(x), REALS, FAKES, BLEND, 0
+    )
+    assert torch.isfinite(terms["critic"])
+
+
+def test_drift_looks_at_real_scores_only():
+    real = quadratic(REALS).tolist()
+    assert terms_of(drift=0.001)["drift"] == close(0.001 * mean([r * r for r in real]))
+
+
+@pytest.mark.parametrize("target", [1.0, 750.0])
+def test_gradient_penalty_of_a_linear_critic(target: float):
+    """(|w| - gamma)**2 / gamma**2, wherever it looks."""
+    norm = math.sqrt(sum(w * w for w in SLOPE.flatten().tolist()))
+    expected = 10.0 * (norm - target) ** 2 / target**2
+    assert terms_of(linear, gradient_penalty=10.0, gradient_target=target)["gradient penalty"] == close(
+        expected
+    )
+
+
+@pytest.mark.parametrize("target", [1.0, 750.0])
+def test_gradient_penalty_looks_between_real_and_fake(target: float):
+    """The quadratic critic's gradient is the point itself: real + blend * (fake - real), image by image."""
+    points = [(1 - t) * r + t * f for r, f, t in zip(REALS, FAKES, BLEND.tolist(), strict=True)]
+    norms = [math.sqrt(sum(v * v for v in p.flatten().tolist())) for p in points]
+    expected = mean([(n - target) ** 2 for n in norms]) / target**2
+    assert gradient_penalty(quadratic, REALS, FAKES, BLEND, target).item() == close(expected)
+
+
+def test_r1_is_the_squared_gradient_at_real_images():
+    squares = [sum(v * v for v in r.flatten().tolist()) for r in REALS]
+    assert squared_gradient(quadratic(REALS.requires_grad_()), REALS).tolist() == [close(s) for s in squares]
+    assert terms_of(r1=3.0)["r1"] == close(3.0 / 2 * mean(squares))
+
+
+def test_all_terms_together():
+    """The WGAN-GP of paper 2, section A.1."""
+    terms = terms_of(gradient_penalty=10.0, drift=0.001, r1=1.0)
+    assert set(terms) == {"critic", "gradient penalty", "drift", "r1"}
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_rare_penalties_are_as_strong_on_average(every: int):
+    options = {"gradient_penalty": 10.0, "r1": 2.0, "drift": 0.5}
+    always = terms_of(**options)
+    steps = [terms_of(step=step, penalty_every=every, **options) for step in range(2 * every)]
+    for name in ("gradient penalty", "r1"):
+        assert [name in s for s in steps] == [step % every == 0 for step in range(2 * every)]
+        assert mean([s.get(name, 0.0) for s in steps]) == pytest.approx(always[name], rel=1e-12)
+    assert all(s["drift"] == always["drift"] for s in steps)
+
+
+@pytest.mark.parametrize(("name", "power"), [("l1", 1), ("mse", 2)])
+def test_pixel_losses(name: str, power: int):
+    differences = (FAKES - REALS).abs().flatten().tolist()
+    config = ObjectiveConfig(adversarial="none", pixel=name, pixel_weight=3.0)
+    terms = generator_terms(config, None, FAKES, REALS)
+    assert {k: v.item() for k, v in terms.items()} == {
+        "pixel": close(3 * mean([d**power for d in differences]))
+    }
+
+
+def test_adversarial_weight_and_pixel_loss_add_up():
+    config = ObjectiveConfig(adversarial="wgan-gp", adversarial_weight=1e-3, pixel="mse")
+    terms = generator_terms(config, quadratic, FAKES, REALS)
+    assert terms["generator"].item() == close(-1e-3 * mean(quadratic(FAKES).tolist()))
+    assert terms["pixel"].item() == close(F.mse_loss(FAKES, REALS).item())
+
+
+def test_unpaired_reals_make_no_pixel_loss():
+    assert set(generator_terms(ObjectiveConfig(pixel="l1"), quadratic, FAKES, None)) == {"generator"}
+
+
+# ----------------------------------------------------------------------------
+# Gradients.
+
+
+def test_a_zero_gradient_has_finite_gradients():
+    """sqrt(sum of squares) would give NaN here."""
+    weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    penalty = gradient_penalty(lambda x: weight * linear(x), REALS, FAKES, BLEND, 1.0)
+    penalty.backward()
+    assert penalty.item() == 1.0
+    assert torch.isfinite(weight.grad)
+
+
+@pytest.fixture(params=["vanilla", "separable"])
+def critic(request: pytest.FixtureRequest) -> nn.Module:
+    options = {"resolution": 8, "feature_base": 32, "feature_max": 4, "convolution": request.param}
+    return build(DISCRIMINATORS, {"kind": "progan", **options}, seed=1).double()
+
+
+def images(seed: int) -> Tensor:
+    return randn(4, 3, 8, 8, seed=seed)
+
+
+PENALTIES = {
+    "gradient penalty": ObjectiveConfig(gradient_penalty=10.0, gradient_target=0.3),
+    "r1": ObjectiveConfig(adversarial="logistic", r1=4.0),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+def test_second_derivatives_are_finite_differences(critic: nn.Module, name: str, alpha: float):
+    """d penalty / d weights, itself a derivative of a derivative, along a random direction."""
+
+    def penalty() -> Tensor:
+        return critic_terms(
+            PENALTIES[name], partial(critic, alpha=alpha), images(1), images(2), BLEND[:4], 0
+        )[name]
+
+    weights = list(critic.parameters())
+    found = torch.autograd.grad(penalty(), weights, allow_unused=True)
+    directions = [randn(*w.shape, seed=i) for i, w in enumerate(weights)]
+    analytic = sum((g * d).sum().item() for g, d in zip(found, directions, strict=True) if g is not None)
+    h = 1e-6
+    sides = []
+    for sign in (1, -1):
+        shift(weights, directions, sign * h)
+        sides.append(penalty().item())
+        shift(weights, directions, -sign * h)
+    assert analytic != 0
+    assert (sides[0] - sides[1]) / (2 * h) == pytest.approx(analytic, rel=1e-5)
+
+
+@torch.no_grad()
+def shift(weights: list[Tensor], directions: list[Tensor], by: float) -> None:
+    for weight, direction in zip(weights, directions, strict=True):
+        weight.add_(direction, alpha=by)
+
+
+def test_every_critic_term_moves_every_layer(critic: nn.Module):
+    """Weights by all of them; the biases by drift at least (gradients of images hardly know them)."""
+    config = ObjectiveConfig(gradient_penalty=10.0, drift=0.001, r1=1.0)
+    terms = critic_terms(config, critic, images(1), images(2), BLEND[:4], 0)
+    grown = {n: p for n, p in critic.named_parameters() if not n.startswith("from_rgb.0")}
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term, list(grown.values()), retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(grown, gradients, strict=True):
+            if parameter.endswith("weight") or name == "drift":
+                assert gradient is not None, f"{name} does not reach {parameter}"
+                assert gradient.abs().sum() > 0, f"{name} does not move {parameter}"
+
+
+def test_every_generator_term_reaches_the_images():
+    config = ObjectiveConfig(adversarial="logistic", adversarial_weight=1e-3, pixel="l1")
+    fakes = FAKES.clone().requires_grad_()
+    for term in generator_terms(config, linear, fakes, REALS).values():
+        (gradient,) = torch.autograd.grad(term, fakes, retain_graph=True)
+        assert (gradient != 0).all()
+
+
+def test_critic_terms_leave_the_given_images_alone():
+    reals = REALS.detach().clone()
+    critic_terms(ObjectiveConfig(r1=1.0), quadratic, reals, FAKES, BLEND, 0)["r1"]
+    assert not reals.requires_grad
+
+
+def test_losses_of_half_precision_scores_are_float32():
+    half = critic_terms(ObjectiveConfig(drift=1.0), lambda x: linear(x).half(), REALS, FAKES, BLEND, 0)
+    assert {term.dtype for term in half.values()} == {torch.float32}
