@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.cli import Command, emit, json_option, packages, version_option
 
 
 @click.command(cls=Command)
@@ -35,13 +35,9 @@ def main(
     Every graph is compared with the network it came from; one that is too far off is an error, and no
     bundle is written.
     """
-    from pgsr.errors import missing_package
-
-    try:
+    with packages("exporting", "export"):
         from .build import export_bundle, summary
         from .source import read_source
-    except ImportError as error:
-        raise missing_package("exporting", "export", error) from error
     precisions = ("fp32", "fp16") if fp16 else ("fp32",)
     result = export_bundle(
         [read_source(run) for run in runs],

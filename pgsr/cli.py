@@ -7,29 +7,51 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from pgsr import __version__
-from pgsr.errors import PgsrError
+from pgsr.errors import PgsrError, missing_package
 from pgsr.files import cannot_write
 
 
 class Command(click.Command):
     """A command that prints a PgsrError as one line on stderr and exits with 1."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with errors_as_lines():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with errors_as_lines():
             return super().invoke(ctx)
-        except PgsrError as error:
-            fail(str(error))
-        except BrokenPipeError:
+
+
+@contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Ends the process with one line for errors that the user can mend."""
+    try:
+        yield
+    except PgsrError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:
             raise
-        except OSError as error:
-            if error.filename is None:
-                raise
-            fail(str(cannot_write(error.filename, error)))
+        fail(str(cannot_write(error.filename, error)))
+
+
+@contextmanager
+def packages(needed_by: str, extra: str) -> Iterator[None]:
+    """Around imports of optional packages: their absence becomes the sentence that mends it."""
+    try:
+        yield
+    except ImportError as error:
+        raise missing_package(needed_by, extra, error) from error
 
 
 class Group(click.Group):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import flipped
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pgsr.checkpoint import FORMAT, Checkpoint, load, save
 from pgsr.errors import PgsrError
+from pictures import flipped
 
 
 def example() -> Checkpoint:

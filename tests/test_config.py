@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pgsr.trainer import config
 
 from pgsr.errors import PgsrError
+from pgsr.trainer import config
 
 SMALL: dict[str, Any] = {
     "name": "small",

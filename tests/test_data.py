@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib import format as npy
-from pgsr.trainer import batches, config, data, prepare, procedural
-from pgsr.trainer.schedule import build
-from pictures import flipped, png, write_zip
 from PIL import Image
 
 from pgsr.errors import PgsrError
+from pgsr.trainer import batches, config, data, prepare, procedural
+from pgsr.trainer.schedule import build
+from pictures import flipped, png, write_zip
 
 PILLOW = {
     "lanczos": Image.Resampling.LANCZOS,

@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer.objectives import critic_terms, generator_terms, gradient_penalty, squared_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgsr.networks import DISCRIMINATORS, build
+from pgsr.trainer.config import ObjectiveConfig
+from pgsr.trainer.objectives import critic_terms, generator_terms, gradient_penalty, squared_gradient
 
 SHAPE = (5, 3, 4, 4)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import bundles as tiny
 import numpy as np
 import pytest
-from pgsr.runtime import Synthesizer
-from pgsr.runtime.backends import BACKENDS, Settings, open_runner, ort
 
+import bundles as tiny
 from pgsr import bundle as contract
 from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
+from pgsr.runtime import Synthesizer
+from pgsr.runtime.backends import BACKENDS, Settings, open_runner, ort
 
 
 @pytest.fixture(scope="module")

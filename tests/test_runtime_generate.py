@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bundles as tiny
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
+
+import bundles as tiny
+from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, cli
 from pgsr.runtime.cli import main
 from pgsr.runtime.generate import Job, generate, missing
 from pgsr.runtime.writers import FORMATS, Encoding
-from PIL import Image
-
-from pgsr.errors import PgsrError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pgsr.runtime import writers
-from pgsr.runtime.writers import EXIF_IMAGE_DESCRIPTION, FORMATS, Encoding, FolderWriter
 from PIL import Image
 
 from pgsr.errors import PgsrError
+from pgsr.runtime import writers
+from pgsr.runtime.writers import EXIF_IMAGE_DESCRIPTION, FORMATS, Encoding, FolderWriter
 
 SIZE = 48
 NOTE = {"seed": 5, "index": 7, "model": "abc"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from pgsr.trainer.config import Override, ScheduleConfig
-from pgsr.trainer.schedule import Schedule, build
 
 from pgsr.errors import PgsrError
+from pgsr.trainer.config import Override, ScheduleConfig
+from pgsr.trainer.schedule import Schedule, build
 
 K = 1000
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from pgsr.checkpoint import Checkpoint, load
+from pgsr.networks import GENERATORS, build
+from pgsr.networks.pixels import from_pixels
 from pgsr.trainer import cli, config, loop, schedule
 from pgsr.trainer.config import AveragingConfig, OptimizerConfig
 from pgsr.trainer.data import load_photographs
 from pgsr.trainer.run import StopRequest
 from pictures import flipped, png, write_zip
-
-from pgsr.checkpoint import Checkpoint, load
-from pgsr.networks import GENERATORS, build
-from pgsr.networks.pixels import from_pixels
 
 PROGAN = """
 about = "for tests"

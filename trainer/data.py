@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing
@@ -217,10 +217,10 @@ def each_picture(
         picture, why = problem(data, size)
         return name, None if picture is None else work(picture), why
 
-    progress = tqdm(total=len(pictures), desc="decoding", unit="pictures", file=sys.stderr, mininterval=1)
+    progress = click.progressbar(length=len(pictures), label="decoding", file=sys.stderr)
     workers = ThreadPoolExecutor(max_workers=os.cpu_count())
-    with reading(pictures) as read, workers as pool, progress:
+    with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):
             chunk = pictures.names[start : start + 256]
             yield from pool.map(one, chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))

@@ -1,0 +1,1 @@
+"""Benchmarks: measurements of speed beside a naive reference, and their reports."""

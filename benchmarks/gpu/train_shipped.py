@@ -1,0 +1,182 @@
+"""Goes on with a training for some minutes and leaves small flat files behind.
+
+python -m pgsr.benchmarks.gpu.train_shipped --data faces64.zip --checkpoint LAST.safetensors \
+    --out piece --minutes 8
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.errors import PgsrError, missing_package
+from pgsr.files import make_folder, replacing, write_text
+
+if TYPE_CHECKING:
+    from pgsr.trainer.loop import Trainer
+    from pgsr.trainer.run import Run
+
+LARGEST_BYTES = 16 * 2**20  # of a file that comes back easily; a larger one is noted
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a training."""
+
+    recipe: str  # a name, or a .toml file
+    settings: Sequence[str]  # key=value on top of it
+    data: Path
+    checkpoint: Path | None  # to go on from; None begins anew
+    device: str  # auto, cpu or cuda[:N]
+    minutes: float  # of training; loading the data comes before
+
+
+def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
+    """Trains in a folder that is thrown away, and leaves in `out` the newest checkpoint, metrics.jsonl,
+    the newest samples and summary.json.
+
+    Raises PgsrError if recipe, data and checkpoint do not fit, or `out` cannot be written.
+    """
+    make_folder(out)
+    with tempfile.TemporaryDirectory(prefix="pgsr-piece-") as scratch:
+        run = _prepared(piece, Path(scratch))
+        summary = _trained(run, piece.minutes)
+        kept = _keep(run.folder, out)
+    for path in kept:
+        if path.stat().st_size > LARGEST_BYTES:
+            print(f"note: {path} has {path.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
+    summary["files"] = [path.name for path in kept]
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _prepared(piece: Piece, folder: Path) -> Run:
+    """A run in a new folder, standing where the checkpoint stood."""
+    from pgsr.trainer import config, schedule
+    from pgsr.trainer.loop import make_trainer
+    from pgsr.trainer.memory import keep_freed_memory
+    from pgsr.trainer.run import Run, provenance
+    from pgsr.trainer.start import chosen_device
+
+    keep_freed_memory()
+    recipe = config.load(piece.recipe, piece.settings)
+    phases = schedule.build(recipe.schedule, recipe.objective.critic_steps)
+    trainer = make_trainer(recipe, phases, piece.data, chosen_device(piece.device))
+    run = Run(folder, trainer, provenance(trainer))
+    if piece.checkpoint is not None:
+        # An archive that was made again has another fingerprint; that is noted, not refused.
+        run.resume(piece.checkpoint, other_data=True)
+    return run
+
+
+def _trained(run: Run, minutes: float) -> dict[str, Any]:
+    """Trains until the minutes or the schedule are over; what is worth knowing of it."""
+    from pgsr.trainer.run import StopRequest, train
+
+    trainer = run.trainer
+    before, precision = trainer.state.images_shown, str(trainer.precision).removeprefix("torch.")
+    print(f"training {trainer.recipe.name} on {trainer.device} in {precision}", file=sys.stderr)
+    began = time.monotonic()
+    with StopRequest(minutes) as stop:
+        finished = train(run, stop)
+    seconds = time.monotonic() - began
+    shown = trainer.state.images_shown
+    if not shown:
+        raise PgsrError(f"not one step in {minutes} minutes: give it more")
+    _last_samples(run)
+    return {
+        "recipe": trainer.recipe.name,
+        "device": _device_name(trainer),
+        "precision": precision,
+        "batch": trainer.stage().batch,
+        "images_shown_before": before,
+        "images_shown": shown,
+        "finished": finished,
+        "seconds": seconds,
+        "images_per_second": (shown - before) / seconds,
+        "peak_memory_bytes": _peak_memory_bytes(trainer),
+    }
+
+
+def _last_samples(run: Run) -> None:
+    """A sheet of where the training stopped, between two that were due."""
+    run.write_samples()
+    assert run.events is not None
+    run.events.close()
+
+
+def _keep(folder: Path, out: Path) -> list[Path]:
+    """Copies what is worth keeping of a run's folder into `out`."""
+    newest = [max((folder / name).iterdir()) for name in ("checkpoints", "samples")]
+    metrics = folder / "metrics.jsonl"
+    kept = []
+    for source in [*newest, *([metrics] if metrics.is_file() else [])]:
+        with replacing(out / source.name) as temporary:
+            shutil.copyfile(source, temporary)
+        kept.append(out / source.name)
+    return kept
+
+
+def _device_name(trainer: Trainer) -> str:
+    import torch
+
+    if trainer.device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.device)
+    return str(trainer.device)
+
+
+def _peak_memory_bytes(trainer: Trainer) -> int:
+    """Of the GPU's tensors; on a CPU, of the whole process."""
+    import resource
+
+    import torch
+
+    if trainer.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(trainer.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+
+
+@click.command(cls=Command)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or zip of photographs.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to go on [default: begin anew].")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is kept.")
+@click.option("--minutes", type=float, default=8.0, show_default=True, help="Of training.")
+@click.option("--recipe", default="faces-64", show_default=True, help="A name, or a .toml file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=64")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@json_option
+@version_option
+def main(
+    data: Path,
+    checkpoint: Path | None,
+    out: Path,
+    minutes: float,
+    recipe: str,
+    settings: tuple[str, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train RECIPE for some minutes from a checkpoint, and keep the newest of everything."""
+    try:
+        summary = train_piece(Piece(recipe, settings, data, checkpoint, device, minutes), out)
+    except ImportError as error:
+        raise missing_package("training", "train", error) from error
+    text = (
+        f"{out}: {summary['images_shown']} images shown, {summary['images_per_second']:.1f} images/s on "
+        f"{summary['device']}, {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most"
+    )
+    emit(summary, text, as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What a report says of the machine: processor, memory, versions, and the fastest it can multiply."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pgsr import __version__
+from pgsr.errors import PgsrError
+
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "pillow")
+
+# In a process of its own: the numbers of threads of numpy's libraries are settled when they are loaded.
+PEAK_PROGRAM = """
+import statistics, sys, time
+import numpy as np
+size, rounds = int(sys.argv[1]), int(sys.argv[2])
+a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
+out = np.empty_like(a)
+seconds = []
+for _ in range(rounds + 1):
+    began = time.perf_counter()
+    np.matmul(a, b, out=out)
+    seconds.append(time.perf_counter() - began)
+print(statistics.median(seconds[1:]))
+"""
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured on."""
+
+    cpu: str
+    cores: int  # that this process may use
+    instruction_sets: tuple[str, ...]  # of INSTRUCTION_SETS; empty where the system does not tell
+    memory_bytes: int  # 0 where the system does not tell
+    system: str
+    python: str
+    packages: dict[str, str]  # versions
+    threads: int  # that arithmetic was given
+    peak_gflops: float  # of a float32 matrix product in numpy on as many threads
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "instruction_sets": list(self.instruction_sets)}
+
+
+def describe(threads: int) -> Machine:
+    """Measures the peak, too: a few seconds."""
+    information = _read("/proc/cpuinfo")
+    return Machine(
+        cpu=_entry(information, "model name") or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        instruction_sets=_instruction_sets(information),
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages={"pgsr": __version__, **_versions()},
+        threads=threads,
+        peak_gflops=peak_gflops(threads),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
+    """GFLOP/s of a float32 matrix product of size x size in numpy, the median of `rounds`."""
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    command = [sys.executable, "-c", PEAK_PROGRAM, str(size), str(rounds)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise PgsrError(f"the matrix product could not be timed: {done.stderr.strip()[-200:]}")
+    return 2.0 * size**3 / float(done.stdout) / 1e9
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _entry(text: str, name: str) -> str:
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _instruction_sets(information: str) -> tuple[str, ...]:
+    flags = set(_entry(information, "flags").split())
+    return tuple(name for name in INSTRUCTION_SETS if name in flags)
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0

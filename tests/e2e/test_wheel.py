@@ -1,0 +1,110 @@
+"""The wheel as a user gets it: built, installed with [cpu] into an empty environment, no torch, faces out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgsr import bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command away from the checkout, so that only what is installed is imported."""
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the tracked files, so that no build folder is left in the checkout."""
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", out, source, cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment that holds the wheel with [cpu] and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    constraints = ROOT / "constraints.txt"
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints]
+    run(*pip, f"{wheel}[cpu]", cwd=folder)
+    return folder / "bin"
+
+
+def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folders = {"pgsr": "pgsr", "trainer": "pgsr/trainer", "export": "pgsr/export"}
+    folders |= {"runtime": "pgsr/runtime", "benchmarks": "pgsr/benchmarks"}
+    for source, installed in folders.items():
+        for path in (ROOT / source).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
+                assert f"{installed}/{path.relative_to(ROOT / source).as_posix()}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    top_level = {name.split("/")[0] for name in names}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"pgsr"}
+
+
+def test_environment_is_without_torch_and_small(empty_environment: Path, tmp_path: Path) -> None:
+    listed = run(empty_environment / "python", "-m", "pip", "list", "--format=json", cwd=tmp_path).stdout
+    names = {entry["name"].lower() for entry in json.loads(listed)}
+    assert "onnxruntime" in names
+    assert not names & {"torch", "onnx", "tensorboard", "matplotlib", "safetensors"}
+
+
+def test_installed_command_makes_faces(empty_environment: Path, tmp_path: Path) -> None:
+    generate = empty_environment / "pgsr-generate"
+    done = run(generate, "--count", "5", "--seed", "3", "--out", "faces", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    size = bundle.read(bundle.shipped())
+    side = size.resolution * size.scale
+    assert (report["made"], report["present"], report["size"]) == (5, 0, side)
+    pictures = [np.asarray(Image.open(tmp_path / "faces" / f"{i:06d}.png")) for i in range(5)]
+    assert all(p.shape == (side, side, 3) and p.std() > 10 for p in pictures)
+    assert len({p.tobytes() for p in pictures}) == 5
+    again = json.loads(
+        run(generate, "--count", "5", "--seed", "3", "--out", "faces", "--json", cwd=tmp_path).stdout
+    )
+    assert (again["made"], again["present"]) == (0, 5)
+
+
+def test_other_commands_say_what_to_install(empty_environment: Path, tmp_path: Path) -> None:
+    """Without torch they are one line that names the extra, not a traceback."""
+    cases = {
+        "pgsr-train": (["tiny", "--data", "x", "--out", "y"], "train"),
+        "pgsr-export": (["x", "--out", "y"], "export"),
+        "pgsr-bench": (["throughput"], "bench"),
+    }
+    for command, (arguments, extra) in cases.items():
+        assert run(empty_environment / command, "--help", cwd=tmp_path).stdout.startswith("Usage:")
+        done = run(empty_environment / command, *arguments, cwd=tmp_path, check=False)
+        assert done.returncode == 1, command
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert f"pgsr[{extra}]" in done.stderr
+
+
+def test_data_command_needs_no_extra(empty_environment: Path, tmp_path: Path) -> None:
+    command = [empty_environment / "pgsr-data", "--procedural", "3", "--out", "toy.zip", "--sizes", "16"]
+    assert json.loads(run(*command, "--json", cwd=tmp_path).stdout)["count"] == 3

@@ -1,0 +1,483 @@
+"""Benchmarks at tiny sizes: the plain reference, the clock, the report, and training in pieces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from torch import nn
+
+from pgsr.errors import PgsrError
+from pgsr.networks import GENERATORS, build
+from pgsr.networks.pixels import to_pixels
+
+pytest.importorskip("onnxruntime")
+
+from pgsr.benchmarks import machine, plain, systems
+from pgsr.benchmarks.arithmetic import equation_3
+from pgsr.benchmarks.cli import main
+from pgsr.benchmarks.gpu import train_shipped
+from pgsr.benchmarks.throughput import checked_difference
+from pgsr.benchmarks.timing import Contender, Timing, measure
+
+TINY = systems.Widths(
+    resolution=8, latent_size=16, feature_base=64, feature_max=12, scale=2, sr_blocks=1, sr_features=8
+)
+Command = Callable[..., Result]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_random_norms(network: nn.Module) -> nn.Module:
+    """Batch norms whose statistics and scales matter, PReLUs of different slopes."""
+    for i, module in enumerate(network.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            size = module.num_features
+            module.running_mean = randn(size, seed=i)
+            module.running_var = randn(size, seed=i + 1000).abs() + 0.3
+            module.weight.data, module.bias.data = randn(size, seed=i + 2000), randn(size, seed=i + 3000)
+        if isinstance(module, nn.PReLU):
+            module.weight.data.fill_(0.01 * (i + 1))
+    return network.eval()
+
+
+# ----------------------------------------------------------------------------
+# The plain reference draws what pgsr's networks draw.
+
+
+def test_the_plain_generator_draws_the_same_images():
+    widths = systems.Widths(resolution=16, latent_size=24, feature_base=128, feature_max=20)
+    network = build(GENERATORS, widths.generator("vanilla"), seed=3)
+    for i, (name, parameter) in enumerate(network.named_parameters()):
+        if name.endswith("bias"):
+            parameter.data = randn(*parameter.shape, seed=i)
+    reference = plain.PlainGenerator(16, 24, 128, 20)
+    reference.load_state_dict(plain.generator_weights(network.state_dict()))
+    latents = randn(5, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(latents), network(latents), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_plain_upscaler_draws_the_same_images(scale):
+    network = build(GENERATORS, {"kind": "srresnet", "scale": scale, "features": 8, "blocks": 3}, seed=4)
+    with_random_norms(network)
+    reference = plain.PlainUpscaler(scale, 8, 3)
+    reference.load_state_dict(plain.upscaler_weights(network.state_dict()))
+    images = randn(2, 3, 7, 5).clamp(-1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(reference.eval()(images), network(images), atol=1e-5, rtol=0)
+
+
+def test_plain_modules_with_other_weights_draw_other_images():
+    network = build(GENERATORS, TINY.generator("vanilla"), seed=0)
+    reference = plain.PlainGenerator(8, 16, 64, 12)  # its own random weights
+    with torch.no_grad():
+        assert not torch.allclose(reference(randn(2, 16)), network(randn(2, 16)), atol=1e-2)
+
+
+def test_plain_has_the_full_width_by_default():
+    parameters = sum(p.numel() for p in plain.PlainGenerator().parameters())
+    network = build(GENERATORS, systems.Widths().generator("vanilla"))
+    unused = sum(p.numel() for rgb in network.get_submodule("to_rgb")[:-1] for p in rgb.parameters())  # type: ignore[index]
+    assert parameters == sum(p.numel() for p in network.parameters()) - unused
+
+
+def test_plain_pixels_are_those_of_the_package():
+    images = randn(2, 3, 4, 4) * 1.5
+    assert (plain.to_pixels(images) == to_pixels(images).numpy()).all()
+
+
+def test_plain_files(tmp_path):
+    generator, upscaler = plain.PlainGenerator(8, 16, 64, 12), plain.PlainUpscaler(2, 8, 1).eval()
+    latents = randn(3, 16)
+    assert plain.write_images(generator, upscaler, latents, 2, tmp_path) == 3
+    with torch.no_grad():
+        pixels = plain.to_pixels(upscaler(generator(latents)))
+    for i, picture in enumerate(pixels):
+        with Image.open(tmp_path / f"{i:06d}.png") as file:
+            difference = np.abs(np.asarray(file).astype(int) - picture)
+        assert difference.shape == (16, 16, 3)
+        assert difference.max() <= 1
+
+
+def test_plain_shares_no_layer_with_the_package():
+    text = Path(plain.__file__).read_text()
+    assert "from pgsr" not in text
+    assert "import pgsr" not in text
+
+
+# ----------------------------------------------------------------------------
+# Timing, with a clock that only calls move.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def call(self, name: str, seconds: list[float]) -> Callable[[], None]:
+        """A call that takes each of `seconds` in turn; the first is the warm-up."""
+        rest = iter(seconds)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += next(rest)
+
+        return run
+
+
+def test_contenders_take_turns_after_a_warm_up():
+    clock, rounds = Clock(), []
+    contenders = [Contender(n, 1, clock.call(n, [9, 1, 1, 1])) for n in "abc"]
+    measure(contenders, 3, lambda: clock.now, rounds.append)
+    assert "".join(clock.calls) == "abc" + "abc" * 3
+    assert rounds == [1, 2, 3]
+
+
+def test_median_and_extremes_without_the_warm_up():
+    clock = Clock()
+    slow = clock.call("a", [100, 4, 2, 8])
+    timing = measure([Contender("a", 16, slow)], 3, lambda: clock.now)["a"]
+    assert timing.seconds == (4, 2, 8)
+    found = timing.as_dict()
+    assert (found["seconds_median"], found["seconds_min"], found["seconds_max"]) == (4, 2, 8)
+    assert found["images_per_second"] == timing.images_per_second == 4
+    assert (found["images_per_second_min"], found["images_per_second_max"]) == (2, 8)
+
+
+def test_ratios_are_taken_round_by_round():
+    slow, fast = Timing(1, (2.0, 20.0, 4.0)), Timing(2, (2.0, 10.0, 1.0))
+    assert fast.ratio_to(slow) == 4.0  # of 2, 4, 8; the ratio of medians would be 4 images in 4 s: 4
+    assert Timing(1, (1.0, 3.0, 100.0)).ratio_to(Timing(1, (10.0, 2.0, 1.0))) == pytest.approx(2 / 3)
+    assert slow.ratio_to(slow) == 1.0
+
+
+@pytest.mark.parametrize(("names", "rounds"), [("", 1), ("a", 0), ("aa", 1)])
+def test_nothing_to_measure(names, rounds):
+    contenders = [Contender(name, 1, lambda: None) for name in names]
+    with pytest.raises(PgsrError):
+        measure(contenders, rounds)
+
+
+# ----------------------------------------------------------------------------
+# The machine.
+
+
+def test_the_machine_is_described(monkeypatch):
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 50.0 * threads)
+    found = machine.describe(threads=2)
+    assert found.cpu
+    assert found.cores >= 1
+    assert found.memory_bytes > 2**28
+    assert found.packages["torch"] == torch.__version__
+    assert (found.threads, found.peak_gflops) == (2, 100.0)
+    json.dumps(found.as_dict())
+
+
+def test_the_peak_is_measured():
+    assert 0.1 < machine.peak_gflops(threads=1, size=64, rounds=3) < 1e5
+
+
+def test_instruction_sets_are_read():
+    assert machine._instruction_sets("processor : 0\nflags\t\t: fpu avx2 amx_tile avx512fx\n") == (
+        "avx2",
+        "amx_tile",
+    )
+    assert machine._instruction_sets("") == ()
+
+
+# ----------------------------------------------------------------------------
+# Equation 3 and the counted multiply-adds.
+
+
+def test_equation_3_of_one_layer():
+    saving = equation_3(nn.Conv2d(6, 10, 3, padding=1), torch.zeros(1, 6, 5, 5))
+    assert saving.vanilla == 5 * 5 * 6 * 10 * 9
+    assert saving.separable == pytest.approx(5 * 5 * 6 * (9 + 10))  # equation 2
+    assert saving.ratio == pytest.approx(1 / 10 + 1 / 9)
+
+
+def test_equation_3_leaves_pointwise_and_latent_layers():
+    assert equation_3(nn.Conv2d(6, 10, 1), torch.zeros(1, 6, 5, 5)).ratio == 1
+    first = equation_3(nn.ConvTranspose2d(6, 10, 4), torch.zeros(1, 6, 1, 1))
+    assert (first.vanilla, first.ratio) == (6 * 10 * 16, 1)
+
+
+def by_hand(convolution: str) -> dict[str, int]:
+    """Multiply-adds of TINY: maps are 12 at 4 x 4 and 8 at 8 x 8, 8 in the upscaler from 8 to 16."""
+
+    def conv(inputs: int, outputs: int, kernel: int, side: int) -> int:
+        if convolution == "vanilla":
+            return inputs * outputs * kernel**2 * side**2
+        return inputs * (kernel**2 + outputs) * side**2
+
+    first = 16 * 12 * 16  # the latent's; a separable one's spreading is not counted
+    generator = first + conv(12, 12, 3, 4) + conv(12, 8, 3, 8) + conv(8, 8, 3, 8) + 8 * 3 * 8**2
+    upscaler = conv(3, 8, 9, 8) + 3 * conv(8, 8, 3, 8) + conv(8, 32, 3, 8) + conv(8, 3, 9, 16)
+    return {"generator": generator, "upscaler": upscaler, "chain": generator + upscaler}
+
+
+# ----------------------------------------------------------------------------
+# The command, once, at tiny sizes.
+
+ARGUMENTS = ["throughput", *"--batch 2 --large-batch 2 --images 3 --rounds 2 --threads 1".split()]
+ARGUMENTS += "--resolution 8 --latent-size 16 --feature-base 64 --feature-max 12".split()
+ARGUMENTS += "--scale 2 --sr-blocks 1 --sr-features 8".split()
+
+
+@pytest.fixture(scope="module")
+def report(command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """The command's result with --json, and its report's folder; a drawn bundle stands for the model."""
+    import bundles as tiny
+
+    folder = tmp_path_factory.mktemp("bench")
+    model = tiny.write_bundle(folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "peak_gflops", lambda threads: 2.0)
+        result = command(main, *ARGUMENTS, "--json", "--model", model, "--out", folder / "report")
+    assert result.exit_code == 0, result.stderr
+    return result, folder / "report"
+
+
+@pytest.fixture(scope="module")
+def found(report: tuple[Result, Path]) -> dict[str, Any]:
+    return json.loads(report[0].stdout)
+
+
+def test_the_json_is_also_the_file(report, found):
+    assert json.loads((report[1] / "throughput.json").read_text()) == found
+    assert found["benchmark"] == "throughput"
+    assert found["settings"]["resolution"] == 8
+    assert found["settings"]["model"] == "model"
+    assert "/" not in json.dumps(found["settings"])
+
+
+def test_all_rows_are_there(found):
+    rows = [(row["stage"], row["convolution"]) for row in found["rows"]]
+    pairs = [
+        (stage, convolution)
+        for stage in ("generator", "upscaler", "chain", "end to end")
+        for convolution in ("vanilla", "separable")
+    ]
+    assert rows == [*pairs, ("tiny chain", "as trained"), ("tiny end to end", "as trained")]
+
+
+@pytest.mark.parametrize("convolution", ["vanilla", "separable"])
+def test_multiply_adds_are_those_counted_by_hand(found, convolution):
+    counted = {r["stage"]: r["multiply_adds"] for r in found["rows"] if r["convolution"] == convolution}
+    expected = by_hand(convolution)
+    assert counted == {**expected, "end to end": expected["chain"]}
+
+
+def test_the_saving_is_that_of_equation_3(found):
+    vanilla, separable = by_hand("vanilla"), by_hand("separable")
+    for stage, ratio in found["equation_3"].items():
+        assert ratio["counted"] == pytest.approx(separable[stage] / vanilla[stage])
+        assert ratio["predicted"] == pytest.approx(ratio["counted"], rel=0.01)
+    assert set(found["equation_3"]) == {"generator", "upscaler", "chain"}
+
+
+def test_speeds_follow_from_the_seconds(found):
+    for row in found["rows"]:
+        for way, adds in (("eager", row["multiply_adds"]), ("onnxruntime", row["graph_multiply_adds"])):
+            speed = row[way]
+            if speed is None:
+                assert row["convolution"] == "as trained"
+                continue
+            assert len(speed["seconds"]) == found["settings"]["rounds"] == 2
+            assert speed["seconds_min"] <= speed["seconds_median"] <= speed["seconds_max"]
+            rate = speed["images_per_call"] / speed["seconds_median"]
+            assert speed["images_per_second"] == pytest.approx(rate)
+            assert speed["gflops"] == pytest.approx(2 * adds * rate / 1e9)
+            assert speed["share_of_peak"] == pytest.approx(speed["gflops"] / 2.0)
+
+
+def test_ratios_follow_from_the_rounds(found):
+    rows = {(row["stage"], row["convolution"]): row for row in found["rows"]}
+    for stage in ("generator", "upscaler", "chain", "end to end"):
+        for convolution in ("vanilla", "separable"):
+            row, plain_row = rows[stage, convolution], rows[stage, "vanilla"]
+            graph = row["onnxruntime"]["seconds"]
+            for name, eager in (("ratio", row["eager"]), ("ratio_to_plain", plain_row["eager"])):
+                rounds = [e / g for e, g in zip(eager["seconds"], graph, strict=True)]
+                assert row[name] == pytest.approx(sum(rounds) / 2)  # the median of two
+
+
+def test_images_of_a_call(found):
+    calls = {row["stage"]: row["onnxruntime"]["images_per_call"] for row in found["rows"]}
+    assert calls == {
+        "generator": 2,
+        "upscaler": 2,
+        "chain": 2,
+        "end to end": 3,
+        "tiny chain": 2,
+        "tiny end to end": 3,
+    }
+
+
+def test_the_picture_opens(report):
+    with Image.open(report[1] / "throughput.png") as picture:
+        picture.load()
+        assert picture.width > 500
+
+
+def test_page_and_table_have_all_rows(report, found):
+    from pgsr.benchmarks.report import HEADINGS, table, text
+
+    page = (report[1] / "throughput.md").read_text()
+    lines = table(found["rows"]).splitlines()
+    assert len(lines) == 1 + len(found["rows"])
+    assert all(heading in lines[0] for heading in HEADINGS)
+    for row, line in zip(found["rows"], lines[1:], strict=True):
+        assert line.startswith(row["stage"])
+        assert f"| {row['stage']} | {row['convolution']} |" in page
+    assert all(note in page for note in found["notes"])
+    assert "by equation 3" in text(found)
+
+
+def test_progress_is_on_stderr(report):
+    assert "generator: round 2 of 2" in report[0].stderr
+    assert report[0].stdout.count("\n") == 1  # the object alone
+
+
+def test_a_graph_that_computes_something_else_is_an_error():
+    system = systems.System("vanilla", nn.Identity(), nn.Identity(), None, {})  # type: ignore[arg-type]
+    images = randn(2, 3, 4, 4).numpy()
+    assert checked_difference("generator", system, images, images) == 0
+    with pytest.raises(PgsrError, match="vanilla generator graph"):
+        checked_difference("generator", system, images, images + 0.1)
+    with pytest.raises(PgsrError):
+        checked_difference("generator", system, images, images[:1])
+    with pytest.raises(PgsrError):
+        checked_difference("generator", system, images, images * float("nan"))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--batch 1", "--large-batch 0", "--images 0", "--rounds 0", "--threads -1"]
+)
+def test_wrong_settings_are_named(command, wrong):
+    result = command(main, "throughput", *wrong.split())
+    assert result.exit_code == 1
+    assert wrong.split()[0] in result.stderr
+
+
+def test_help_needs_neither_torch_nor_matplotlib():
+    heavy = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib")
+    program = (
+        "import sys\nfrom pgsr.benchmarks.cli import main\n"
+        "main(['throughput', '--help'], standalone_mode=False)\n"
+        f"print(sorted(m for m in {heavy} if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+# ----------------------------------------------------------------------------
+# Training in pieces.
+
+QUICK = "--recipe tiny --set schedule.batch=4 --set run.log_images=8 --set run.sample_grid=4".split()
+
+
+def piece(command: Command, data: Path, out: Path, *arguments: object) -> dict[str, Any]:
+    result = command(
+        train_shipped.main,
+        *QUICK,
+        *("--data", data, "--out", out, "--minutes", 0.01, "--device", "cpu", "--json"),
+        *arguments,
+    )
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def checkpoint_in(folder: Path) -> Path:
+    (found,) = folder.glob("*.safetensors")
+    return found
+
+
+@pytest.fixture(scope="module")
+def pieces(command: Command, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two pieces, the second from where the first stopped."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path_factory.mktemp("pieces")
+    first, second = folder / "first", folder / "second"
+    piece(command, toy, first)
+    piece(command, toy, second, "--checkpoint", checkpoint_in(first))
+    return first, second
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_piece_leaves_four_flat_files(pieces):
+    for folder in pieces:
+        summary = summary_of(folder)
+        names = {path.name for path in folder.iterdir()}
+        assert names == {*summary["files"], "summary.json"}
+        assert sorted(Path(n).suffix for n in names) == [".json", ".jsonl", ".png", ".safetensors"]
+        assert all(path.is_file() and path.stat().st_size < 16 * 2**20 for path in folder.iterdir())
+        assert f"{summary['images_shown']:09d}.safetensors" in names
+        with Image.open(folder / f"{summary['images_shown']:09d}.png") as sheet:
+            sheet.load()
+
+
+def test_a_piece_says_what_it_did(pieces):
+    summary = summary_of(pieces[0])
+    assert summary["images_shown_before"] == 0
+    assert summary["images_shown"] > 0
+    assert summary["device"] == "cpu"
+    assert summary["batch"] == 4
+    assert summary["peak_memory_bytes"] > 2**20
+    made = summary["images_shown"] - summary["images_shown_before"]
+    assert summary["images_per_second"] == pytest.approx(made / summary["seconds"])
+    assert not summary["finished"]
+
+
+def test_the_second_piece_continues_the_first(pieces):
+    from pgsr.checkpoint import load
+
+    first, second = (load(checkpoint_in(folder)) for folder in pieces)
+    assert summary_of(pieces[1])["images_shown_before"] == first.progress["images_shown"]
+    assert second.progress["images_shown"] > first.progress["images_shown"]
+    name = "generator.blocks.0.conv.pointwise.weight"
+    assert not torch.equal(first.tensors[name], second.tensors[name])
+    moved = (first.tensors[name] - second.tensors[name]).abs().mean()
+    assert moved < 0.5 * first.tensors[name].abs().mean()  # the same network, further on
+    logged = [json.loads(line) for line in (pieces[1] / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["images_shown"] > first.progress["images_shown"] for record in logged)
+
+
+def test_a_piece_accepts_data_of_another_fingerprint(pieces, command, tmp_path):
+    from pgsr.trainer.prepare import Settings, prepare
+
+    other = tmp_path / "other.zip"
+    prepare([], other, Settings((16,), "lanczos", "png", 95), drawn=12)
+    checkpoint = checkpoint_in(pieces[0])
+    summary = piece(command, other, tmp_path / "out", "--checkpoint", checkpoint)
+    assert summary["images_shown_before"] == int(checkpoint.stem)
+
+
+def test_a_piece_without_a_checkpoint_there_is_an_error(command, toy, tmp_path):
+    arguments = ("--data", toy, "--out", tmp_path / "out", "--checkpoint", tmp_path / "absent.safetensors")
+    result = command(train_shipped.main, *QUICK, *arguments)
+    assert result.exit_code == 1
+    assert "no checkpoint" in result.stderr
+
+
+def test_a_piece_too_short_for_a_step_is_an_error(command, toy, tmp_path):
+    pytest.importorskip("tensorboard")
+    result = command(train_shipped.main, *QUICK, "--data", toy, "--out", tmp_path / "out", "--minutes", 0)
+    assert result.exit_code == 1
+    assert "minutes" in result.stderr

@@ -1,0 +1,110 @@
+"""What pgsr-train does: from a recipe's name and options to a finished or stopped run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pgsr.checkpoint import load as load_checkpoint
+from pgsr.cli import emit
+from pgsr.errors import PgsrError
+
+from . import config
+from .loop import load_weights, make_trainer
+from .memory import keep_freed_memory
+from .run import Run, StopRequest, checkpoint_files, latest_checkpoint, provenance, train
+from .schedule import Schedule
+from .schedule import build as build_schedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was given."""
+
+    recipe_name: str
+    data: Path | None
+    out: Path | None
+    resume: bool
+    other_data: bool
+    start_from: Path | None
+    settings: tuple[str, ...]
+    device: str
+    minutes: float | None
+    dry_run: bool
+    as_json: bool
+
+
+def chosen_device(wish: str) -> torch.device:
+    """auto, cpu or cuda[:N]. Raises PgsrError for a device that is not there."""
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise PgsrError(f"--device {wish!r} is not auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PgsrError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    return device
+
+
+def schedule_table(schedule: Schedule) -> str:
+    """The phases as text (pgsr-train --dry-run)."""
+    lines = [f"{'phase':<14}{'alpha':<10}{'batch':>6}{'images':>12}{'steps':>10}{'shown at end':>14}"]
+    for phase in schedule.phases:
+        alpha = "0 to 1" if phase.fading else "1"
+        steps = phase.images // (phase.batch * schedule.images_per_step)
+        lines.append(
+            f"{phase.name:<14}{alpha:<10}{phase.batch:>6}{phase.images:>12,}{steps:>10,}{phase.end:>14,}"
+        )
+    return "\n".join(lines)
+
+
+def list_recipes() -> str:
+    """One line a recipe that comes with the package."""
+    return "\n".join(f"{name:<28}{config.load(name).about}" for name in config.recipe_names())
+
+
+def _start_from(path: Path, run: Run) -> None:
+    """Takes the averaged generator of a checkpoint or run as the start of both generators."""
+    checkpoint = load_checkpoint(latest_checkpoint(path) if path.is_dir() else path)
+    state = run.trainer.state
+    weights = {f"generator.{k}": v for k, v in checkpoint.under("generator_ema.").items()}
+    load_weights(state.generator, weights, "generator")
+    state.generator_ema.load_state_dict(state.generator.state_dict())
+
+
+def start(options: Options) -> None:
+    """Runs the command. Raises PgsrError for anything the user can mend."""
+    recipe = config.load(options.recipe_name, options.settings)
+    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
+    if options.dry_run:
+        text = schedule_table(schedule) + "\n" + json.dumps(recipe.as_dict(), indent=1)
+        emit({"recipe": recipe.as_dict(), "total_images": schedule.total_images}, text, options.as_json)
+        return
+    data, out = options.data, options.out
+    if data is None or out is None:
+        raise PgsrError("name the photographs with --data and the run's folder with --out")
+    if not options.resume and checkpoint_files(out):
+        raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
+    keep_freed_memory()
+    trainer = make_trainer(recipe, schedule, data, chosen_device(options.device))
+    run = Run(out, trainer, provenance(trainer))
+    if options.resume:
+        run.resume(latest_checkpoint(out), options.other_data)
+    elif options.start_from is not None:
+        _start_from(options.start_from, run)
+    print(f"training {recipe.name} on {trainer.device} in {str(trainer.precision)[6:]}", file=sys.stderr)
+    with StopRequest(options.minutes) as stop:
+        finished = train(run, stop)
+    shown = trainer.state.images_shown
+    result = {"run": str(out), "images_shown": shown, "finished": finished}
+    text = f"{out}: {shown} images shown"
+    if not finished:
+        again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
+        text += f"; to go on: {shlex.join(['pgsr-train', *again])}"
+    emit(result, text, options.as_json)
