@@ -232,9 +232,10 @@ def by_hand(convolution: str) -> dict[str, int]:
 # ----------------------------------------------------------------------------
 # The command, once, at tiny sizes.
 
-ARGUMENTS = ["throughput", *"--batch 2 --large-batch 2 --images 3 --rounds 2 --threads 1".split()]
-ARGUMENTS += "--resolution 8 --latent-size 16 --feature-base 64 --feature-max 12".split()
-ARGUMENTS += "--scale 2 --sr-blocks 1 --sr-features 8".split()
+ARGUMENTS = (
+    "--batch 2 --large-batch 2 --images 3 --rounds 2 --threads 1 --resolution 8 --latent-size 16 "
+    "--feature-base 64 --feature-max 12 --scale 2 --sr-blocks 1 --sr-features 8"
+)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,12 @@ def report(command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     model = tiny.write_bundle(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "peak_gflops", lambda threads: 2.0)
-        result = command(main, *ARGUMENTS, "--json", "--model", model, "--out", folder / "report")
+        result = command(
+            main,
+            "throughput",
+            *ARGUMENTS.split(),
+            *("--json", "--model", model, "--out", folder / "report"),
+        )
     assert result.exit_code == 0, result.stderr
     return result, folder / "report"
 
@@ -387,13 +393,13 @@ def test_help_needs_neither_torch_nor_matplotlib():
 # ----------------------------------------------------------------------------
 # Training in pieces.
 
-QUICK = "--recipe tiny --set schedule.batch=4 --set run.log_images=8 --set run.sample_grid=4".split()
+QUICK = "--recipe tiny --set schedule.batch=4 --set run.log_images=8 --set run.sample_grid=4"
 
 
 def piece(command: Command, data: Path, out: Path, *arguments: object) -> dict[str, Any]:
     result = command(
         train_shipped.main,
-        *QUICK,
+        *QUICK.split(),
         *("--data", data, "--out", out, "--minutes", 0.01, "--device", "cpu", "--json"),
         *arguments,
     )
@@ -471,13 +477,15 @@ def test_a_piece_accepts_data_of_another_fingerprint(pieces, command, tmp_path):
 
 def test_a_piece_without_a_checkpoint_there_is_an_error(command, toy, tmp_path):
     arguments = ("--data", toy, "--out", tmp_path / "out", "--checkpoint", tmp_path / "absent.safetensors")
-    result = command(train_shipped.main, *QUICK, *arguments)
+    result = command(train_shipped.main, *QUICK.split(), *arguments)
     assert result.exit_code == 1
     assert "no checkpoint" in result.stderr
 
 
 def test_a_piece_too_short_for_a_step_is_an_error(command, toy, tmp_path):
     pytest.importorskip("tensorboard")
-    result = command(train_shipped.main, *QUICK, "--data", toy, "--out", tmp_path / "out", "--minutes", 0)
+    result = command(
+        train_shipped.main, *QUICK.split(), "--data", toy, "--out", tmp_path / "out", "--minutes", 0
+    )
     assert result.exit_code == 1
     assert "minutes" in result.stderr
