@@ -400,7 +400,7 @@ def piece(command: Command, data: Path, out: Path, *arguments: object) -> dict[s
     result = command(
         train_shipped.main,
         *QUICK.split(),
-        *("--data", data, "--out", out, "--minutes", 0.01, "--device", "cpu", "--json"),
+        *("--data", data, "--out", out, "--minutes", 0.03, "--device", "cpu", "--json"),
         *arguments,
     )
     assert result.exit_code == 0, result.stderr

@@ -1,8 +1,8 @@
 """The C library's allocator, told to keep what it has.
 
 A training step on the CPU frees and asks again for the same large blocks; glibc gives each back to the
-kernel and pays page faults for it anew. Keeping them made a 64x64 step 1.6 times as fast on two cores
-(benchmarks: `pgsr-bench training`).
+kernel and pays page faults for it anew; where memory traffic rules, as with separable convolutions at
+large batches, that is a good part of a step.
 """
 
 from __future__ import annotations
