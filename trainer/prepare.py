@@ -161,3 +161,7 @@ def main(
         f"fingerprint {result['fingerprint'][:16]}",
         as_json,
     )
+
+
+if __name__ == "__main__":
+    main()
