@@ -18,6 +18,8 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
+from .objectives import ObjectiveConfig
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -66,31 +68,6 @@ class ScheduleConfig:
         while 2 * result[-1] <= self.resolution:
             result.append(2 * result[-1])
         return result
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Which losses, and how much of each. See pgsr.trainer.objectives."""
-
-    adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
-    adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
-    critic_steps: int = 1  # n_critic (paper 2, section A.1)
-    gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
-    gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
-    drift: float = 0.0  # epsilon_drift, 0.001 in paper 2
-    r1: float = 0.0  # gamma of R1 (Mescheder et al. 2018)
-    penalty_every: int = 1  # steps between penalties, each then as many times as strong
-    pixel: str = "none"  # "mse" or "l1" between generated and paired real images
-    pixel_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        from .objectives import OBJECTIVES, PIXEL_LOSSES
-
-        check_choice("objective.adversarial", self.adversarial, (*OBJECTIVES, "none"))
-        check_choice("objective.pixel", self.pixel, (*PIXEL_LOSSES, "none"))
-        for name in ("critic_steps", "penalty_every"):
-            if getattr(self, name) < 1:
-                raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -155,12 +132,12 @@ class Recipe:
     generator: Mapping[str, Any]  # {"kind": ..., options of that network}
     discriminator: Mapping[str, Any]  # {} without an adversarial loss
     schedule: ScheduleConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
-    generator_optimizer: OptimizerConfig = OptimizerConfig()
-    critic_optimizer: OptimizerConfig = OptimizerConfig()
-    averaging: AveragingConfig = AveragingConfig()
-    data: DataConfig = DataConfig()
-    run: RunConfig = RunConfig()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    generator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import ObjectiveConfig
+from pgsr.errors import PgsrError, check_choice
 
 Score = Callable[[Tensor], Tensor]
 
@@ -39,6 +39,29 @@ OBJECTIVES: dict[str, Adversarial] = {
 }
 
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which losses, and how much of each; the [objective] table of a recipe."""
+
+    adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
+    adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
+    critic_steps: int = 1  # n_critic (paper 2, section A.1)
+    gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
+    gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
+    drift: float = 0.0  # epsilon_drift, 0.001 in paper 2
+    r1: float = 0.0  # gamma of R1 (Mescheder et al. 2018)
+    penalty_every: int = 1  # steps between penalties, each then as many times as strong
+    pixel: str = "none"  # "mse" or "l1" between generated and paired real images
+    pixel_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("objective.adversarial", self.adversarial, (*OBJECTIVES, "none"))
+        check_choice("objective.pixel", self.pixel, (*PIXEL_LOSSES, "none"))
+        for name in ("critic_steps", "penalty_every"):
+            if getattr(self, name) < 1:
+                raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
 
 
 def critic_terms(
