@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 PURPOSES = {
     "latent": 0,  # generated images: trainer previews, export parity, runtime
     "critic latent": 1,  # latents of the images the critic is trained on
-    "generator latent": 7,  # latents the generator is trained on
     "order": 2,  # the data set's order, one permutation an epoch
     "mirror": 3,  # horizontal flips of the training images
     "penalty": 4,  # where between real and generated the gradient penalty looks
     "crop": 5,  # corners of super-resolution training crops
     "picture": 6,  # the procedural data set
+    "generator latent": 7,  # latents the generator is trained on
+    "noise": 8,  # on super-resolution inputs
+    "noise strength": 9,
 }
 
 

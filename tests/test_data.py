@@ -534,8 +534,24 @@ def test_crops_of_a_pair_line_up(placed: Path, mirror: bool):
     assert (20 < flips < 80) if mirror else flips == 0
 
 
-def test_crops_do_not_depend_on_the_batch(placed: Path):
-    recipe = config.from_dict(CROPS)
+def test_noise_is_on_the_inputs_alone_and_no_stronger_than_asked(placed: Path):
+    noisy = config.from_dict({**CROPS, "data": {"resolution": 16, "mirror": False, "noise": 0.5}})
+    clean = config.from_dict({**CROPS, "data": {"resolution": 16, "mirror": False}})
+    strengths = []
+    for start in range(0, 400, 10):
+        stage = build(noisy.schedule).at(start)
+        a = batches.CropBatches(noisy, placed, CPU).for_critic(stage, start)
+        b = batches.CropBatches(clean, placed, CPU).for_critic(stage, start)
+        assert torch.equal(a.reals, b.reals)
+        strengths += (a.inputs - b.inputs).square().mean(dim=(1, 2, 3)).sqrt().tolist()
+    assert 0.2 < np.mean(strengths) < 0.3  # uniform between 0 and 0.5
+    assert max(strengths) < 0.5 * 1.4  # of 48 numbers
+    assert min(strengths) < 0.05
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_crops_do_not_depend_on_the_batch(placed: Path, noise: float):
+    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], "noise": noise}})
     halved = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, batch=5))
     whole = batches.CropBatches(recipe, placed, CPU).for_critic(build(recipe.schedule).at(20), 20)
     source, stage = batches.CropBatches(halved, placed, CPU), build(halved.schedule).at(20)

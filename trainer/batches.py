@@ -125,12 +125,23 @@ class CropBatches:
             lows.append(self.low[index, top : top + low_crop, left : left + low_crop])
             top, left = top * self.scale, left * self.scale
             highs.append(self.high[index, top : top + self.crop, left : left + self.crop])
-        low = from_pixels(torch.stack(lows).to(self.device))
+        low = from_pixels(torch.stack(lows).to(self.device)) + self._noise(start, stage.batch)
         high = from_pixels(torch.stack(highs).to(self.device))
         if self.recipe.data.mirror:
             flips = mirrored(seed, start, stage.batch)
             low, high = mirror(low, flips), mirror(high, flips)
         return Batch(low, high, self.paired)
+
+    def _noise(self, start: int, batch: int) -> Tensor | float:
+        """Noise of a strength drawn for each crop, so that the network does not sharpen what a generator
+        leaves in its images: [N, 3, h, w]."""
+        strongest = self.recipe.data.noise
+        if not strongest:
+            return 0.0
+        seed, side, positions = self.recipe.seed, self.crop // self.scale, range(start, start + batch)
+        strength = [strongest * draws.uniforms(seed, "noise strength", p, 1)[0] for p in positions]
+        rows = draws.normals(seed, "noise", positions, 3 * side**2) * np.float32(strength)[:, None]
+        return torch.from_numpy(rows).view(-1, 3, side, side).to(self.device)
 
     def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
         """The critic's last batch, since its pairs serve the pixel loss as well."""

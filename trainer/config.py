@@ -103,6 +103,7 @@ class DataConfig:
 
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
+    noise: float = 0.0  # super-resolution: the most that is added to inputs, as a standard deviation
 
 
 @dataclass(frozen=True)
