@@ -150,3 +150,9 @@ def test_without_growing_there_is_one_phase():
 def test_a_schedule_that_shows_nothing_is_an_error():
     with pytest.raises(PgsrError, match="shows no images"):
         build(ScheduleConfig(resolution=8, fade_images=0, stable_images=0))
+
+
+def test_images_at_a_resolution_count_from_its_fade():
+    plan = build(ScheduleConfig(16, fade_images=80, stable_images=160, batch=8))
+    counted = [plan.at(shown).images_at_resolution for shown in (0, 152, 160, 240, 392, 400, 472)]
+    assert counted == [0, 152, 0, 80, 232, 0, 72]

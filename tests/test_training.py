@@ -18,6 +18,7 @@ from pgsr.checkpoint import Checkpoint, load
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.pixels import from_pixels
 from pgsr.trainer import cli, config, loop, schedule
+from pgsr.trainer import start as beginning
 from pgsr.trainer.config import AveragingConfig, OptimizerConfig
 from pgsr.trainer.data import load_photographs
 from pgsr.trainer.run import StopRequest
@@ -117,7 +118,7 @@ def train(command, recipes: Path, toy: Path, monkeypatch: pytest.MonkeyPatch):
         with monkeypatch.context() as patch:
             if steps is not None:
                 patch.setattr(StopAfter, "steps", steps)
-                patch.setattr(cli, "StopRequest", StopAfter)
+                patch.setattr(beginning, "StopRequest", StopAfter)
             return command(
                 cli.main,
                 recipes / f"{recipe}.toml",
@@ -382,6 +383,12 @@ def test_the_average_is_its_formula():
     assert (average.trunk_bn.running_mean == 3).all()
 
 
+def stage_of(batch: int, images_shown: int = 0) -> schedule.Stage:
+    """A stage of a schedule 4, 8 whose fade to 8 begins at 1600 images."""
+    plan = config.ScheduleConfig(8, fade_images=800, stable_images=1600, batch=batch)
+    return schedule.build(plan).at(images_shown)
+
+
 def test_half_life_means_the_same_at_any_batch():
     """A weight that jumps from 0 to 1: the average after 240 images, and after one half-life."""
     halving = AveragingConfig(half_life_images=48.0)
@@ -391,16 +398,23 @@ def test_half_life_means_the_same_at_any_batch():
             torch.nn.init.zeros_(average.weight)
             torch.nn.init.ones_(network.weight)
             for _ in range(images // batch):
-                loop.update_average(average, network, loop.average_decay(halving, batch))
+                loop.update_average(average, network, loop.average_decay(halving, stage_of(batch)))
             assert average.weight.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_half_life_the_decay_is_a_step():
-    assert (
-        loop.average_decay(AveragingConfig(decay=0.999), 4)
-        == loop.average_decay(AveragingConfig(), 16)
-        == 0.999
-    )
+    for batch in (4, 16):
+        assert loop.average_decay(AveragingConfig(decay=0.999), stage_of(batch)) == 0.999
+
+
+def test_rampup_forgets_untrained_layers():
+    """At the start of a resolution nothing is kept; later the half-life grows to its own value."""
+    ramped = AveragingConfig(half_life_images=100.0, rampup=0.5)
+    assert loop.average_decay(ramped, stage_of(8, 1600)) == 0.0
+    for shown, half_life in ((1640, 20), (1680, 40), (1800, 100), (3000, 100)):
+        assert loop.average_decay(ramped, stage_of(8, shown)) == pytest.approx(0.5 ** (8 / half_life))
+    unramped = AveragingConfig(decay=0.999, rampup=1e9)
+    assert loop.average_decay(unramped, stage_of(8, 1608)) == pytest.approx(0.999)
 
 
 # ----------------------------------------------------------------------------

@@ -95,6 +95,7 @@ class AveragingConfig:
 
     decay: float = 0.999  # a step
     half_life_images: float = 0.0  # if not 0, replaces `decay` and holds at any batch size
+    rampup: float = 0.0  # if not 0, no half-life above this share of the images shown at a resolution
 
 
 @dataclass(frozen=True)

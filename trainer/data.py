@@ -217,7 +217,8 @@ def each_picture(
         picture, why = problem(data, size)
         return name, None if picture is None else work(picture), why
 
-    progress = click.progressbar(length=len(pictures), label="decoding", file=sys.stderr)
+    hidden = not sys.stderr.isatty()
+    progress = click.progressbar(length=len(pictures), label="decoding", file=sys.stderr, hidden=hidden)
     workers = ThreadPoolExecutor(max_workers=os.cpu_count())
     with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):

@@ -135,7 +135,7 @@ class Trainer:
             shown += stage.batch
         batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
         terms |= self._generator_update(generate, score, batch)
-        decay = average_decay(self.recipe.averaging, stage.batch)
+        decay = average_decay(self.recipe.averaging, stage)
         update_average(state.generator_ema, state.generator, decay)
         state.images_shown = shown
         return {name: term.detach() for name, term in terms.items()}
@@ -219,11 +219,18 @@ def _descend(optimizer: torch.optim.Optimizer, terms: Mapping[str, Tensor]) -> N
 # The running average.
 
 
-def average_decay(config: AveragingConfig, batch: int) -> float:
-    """The decay of one step; with a half-life it depends on the batch so that images count alike."""
-    if config.half_life_images:
-        return math.pow(0.5, batch / config.half_life_images)
-    return config.decay
+def average_decay(config: AveragingConfig, stage: Stage) -> float:
+    """The decay of one step; with a half-life it depends on the batch so that images count alike.
+
+    The ramp lets a resolution that has just come in forget its untrained layers quickly: without it the
+    average shows them for several half-lives (Karras et al. 2020, "ema_rampup").
+    """
+    if not config.half_life_images and not config.rampup:
+        return config.decay
+    half_life = config.half_life_images or stage.batch * math.log(0.5) / math.log(config.decay)
+    if config.rampup:
+        half_life = min(half_life, config.rampup * stage.images_at_resolution)
+    return math.pow(0.5, stage.batch / half_life) if half_life else 0.0
 
 
 @torch.no_grad()

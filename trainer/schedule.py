@@ -24,6 +24,7 @@ class Phase:
     start: int  # images shown before it
     images: int  # images shown in it
     steps_before: int  # steps before it
+    resolution_start: int  # images shown before its resolution came in
 
     @property
     def end(self) -> int:
@@ -50,6 +51,11 @@ class Stage:
     @property
     def batch(self) -> int:
         return self.phase.batch
+
+    @property
+    def images_at_resolution(self) -> int:
+        """Images shown since this resolution came in."""
+        return self.images_shown - self.phase.resolution_start
 
     @property
     def begins_phase(self) -> bool:
@@ -106,9 +112,10 @@ def _append(
     steps = -(-images // shown_a_step)
     if steps == 0:
         return
-    start, steps_before = 0, 0
+    start, steps_before, came_in = 0, 0, 0
     if phases:
         last = phases[-1]
         start = last.end
         steps_before = last.steps_before + last.images // (last.batch * critic_steps)
-    phases.append(Phase(resolution, fading, batch, start, steps * shown_a_step, steps_before))
+        came_in = last.resolution_start if last.resolution == resolution else start
+    phases.append(Phase(resolution, fading, batch, start, steps * shown_a_step, steps_before, came_in))
