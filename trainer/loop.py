@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,15 @@ def _grown(network: nn.Module, stage: Stage) -> Callable[[Tensor], Tensor]:
 
 
 @contextlib.contextmanager
-def _frozen(network: nn.Module | None):  # type: ignore[no-untyped-def]
+def _frozen(network: nn.Module | None) -> Iterator[None]:
     """No gradients for a network's weights inside the block; they flow through it all the same."""
-    if network is not None:
-        network.requires_grad_(False)
-    yield
-    if network is not None:
+    if network is None:
+        yield
+        return
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
         network.requires_grad_(True)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgsr import bundle, draws
+from pgsr import draws
 from pgsr.runtime import Synthesizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,6 @@ def test_same_bytes_for_any_batch_and_window(made: Path, tmp_path: Path) -> None
     assert files["half"] == {n: d for n, d in files["many"].items() if int(n[:6]) >= 12}
 
 
-@pytest.mark.skipif(not (bundle.shipped() / bundle.MANIFEST).is_file(), reason="no shipped model")
 def test_shipped_model_draws_the_same_at_any_batch() -> None:
     with Synthesizer(batch=1) as one, Synthesizer(batch=7) as seven:
         assert np.array_equal(one.images(seed=3, count=8), seven.images(seed=3, count=8))
