@@ -140,7 +140,8 @@ class CropBatches:
             return 0.0
         seed, side, positions = self.recipe.seed, self.crop // self.scale, range(start, start + batch)
         strength = [strongest * draws.uniforms(seed, "noise strength", p, 1)[0] for p in positions]
-        rows = draws.normals(seed, "noise", positions, 3 * side**2) * np.float32(strength)[:, None]
+        rows = draws.normals(seed, "noise", positions, 3 * side**2)
+        rows *= np.array(strength, dtype=np.float32)[:, None]
         return torch.from_numpy(rows).view(-1, 3, side, side).to(self.device)
 
     def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
