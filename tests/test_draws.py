@@ -35,6 +35,8 @@ def test_purposes_keep_their_numbers():
         "crop": 5,
         "picture": 6,
         "generator latent": 7,
+        "noise": 8,
+        "noise strength": 9,
     }
 
 
