@@ -86,8 +86,8 @@ def new_system(widths: Widths, convolution: str, folder: Path) -> System:
     upscaler = build(GENERATORS, widths.upscaler(convolution), seed=1).eval().requires_grad_(False)
     todo = plans(
         {
-            "generator": Source(generator, "generator", widths.resolution, {}),
-            "upscaler": Source(upscaler, "upscaler", 0, {}),
+            "generator": Source(generator, "generator", widths.latent_size, widths.resolution, 1, {}),
+            "upscaler": Source(upscaler, "upscaler", 0, 0, widths.scale, {}),
         }
     )
     counts = {p.name: multiply_adds(Chain(list(p.networks), "fp32", False), example(widths, p)) for p in todo}

@@ -86,9 +86,9 @@ def export_bundle(
             folder=folder,
             name=name,
             version=__version__,
-            latent_size=int(getattr(generator.network, "latent_size")) if generator else 0,  # noqa: B009
+            latent_size=generator.latent_size if generator else 0,
             resolution=generator.resolution if generator else 0,
-            scale=_scale(upscaler),
+            scale=upscaler.scale if upscaler else 1,
             graphs=tuple(graphs),
             licence=licence,
             provenance={kind: source.provenance for kind, source in sorted(by_kind.items())},
@@ -98,15 +98,11 @@ def export_bundle(
     return bundle.read(out)
 
 
-def _scale(upscaler: Source | None) -> int:
-    return int(getattr(upscaler.network, "scale")) if upscaler else 1  # noqa: B009
-
-
 def plans(by_kind: dict[str, Source]) -> list[Plan]:
     """The graphs that a bundle of these sources holds."""
     generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
     found: list[Plan] = []
-    scale = _scale(upscaler)
+    scale = upscaler.scale if upscaler else 1
     images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
     if upscaler:
         larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
@@ -115,8 +111,7 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
     if generator:
         side = generator.resolution
         grown = Grown(generator.network, side)
-        latent_size = int(getattr(generator.network, "latent_size"))  # noqa: B009
-        latents = Port("latents", ("n", latent_size), "float32", "standard normal")
+        latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
         made = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
         found.insert(0, Plan("generator", (grown,), False, latents, made, {0: "n"}))
         pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
@@ -134,8 +129,7 @@ class _Inputs:
 
     def latents(self) -> Array:
         assert self.generator is not None
-        size = int(getattr(self.generator.network, "latent_size"))  # noqa: B009
-        return draws.latents(PARITY_SEED, range(self.samples), size)
+        return draws.latents(PARITY_SEED, range(self.samples), self.generator.latent_size)
 
     def images(self) -> Array:
         if self.generator is None:  # smooth noise, since there is nothing to draw faces with

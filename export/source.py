@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pgsr.checkpoint import Checkpoint, load
+from pgsr.checkpoint import Checkpoint, load, newest
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
 
@@ -19,7 +19,9 @@ class Source:
 
     network: nn.Module  # in eval mode, float32
     kind: str  # "generator" (latents in) or "upscaler" (images in)
-    resolution: int  # of a generator's images: the highest that is fully grown in; else 0
+    latent_size: int  # of a generator; 0 of an upscaler
+    resolution: int  # of a generator's images: the highest that is fully grown in; 0 of an upscaler
+    scale: int  # of an upscaler; 1 of a generator
     provenance: dict[str, Any]
 
 
@@ -28,33 +30,26 @@ def read_source(path: Path) -> Source:
 
     Raises PgsrError if there is none, it is damaged, or its weights do not fit its recipe.
     """
-    checkpoint = load(_checkpoint_file(path))
+    checkpoint = load(newest(path))
     options = checkpoint.config["generator"]
     network = build(GENERATORS, options)
     try:
         network.load_state_dict(checkpoint.under("generator_ema."))
     except RuntimeError as error:
         raise PgsrError(f"the weights of {path} do not fit its recipe: {error}") from error
-    kind = "generator" if "latent_size" in options else "upscaler"
+    draws_faces = "latent_size" in options
     return Source(
         network=network.eval().requires_grad_(False),
-        kind=kind,
-        resolution=_grown_resolution(checkpoint) if kind == "generator" else 0,
+        kind="generator" if draws_faces else "upscaler",
+        latent_size=options.get("latent_size", 0),
+        resolution=_grown_resolution(checkpoint) if draws_faces else 0,
+        scale=options.get("scale", 1),
         provenance={
             "recipe": checkpoint.config,
             "images_shown": checkpoint.progress["images_shown"],
             **checkpoint.provenance,
         },
     )
-
-
-def _checkpoint_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted((path / "checkpoints").glob("*.safetensors"))
-    if not files:
-        raise PgsrError(f"{path} holds no checkpoint: train it first, or name a .safetensors file")
-    return files[-1]
 
 
 def _grown_resolution(checkpoint: Checkpoint) -> int:

@@ -83,3 +83,18 @@ def load(path: Path) -> Checkpoint:
         raise PgsrError(f"{path} is damaged: its contents do not match its digest; use an older checkpoint")
     fields = {name: json.loads(metadata[name]) for name in ("config", "progress", "provenance")}
     return Checkpoint(tensors=tensors, **fields)
+
+
+def files_of(run: Path) -> list[Path]:
+    """A run folder's checkpoints, oldest first; they are named by the images shown."""
+    return sorted((run / "checkpoints").glob("*.safetensors"))
+
+
+def newest(path: Path) -> Path:
+    """The newest checkpoint of a run folder; a file is itself. Raises PgsrError if there is none."""
+    if path.is_file():
+        return path
+    files = files_of(path)
+    if not files:
+        raise PgsrError(f"{path} holds no checkpoint: train it first, or name a .safetensors file")
+    return files[-1]

@@ -588,7 +588,8 @@ def test_an_existing_run_is_not_overwritten(train, uninterrupted: Path):
 
 
 def test_resuming_nothing_is_one_line(train, tmp_path: Path):
-    assert "holds no checkpoint to resume from" in error_line(train("progan", tmp_path / "run", "--resume"))
+    assert "holds no checkpoint" in error_line(train("progan", tmp_path / "run", "--resume"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_one_line(train, uninterrupted: Path, tmp_path: Path):

@@ -20,27 +20,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pgsr import __version__, images
-from pgsr.checkpoint import Checkpoint, load, save
+from pgsr.checkpoint import Checkpoint, files_of, load, save
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
 from .config import Recipe
 from .loop import Trainer, restore, state_tensors
 from .schedule import Stage
-
-
-def checkpoint_files(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("*.safetensors"))
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint. Raises PgsrError if there is none."""
-    files = checkpoint_files(run)
-    if not files:
-        raise PgsrError(f"{run} holds no checkpoint to resume from")
-    return files[-1]
-
 
 # ----------------------------------------------------------------------------
 # Stopping on request.
@@ -153,7 +139,7 @@ class Run:
 
     def _prune(self, recipe: Recipe) -> None:
         milestones = {phase.end for phase in self.trainer.schedule.phases}
-        passing = [p for p in checkpoint_files(self.folder) if int(p.stem) not in milestones]
+        passing = [p for p in files_of(self.folder) if int(p.stem) not in milestones]
         for path in passing[: -recipe.run.keep_checkpoints]:
             path.unlink()
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from pgsr.checkpoint import load as load_checkpoint
+from pgsr import checkpoint as checkpoints
 from pgsr.cli import emit
 from pgsr.errors import PgsrError
 
 from . import config
 from .loop import load_weights, make_trainer
 from .memory import keep_freed_memory
-from .run import Run, StopRequest, checkpoint_files, latest_checkpoint, provenance, train
+from .run import Run, StopRequest, provenance, train
 from .schedule import Schedule
 from .schedule import build as build_schedule
 
@@ -71,7 +71,7 @@ def list_recipes() -> str:
 
 def _start_from(path: Path, run: Run) -> None:
     """Takes the averaged generator of a checkpoint or run as the start of both generators."""
-    checkpoint = load_checkpoint(latest_checkpoint(path) if path.is_dir() else path)
+    checkpoint = checkpoints.load(checkpoints.newest(path))
     state = run.trainer.state
     weights = {f"generator.{k}": v for k, v in checkpoint.under("generator_ema.").items()}
     load_weights(state.generator, weights, "generator")
@@ -89,13 +89,14 @@ def start(options: Options) -> None:
     data, out = options.data, options.out
     if data is None or out is None:
         raise PgsrError("name the photographs with --data and the run's folder with --out")
-    if not options.resume and checkpoint_files(out):
+    if not options.resume and checkpoints.files_of(out):
         raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
+    resume_from = checkpoints.newest(out) if options.resume else None
     keep_freed_memory()
     trainer = make_trainer(recipe, schedule, data, chosen_device(options.device))
     run = Run(out, trainer, provenance(trainer))
-    if options.resume:
-        run.resume(latest_checkpoint(out), options.other_data)
+    if resume_from is not None:
+        run.resume(resume_from, options.other_data)
     elif options.start_from is not None:
         _start_from(options.start_from, run)
     print(f"training {recipe.name} on {trainer.device} in {str(trainer.precision)[6:]}", file=sys.stderr)
