@@ -81,8 +81,8 @@ def session_of(model: bytes) -> Callable[[Array], Array]:
 class HalfStorage(TorchDispatchMode):
     """Inside it, every operation on half tensors computes in float32 and rounds its result to half.
 
-    That is what tensor cores do, it overflows where they do, and it is a hundred times as fast as
-    half arithmetic on a CPU.
+    That is what tensor cores do, it overflows where they do, and it is far faster than half arithmetic
+    on a CPU.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
