@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Group, emit, json_option, version_option
-from pgsr.errors import missing_package
+from pgsr.cli import Group, emit, json_option, packages, version_option
 
 
 @click.group(cls=Group)
@@ -43,17 +42,13 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
 
     The defaults are the papers' full widths, and take minutes on a small machine.
     """
-    try:
+    with packages("measuring", "bench"):
         from .report import text, write_report
         from .systems import Widths
         from .throughput import Settings, run
-    except ImportError as error:
-        raise missing_package("measuring", "bench", error) from error
     widths = Widths(**{name: options.pop(name) for name in Widths.__dataclass_fields__})
     result = run(Settings(widths=widths, **options), lambda line: click.echo(line, err=True))
     if out is not None:
-        try:
+        with packages("the report's picture", "bench"):
             write_report(result, out)
-        except ImportError as error:
-            raise missing_package("the report's picture", "bench", error) from error
     emit(result, text(result), as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph
-from pgsr.export.build import Plan, multiply_adds, plans
+from pgsr.export.build import Plan, convert, multiply_adds, plans
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites import Grown, rewritten
+from pgsr.export.rewrites import Grown
 from pgsr.export.source import Source
-from pgsr.export.to_onnx import OPSET, to_onnx
 from pgsr.files import make_folder, write_bytes
 from pgsr.networks import GENERATORS, build
 
@@ -129,24 +127,9 @@ def _export(widths: Widths, todo: list[Plan], folder: Path) -> Bundle:
 
 
 def _write_graph(widths: Widths, plan: Plan, folder: Path) -> Graph:
-    results = [rewritten(network) for network in plan.networks]
-    networks = [network for network, _ in results]
-    two = example(widths, plan, 2)
-    module = Chain(networks, "fp32", plan.pixels)
-    model = to_onnx(module, two, plan.input.name, plan.output.name, plan.dynamic)
-    write_bytes(folder / f"{plan.name}.onnx", model, durable=False)
-    return Graph(
-        name=plan.name,
-        precision="fp32",
-        file=f"{plan.name}.onnx",
-        sha256=hashlib.sha256(model).hexdigest(),
-        opset=OPSET,
-        inputs=(plan.input,),
-        outputs=(plan.output,),
-        rewrites=tuple(dict.fromkeys(name for _, applied in results for name in applied)),
-        multiply_adds=multiply_adds(Chain(networks, "fp32", False), two[:1]),
-        parity={},
-    )
+    converted = convert(plan, "fp32", example(widths, plan, 2))
+    write_bytes(folder / converted.graph.file, converted.model, durable=False)
+    return converted.graph
 
 
 # ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -76,11 +77,8 @@ def export_bundle(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = make_folder(Path(scratch) / "bundle")
         inputs = _Inputs(by_kind, samples)
-        graphs = [
-            _write_graph(plan, precision, inputs, folder)
-            for precision in precisions
-            for plan in plans(by_kind)
-        ]
+        trials = [_trial(plan, inputs) for plan in plans(by_kind)]
+        graphs = [_write_graph(trial, precision, folder) for precision in precisions for trial in trials]
         generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
         result = Bundle(
             folder=folder,
@@ -143,27 +141,56 @@ class _Inputs:
         return self.latents() if plan.input.name == "latents" else self.images()
 
 
-def _write_graph(plan: Plan, precision: str, inputs: _Inputs, folder: Path) -> Graph:
+@dataclass(frozen=True)
+class Trial:
+    """A graph to be, and what every precision of it is measured on."""
+
+    plan: Plan
+    inputs: Array
+    reference: Array  # uint8 pictures of the trained networks in float32
+
+
+def _trial(plan: Plan, inputs: _Inputs) -> Trial:
+    x = inputs.of(plan)
+    trained = torch_function(Chain(list(plan.networks), "fp32", plan.pixels))
+    return Trial(plan, x, _pictures(in_parts(trained, x)))
+
+
+def _write_graph(trial: Trial, precision: str, folder: Path) -> Graph:
+    converted = convert(trial.plan, precision, torch.from_numpy(trial.inputs[:2]))
+    parity = _measure(trial, converted, precision)
+    require(parity, precision, trial.plan.name)
+    write_bytes(folder / converted.graph.file, converted.model)
+    return dataclasses.replace(converted.graph, parity=parity.as_dict())
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A plan made into ONNX, not yet measured."""
+
+    module: Chain  # after the rewrites, in the graph's precision
+    model: bytes
+    graph: Graph  # without parity
+
+
+def convert(plan: Plan, precision: str, example: Tensor) -> Converted:
+    """Rewrites and exports a plan; `example` is an input of two images."""
     networks, applied = _rewritten_networks(plan.networks)
     module = Chain(networks, precision, plan.pixels)
-    x = inputs.of(plan)
-    model = to_onnx(module, torch.from_numpy(x[:2]), plan.input.name, plan.output.name, plan.dynamic)
-    parity = _measure(plan, module, model, precision, x)
-    require(parity, precision, plan.name)
-    file = f"{plan.name}.onnx" if precision == "fp32" else f"{plan.name}.{precision}.onnx"
-    write_bytes(folder / file, model)
-    return Graph(
+    model = to_onnx(module, example, plan.input.name, plan.output.name, plan.dynamic)
+    graph = Graph(
         name=plan.name,
         precision=precision,
-        file=file,
+        file=f"{plan.name}.onnx" if precision == "fp32" else f"{plan.name}.{precision}.onnx",
         sha256=hashlib.sha256(model).hexdigest(),
         opset=OPSET,
         inputs=(plan.input,),
         outputs=(plan.output,),
         rewrites=applied,
-        multiply_adds=multiply_adds(Chain(networks, "fp32", False), torch.from_numpy(x[:1])),
-        parity=parity.as_dict(),
+        multiply_adds=multiply_adds(Chain(networks, "fp32", False), example[:1]),
+        parity={},
     )
+    return Converted(module, model, graph)
 
 
 def _rewritten_networks(networks: Sequence[nn.Module]) -> tuple[list[nn.Module], tuple[str, ...]]:
@@ -174,12 +201,12 @@ def _rewritten_networks(networks: Sequence[nn.Module]) -> tuple[list[nn.Module],
     return [network for network, _ in results], tuple(names)
 
 
-def _measure(plan: Plan, module: Chain, model: bytes, precision: str, x: Array) -> Parity:
-    reference = _pictures(in_parts(torch_function(Chain(list(plan.networks), "fp32", plan.pixels)), x))
-    parity = compare(reference, _pictures(in_parts(session_of(model), x)))
+def _measure(trial: Trial, converted: Converted, precision: str) -> Parity:
+    x, reference = trial.inputs, trial.reference
+    parity = compare(reference, _pictures(in_parts(session_of(converted.model), x)))
     if precision == "fp16":
         few = x[:HALF_SAMPLES]
-        stored_in_half = _pictures(in_parts(half_function(module), few))
+        stored_in_half = _pictures(in_parts(half_function(converted.module), few))
         parity = worse(parity, compare(reference[: len(few)], stored_in_half))
     return parity
 

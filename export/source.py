@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pgsr.checkpoint import Checkpoint, load, newest
+from pgsr.checkpoint import load, newest
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
 
@@ -42,7 +42,7 @@ def read_source(path: Path) -> Source:
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
         latent_size=options.get("latent_size", 0),
-        resolution=_grown_resolution(checkpoint) if draws_faces else 0,
+        resolution=checkpoint.progress["grown_resolution"] if draws_faces else 0,
         scale=options.get("scale", 1),
         provenance={
             "recipe": checkpoint.config,
@@ -50,8 +50,3 @@ def read_source(path: Path) -> Source:
             **checkpoint.provenance,
         },
     )
-
-
-def _grown_resolution(checkpoint: Checkpoint) -> int:
-    """The highest resolution whose fade has ended, so that the graph needs no old branch."""
-    return int(checkpoint.progress["grown_resolution"])

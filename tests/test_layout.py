@@ -168,9 +168,6 @@ UNLOADED = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_loads_only_what_the_command_needs(command: str):
     module = COMMANDS[command]
-    file = ROOT / Path(*module.split(".")[1:]).with_suffix(".py")
-    if not file.is_file():
-        pytest.skip(f"{file.relative_to(ROOT)} is not written yet")
     code = HELP.format(module=module)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

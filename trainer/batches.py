@@ -159,8 +159,7 @@ BATCHES = {"progan": LatentBatches, "srresnet": CropBatches, "compact": CropBatc
 def resident(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     """The data set where gathering is cheapest: on the GPU, or the mapped file itself."""
     if device.type == "cpu":
-        with np.errstate(all="ignore"):
-            return _without_copy(pixels)
+        return _without_copy(pixels)
     return torch.from_numpy(np.asarray(pixels)).to(device)
 
 

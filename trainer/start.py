@@ -78,6 +78,14 @@ def _start_from(path: Path, run: Run) -> None:
     state.generator_ema.load_state_dict(state.generator.state_dict())
 
 
+def open_run(recipe: config.Recipe, data: Path, folder: Path, device: str) -> Run:
+    """A run in a folder, standing before its first step. Raises PgsrError if data or device do not fit."""
+    keep_freed_memory()
+    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
+    trainer = make_trainer(recipe, schedule, data, chosen_device(device))
+    return Run(folder, trainer, provenance(trainer))
+
+
 def start(options: Options) -> None:
     """Runs the command. Raises PgsrError for anything the user can mend."""
     recipe = config.load(options.recipe_name, options.settings)
@@ -92,9 +100,8 @@ def start(options: Options) -> None:
     if not options.resume and checkpoints.files_of(out):
         raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
     resume_from = checkpoints.newest(out) if options.resume else None
-    keep_freed_memory()
-    trainer = make_trainer(recipe, schedule, data, chosen_device(options.device))
-    run = Run(out, trainer, provenance(trainer))
+    run = open_run(recipe, data, out, options.device)
+    trainer = run.trainer
     if resume_from is not None:
         run.resume(resume_from, options.other_data)
     elif options.start_from is not None:

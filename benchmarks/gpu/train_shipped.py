@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, version_option
-from pgsr.errors import PgsrError, missing_package
+from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
 if TYPE_CHECKING:
@@ -62,17 +62,10 @@ def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
 
 def _prepared(piece: Piece, folder: Path) -> Run:
     """A run in a new folder, standing where the checkpoint stood."""
-    from pgsr.trainer import config, schedule
-    from pgsr.trainer.loop import make_trainer
-    from pgsr.trainer.memory import keep_freed_memory
-    from pgsr.trainer.run import Run, provenance
-    from pgsr.trainer.start import chosen_device
+    from pgsr.trainer import config
+    from pgsr.trainer.start import open_run
 
-    keep_freed_memory()
-    recipe = config.load(piece.recipe, piece.settings)
-    phases = schedule.build(recipe.schedule, recipe.objective.critic_steps)
-    trainer = make_trainer(recipe, phases, piece.data, chosen_device(piece.device))
-    run = Run(folder, trainer, provenance(trainer))
+    run = open_run(config.load(piece.recipe, piece.settings), piece.data, folder, piece.device)
     if piece.checkpoint is not None:
         # An archive that was made again has another fingerprint; that is noted, not refused.
         run.resume(piece.checkpoint, other_data=True)
@@ -167,10 +160,8 @@ def main(
     as_json: bool,
 ) -> None:
     """Train RECIPE for some minutes from a checkpoint, and keep the newest of everything."""
-    try:
+    with packages("training", "train"):
         summary = train_piece(Piece(recipe, settings, data, checkpoint, device, minutes), out)
-    except ImportError as error:
-        raise missing_package("training", "train", error) from error
     text = (
         f"{out}: {summary['images_shown']} images shown, {summary['images_per_second']:.1f} images/s on "
         f"{summary['device']}, {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most"
