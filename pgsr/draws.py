@@ -26,6 +26,8 @@ PURPOSES = {
     "generator latent": 7,  # latents the generator is trained on
     "noise": 8,  # on super-resolution inputs
     "noise strength": 9,
+    "swd": 11,  # patches and directions of the sliced Wasserstein distance
+    "step": 10,  # what networks draw inside a training step
 }
 
 

@@ -409,7 +409,7 @@ def test_a_damaged_cache_is_decoded_again(folder: Path, own_cache: Path):
 
 @pytest.mark.parametrize("count", [2, 7, 40])
 def test_every_epoch_shows_every_photograph_once(count: int):
-    shown = batches.data_indices(3, 0, 4 * count, count)
+    shown = batches.data_indices(3, range(4 * count), count)
     epochs = [shown[e * count : (e + 1) * count] for e in range(4)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     if count > 7:
@@ -417,7 +417,11 @@ def test_every_epoch_shows_every_photograph_once(count: int):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda s, n: batches.data_indices(3, s, n, 7), lambda s, n: batches.mirrored(3, s, n)]
+    "function",
+    [
+        lambda s, n: batches.data_indices(3, range(s, s + n), 7),
+        lambda s, n: batches.mirrored(3, range(s, s + n)),
+    ],
 )
 def test_what_is_shown_does_not_depend_on_the_batch(function):
     whole = function(0, 60)
@@ -426,8 +430,8 @@ def test_what_is_shown_does_not_depend_on_the_batch(function):
 
 
 def test_half_of_the_photographs_are_mirrored():
-    assert 400 < sum(batches.mirrored(0, 0, 1000)) < 600
-    assert batches.mirrored(0, 0, 100) != batches.mirrored(1, 0, 100)
+    assert 400 < sum(batches.mirrored(0, range(1000))) < 600
+    assert batches.mirrored(0, range(100)) != batches.mirrored(1, range(100))
 
 
 def test_mirror_flips_the_chosen_left_to_right():
@@ -469,7 +473,10 @@ def test_reals_are_the_photographs_averaged_and_faded(toy: Path):
     source = batches.LatentBatches(recipe, toy, CPU)
     pixels = data.load_photographs(toy, 16).pixels.astype(np.float64) / 127.5 - 1
     for found, index, flip in zip(
-        source.reals(stage, 44), batches.data_indices(0, 44, 4, 40), batches.mirrored(0, 44, 4), strict=True
+        source.reals(stage, range(44, 48)),
+        batches.data_indices(0, range(44, 48), 40),
+        batches.mirrored(0, range(44, 48)),
+        strict=True,
     ):
         photograph = pixels[index][:, ::-1] if flip else pixels[index]
         at8 = photograph.reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
@@ -520,7 +527,7 @@ def test_crops_of_a_pair_line_up(placed: Path, mirror: bool):
         assert (batch.inputs.shape, batch.reals.shape) == ((10, 3, 4, 4), (10, 3, 8, 8))
         low = ((batch.inputs + 1) * 127.5).round().int()
         high = ((batch.reals + 1) * 127.5).round().int()
-        for a, b, index in zip(low, high, batches.data_indices(0, start, 10, 5), strict=True):
+        for a, b, index in zip(low, high, batches.data_indices(0, range(start, start + 10), 5), strict=True):
             flipped_over = bool(a[2, 0, 0] > a[2, 0, -1])
             if flipped_over:
                 a, b = a.flip(2), b.flip(2)

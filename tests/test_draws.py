@@ -37,6 +37,8 @@ def test_purposes_keep_their_numbers():
         "generator latent": 7,
         "noise": 8,
         "noise strength": 9,
+        "step": 10,
+        "swd": 11,
     }
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pgsr.networks import DISCRIMINATORS, build
 from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer.objectives import critic_terms, generator_terms, gradient_penalty, squared_gradient
+from pgsr.trainer import objectives
+from pgsr.trainer.objectives import gradient_penalty, squared_gradient
 
 SHAPE = (5, 3, 4, 4)
 
@@ -24,6 +25,14 @@ def randn(*shape: int, seed: int) -> Tensor:
 REALS, FAKES = randn(*SHAPE, seed=1), randn(*SHAPE, seed=2)
 BLEND = torch.rand(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 SLOPE = randn(*SHAPE[1:], seed=4)
+
+
+def critic_terms(*arguments: object) -> dict[str, Tensor]:
+    return objectives.critic_terms(*arguments).losses
+
+
+def generator_terms(*arguments: object) -> dict[str, Tensor]:
+    return objectives.generator_terms(*arguments).losses
 
 
 def linear(x: Tensor) -> Tensor:

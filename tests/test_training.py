@@ -17,7 +17,7 @@ import torch
 from pgsr.checkpoint import Checkpoint, load
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.pixels import from_pixels
-from pgsr.trainer import cli, config, loop, schedule
+from pgsr.trainer import cli, config, loop, schedule, state
 from pgsr.trainer import start as beginning
 from pgsr.trainer.config import AveragingConfig, OptimizerConfig
 from pgsr.trainer.data import load_photographs
@@ -375,7 +375,7 @@ def test_the_average_is_its_formula():
     average, network = networks
     network.trunk_bn.running_mean.fill_(3.0)
     before = {k: v.double().clone() for k, v in average.named_parameters()}
-    loop.update_average(average, network, 0.9)
+    state.update_average(average, network, 0.9)
     theirs = dict(network.named_parameters())
     for name, parameter in average.named_parameters():
         expected = 0.9 * before[name] + 0.1 * theirs[name].double()
@@ -398,23 +398,23 @@ def test_half_life_means_the_same_at_any_batch():
             torch.nn.init.zeros_(average.weight)
             torch.nn.init.ones_(network.weight)
             for _ in range(images // batch):
-                loop.update_average(average, network, loop.average_decay(halving, stage_of(batch)))
+                state.update_average(average, network, state.average_decay(halving, stage_of(batch)))
             assert average.weight.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_half_life_the_decay_is_a_step():
     for batch in (4, 16):
-        assert loop.average_decay(AveragingConfig(decay=0.999), stage_of(batch)) == 0.999
+        assert state.average_decay(AveragingConfig(decay=0.999), stage_of(batch)) == 0.999
 
 
 def test_rampup_forgets_untrained_layers():
     """At the start of a resolution nothing is kept; later the half-life grows to its own value."""
     ramped = AveragingConfig(half_life_images=100.0, rampup=0.5)
-    assert loop.average_decay(ramped, stage_of(8, 1600)) == 0.0
+    assert state.average_decay(ramped, stage_of(8, 1600)) == 0.0
     for shown, half_life in ((1640, 20), (1680, 40), (1800, 100), (3000, 100)):
-        assert loop.average_decay(ramped, stage_of(8, shown)) == pytest.approx(0.5 ** (8 / half_life))
+        assert state.average_decay(ramped, stage_of(8, shown)) == pytest.approx(0.5 ** (8 / half_life))
     unramped = AveragingConfig(decay=0.999, rampup=1e9)
-    assert loop.average_decay(unramped, stage_of(8, 1608)) == pytest.approx(0.999)
+    assert state.average_decay(unramped, stage_of(8, 1608)) == pytest.approx(0.999)
 
 
 # ----------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def test_the_first_step_is_adams(recipes: Path, toy: Path):
 def test_learning_rates_begin_where_they_say():
     rates = OptimizerConfig(learning_rate=0.1, learning_rate_from={"100": 0.01, "20": 0.05})
     asked = [(0, 0.1), (19, 0.1), (20, 0.05), (99, 0.05), (100, 0.01), (10**9, 0.01)]
-    assert [loop.learning_rate(rates, shown) for shown, _ in asked] == [rate for _, rate in asked]
+    assert [state.learning_rate(rates, shown) for shown, _ in asked] == [rate for _, rate in asked]
 
 
 def test_critic_steps_show_that_many_batches(recipes: Path, toy: Path):

@@ -1,7 +1,7 @@
 """Training batches: which photographs and which latents, as a function of (seed, images shown).
 
-BATCHES holds one class a kind of generator input. Each gives the loop the same two things: what the
-generator takes, and the real images to compare with.
+There is one class for each sort of generator input. Each gives the loop the same two things: what the
+generator takes, and the real images to compare with; under torchrun, of this rank's share.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
 from .config import Recipe
-from .data import load_photographs
+from .data import Photographs, load_photographs
+from .parallel import ALONE, Ranks
 from .schedule import Stage
 
 
@@ -31,15 +33,14 @@ def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return draws.permutation(seed, "order", epoch, count)
 
 
-def data_indices(seed: int, start: int, batch: int, count: int) -> list[int]:
-    """Which of `count` photographs are the start-th, ... real images shown: every epoch its own order."""
-    positions = range(start, start + batch)
+def data_indices(seed: int, positions: range, count: int) -> list[int]:
+    """Which of `count` photographs are the real images shown at positions: every epoch its own order."""
     return [int(_epoch_order(seed, p // count, count)[p % count]) for p in positions]
 
 
-def mirrored(seed: int, start: int, batch: int) -> list[bool]:
+def mirrored(seed: int, positions: range) -> list[bool]:
     """Which of the real images shown are flipped."""
-    return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in range(start, start + batch)]
+    return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in positions]
 
 
 @dataclass(frozen=True)
@@ -49,57 +50,83 @@ class Batch:
     inputs: Tensor  # the generator's: latents [N, L], or low-resolution images
     reals: Tensor  # [N, 3, H, W] in [-1, 1]
     paired: bool  # whether reals are what the generator should have made of inputs
+    labels: Tensor | None = None  # [N] of the reals, where the recipe is conditioned on them
 
 
-class LatentBatches:
+class Batches:
+    """What the sorts have in common."""
+
+    paired: bool
+
+    def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
+        self.recipe, self.device, self.ranks = recipe, device, ranks
+        self.dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
+
+    def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
+        """On the device, in the networks' own precision."""
+        values = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+        return values.to(self.device, self.dtype, non_blocking=True)
+
+    def photographs(self, source: Path, side: int) -> Photographs:
+        """Read by one rank first, so that the others find its cache."""
+        if self.ranks.rank > 0:
+            self.ranks.wait()
+        photographs = load_photographs(source, side)
+        if self.ranks.rank == 0:
+            self.ranks.wait()
+        return photographs
+
+
+class LatentBatches(Batches):
     """Latents in, whole photographs as reals, both at the stage's resolution and fade."""
 
     paired = False
 
-    def __init__(self, recipe: Recipe, source: Path, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        photographs = load_photographs(source, recipe.data.resolution or recipe.schedule.resolution)
+    def __init__(self, recipe: Recipe, source: Path, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(recipe, device, ranks)
+        photographs = self.photographs(source, recipe.data.resolution or recipe.schedule.resolution)
         self.fingerprint, self.count = photographs.fingerprint, len(photographs)
         self.pixels = resident(photographs.pixels, device)
         self.latent_size: int = recipe.generator["latent_size"]
 
-    def latents(self, purpose: str, start: int, batch: int) -> Tensor:
-        rows = draws.normals(self.recipe.seed, purpose, range(start, start + batch), self.latent_size)
-        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+    def latents(self, purpose: str, positions: range) -> Tensor:
+        return self.tensor(draws.normals(self.recipe.seed, purpose, positions, self.latent_size))
 
-    def reals(self, stage: Stage, start: int) -> Tensor:
+    def reals(self, stage: Stage, positions: range) -> Tensor:
         seed = self.recipe.seed
-        indices = data_indices(seed, start, stage.batch, self.count)
-        images = gather(self.pixels, indices, self.device)
+        indices = data_indices(seed, positions, self.count)
+        images = self.tensor(gather(self.pixels, indices, self.device))
         if self.recipe.data.mirror:
-            images = mirror(images, mirrored(seed, start, stage.batch))
+            images = mirror(images, mirrored(seed, positions))
         factor = images.shape[-1] // stage.resolution
         if factor > 1:
             images = F.avg_pool2d(images, factor)
         return fade_reals(images, stage.alpha)
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
-        return Batch(self.latents("critic latent", start, stage.batch), self.reals(stage, start), self.paired)
+        positions = self.ranks.share(start, stage.batch)
+        return Batch(self.latents("critic latent", positions), self.reals(stage, positions), self.paired)
 
     def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
         """Latents of its own; `seen` (the critic's last batch) lends its reals."""
-        latents = self.latents("generator latent", start, stage.batch)
-        reals = seen.reals if seen is not None else self.reals(stage, start)
+        positions = self.ranks.share(start, stage.batch)
+        latents = self.latents("generator latent", positions)
+        reals = seen.reals if seen is not None else self.reals(stage, positions)
         return Batch(latents, reals, self.paired)
 
     def preview(self, count: int) -> Tensor:
         """Fixed latents: the same that `pgsr-generate --seed` of the recipe's seed uses."""
         rows = draws.latents(self.recipe.seed, range(count), self.latent_size)
-        return torch.from_numpy(rows).to(self.device)
+        return self.tensor(rows)
 
 
-class CropBatches:
+class CropBatches(Batches):
     """Low-resolution crops in, the same crops of the photographs as reals (super-resolution)."""
 
     paired = True
 
-    def __init__(self, recipe: Recipe, source: Path, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, source: Path, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
         self.crop = recipe.schedule.resolution
         side = recipe.data.resolution
@@ -108,7 +135,7 @@ class CropBatches:
                 f"super-resolution crops of {self.crop} at scale {self.scale} do not fit photographs of "
                 f"{side}: set data.resolution to the photographs' side"
             )
-        high, low = load_photographs(source, side), load_photographs(source, side // self.scale)
+        high, low = self.photographs(source, side), self.photographs(source, side // self.scale)
         if len(high) != len(low):
             raise PgsrError(
                 f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}"
@@ -118,31 +145,32 @@ class CropBatches:
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
         seed, low_crop = self.recipe.seed, self.crop // self.scale
+        positions = self.ranks.share(start, stage.batch)
         lows, highs = [], []
-        for p, index in enumerate(data_indices(seed, start, stage.batch, self.count), start):
+        for p, index in zip(positions, data_indices(seed, positions, self.count), strict=True):
             steps = self.low.shape[1] - low_crop + 1
             top, left = (int(u * steps) for u in draws.uniforms(seed, "crop", p, 2))
             lows.append(self.low[index, top : top + low_crop, left : left + low_crop])
             top, left = top * self.scale, left * self.scale
             highs.append(self.high[index, top : top + self.crop, left : left + self.crop])
-        low = from_pixels(torch.stack(lows).to(self.device)) + self._noise(start, stage.batch)
-        high = from_pixels(torch.stack(highs).to(self.device))
+        low = self.tensor(from_pixels(torch.stack(lows).to(self.device))) + self._noise(positions)
+        high = self.tensor(from_pixels(torch.stack(highs).to(self.device)))
         if self.recipe.data.mirror:
-            flips = mirrored(seed, start, stage.batch)
+            flips = mirrored(seed, positions)
             low, high = mirror(low, flips), mirror(high, flips)
         return Batch(low, high, self.paired)
 
-    def _noise(self, start: int, batch: int) -> Tensor | float:
+    def _noise(self, positions: range) -> Tensor | float:
         """Noise of a strength drawn for each crop, so that the network does not sharpen what a generator
         leaves in its images: [N, 3, h, w]."""
         strongest = self.recipe.data.noise
         if not strongest:
             return 0.0
-        seed, side, positions = self.recipe.seed, self.crop // self.scale, range(start, start + batch)
+        seed, side = self.recipe.seed, self.crop // self.scale
         strength = [strongest * draws.uniforms(seed, "noise strength", p, 1)[0] for p in positions]
         rows = draws.normals(seed, "noise", positions, 3 * side**2)
         rows *= np.array(strength, dtype=np.float32)[:, None]
-        return torch.from_numpy(rows).view(-1, 3, side, side).to(self.device)
+        return self.tensor(rows).view(-1, 3, side, side)
 
     def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
         """The critic's last batch, since its pairs serve the pixel loss as well."""
@@ -150,10 +178,13 @@ class CropBatches:
 
     def preview(self, count: int) -> Tensor:
         """The first photographs of the set, reduced."""
-        return from_pixels(self.low[: min(count, self.count)].to(self.device))
+        return self.tensor(from_pixels(self.low[: min(count, self.count)].to(self.device)))
 
 
-BATCHES = {"progan": LatentBatches, "srresnet": CropBatches, "compact": CropBatches}
+def batches_for(recipe: Recipe, source: Path, device: torch.device, ranks: Ranks) -> Any:
+    """The sort that the recipe's generator takes: latents, or low-resolution crops."""
+    sort = LatentBatches if "latent_size" in recipe.generator else CropBatches
+    return sort(recipe, source, device, ranks)
 
 
 def resident(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:

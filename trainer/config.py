@@ -40,6 +40,8 @@ class ScheduleConfig:
     start_resolution: int = 4  # equal to `resolution`: not progressive
     fade_images: int = 800_000  # real images shown while a resolution fades in
     stable_images: int = 800_000  # and after that
+    fade_epochs: float = 0.0  # if not 0, takes the place of fade_images: passes over the data
+    stable_epochs: float = 0.0
     batch: int = 16
     at: Mapping[str, Override] = field(default_factory=dict)  # by resolution
 
@@ -51,6 +53,9 @@ class ScheduleConfig:
                 f"schedule.start_resolution is {self.start_resolution}, "
                 f"which does not double to {self.resolution}"
             )
+        for name in ("fade_epochs", "stable_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise PgsrError(f"schedule.{name} is {getattr(self, name)}, but must be at least 0")
         reachable = [str(self.start_resolution << k) for k in range(9)]  # also beyond `resolution`
         for name in self.at:
             if name not in reachable:
@@ -72,18 +77,18 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam's settings (paper 2, section A.1: 0.001, 0, 0.99, 1e-8)."""
+    """Adam's settings (paper 2, section A.1: 0.001, 0, 0.99, 1e-8), or RMSprop's."""
 
-    kind: str = "adam"
+    kind: str = "adam"  # or "rmsprop"
     learning_rate: float = 0.001
-    beta1: float = 0.0
-    beta2: float = 0.99
+    beta1: float = 0.0  # Adam's alone
+    beta2: float = 0.99  # of the mean of squares: Adam's beta 2, RMSprop's alpha
     epsilon: float = 1e-8
     learning_rate_from: Mapping[str, float] = field(default_factory=dict)  # by images shown
     reset_on_growth: bool = True  # forget the moments when a fade or a resolution begins
 
     def __post_init__(self) -> None:
-        check_choice("optimizer.kind", self.kind, ("adam",))
+        check_choice("optimizer.kind", self.kind, ("adam", "rmsprop"))
         for name in self.learning_rate_from:
             if not name.isdigit():
                 raise PgsrError(f"optimizer.learning_rate_from.{name}: keys are numbers of images shown")
@@ -116,10 +121,10 @@ class RunConfig:
     checkpoint_images: int = 20_000
     keep_checkpoints: int = 3  # beside the last of each phase
     sample_grid: int = 64  # fixed latents in a sample sheet
-    precision: str = "auto"  # "float32", "bfloat16"; auto: bfloat16 where the device has it
+    precision: str = "auto"  # "float32", "bfloat16", "float64"; auto: bfloat16 where the device has it
 
     def __post_init__(self) -> None:
-        check_choice("run.precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_choice("run.precision", self.precision, ("auto", "float32", "bfloat16", "float64"))
         for name in ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 1")
@@ -162,7 +167,7 @@ class Recipe:
             raise PgsrError(
                 f"schedule.resolution is {schedule.resolution}, but {name}.{option} is {network[option]}"
             )
-        grows = self.generator["kind"] == "progan"
+        grows = hasattr(GENERATORS[self.generator["kind"]], "grown")
         if grows and schedule.start_resolution not in has:
             raise PgsrError(
                 f"schedule.start_resolution is {schedule.start_resolution}, but {name} has "

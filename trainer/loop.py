@@ -8,10 +8,7 @@ and resumes makes the same weights as one that never stopped.
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
-from pgsr.errors import PgsrError
-from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 
-from .batches import BATCHES, Batch
-from .config import AveragingConfig, OptimizerConfig, Recipe
-from .objectives import critic_terms, generator_terms
+from .batches import Batch, batches_for
+from .config import Recipe
+from .objectives import OBJECTIVES, Images, critic_terms, each, generator_terms
+from .parallel import ALONE, Ranks
 from .schedule import Schedule, Stage
-
-
-@dataclass
-class State:
-    """All that changes while training; what a checkpoint holds."""
-
-    generator: nn.Module
-    generator_ema: nn.Module
-    discriminator: nn.Module | None
-    generator_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer | None
-    images_shown: int = 0
-
-
-def new_state(recipe: Recipe, device: torch.device) -> State:
-    """Networks and optimizers as they are before the first step."""
-
-    def place(network: nn.Module) -> nn.Module:
-        network.to(device)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    generator = place(build(GENERATORS, recipe.generator, recipe.seed))
-    critic = None
-    if recipe.objective.adversarial != "none":
-        critic = place(build(DISCRIMINATORS, recipe.discriminator, recipe.seed + 1))
-    return State(
-        generator=generator,
-        generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
-        discriminator=critic,
-        generator_optimizer=new_optimizer(generator, recipe.generator_optimizer),
-        critic_optimizer=None if critic is None else new_optimizer(critic, recipe.critic_optimizer),
-    )
-
-
-def new_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam over all parameters; those not grown in yet have no gradient and stay untouched."""
-    return torch.optim.Adam(
-        network.parameters(),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
-
-
-def learning_rate(config: OptimizerConfig, images_shown: int) -> float:
-    """The rate at a point: the last entry of `learning_rate_from` that has begun."""
-    begun = {int(k): v for k, v in config.learning_rate_from.items() if int(k) <= images_shown}
-    return begun[max(begun)] if begun else config.learning_rate
-
+from .state import State, average_decay, new_state, prepare_optimizers, update_average
 
 # ----------------------------------------------------------------------------
 # Precision.
@@ -97,9 +44,93 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    if precision == torch.float32:
+    if precision != torch.bfloat16:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
+
+
+# ----------------------------------------------------------------------------
+# What each network minimises, as a module: its forward is one loss, its parameters are one network's.
+# (As a whole, because DDP must see one forward before each backward, and WGAN-GP has three inside.)
+
+
+class CriticLoss(nn.Module):
+    """A batch -> the critic's terms and mean scores."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        super().__init__()
+        assert state.discriminator is not None
+        self.network = state.discriminator
+        self.recipe, self.state = recipe, state
+
+    def forward(
+        self, batch: Batch, blend: Tensor, stage: Stage
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        generate, score = training_form(self.state.generator, stage), training_form(self.network, stage)
+        with torch.no_grad():
+            fakes = each(lambda x: _wide(x), generate(batch.inputs))
+        terms = critic_terms(
+            self.recipe.objective,
+            score,
+            pyramid(self.network, batch.reals),
+            fakes,
+            blend,
+            stage.step,
+            self.state.memory,
+            batch.labels,
+        )
+        return terms.losses, terms.scores
+
+
+class GeneratorLoss(nn.Module):
+    """A batch -> the generator's terms and mean score."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        super().__init__()
+        self.network = state.generator
+        self.recipe = recipe
+        self.critic = (state.discriminator,)  # in a tuple: its parameters are not this module's
+
+    def forward(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        objective, (critic,) = self.recipe.objective, self.critic
+        score: Callable[[Images], Tensor] | None = None
+        reals: Images = batch.reals
+        if critic is not None:
+            score = training_form(critic, stage)
+            reals = pyramid(critic, batch.reals)
+        fakes = training_form(self.network, stage)(batch.inputs)
+        compares = critic is not None and OBJECTIVES[objective.adversarial].compares
+        terms = generator_terms(
+            objective,
+            score,
+            fakes,
+            reals if batch.paired or compares else None,
+            batch.inputs if batch.paired else None,
+            batch.labels,
+        )
+        return terms.losses, terms.scores
+
+
+def training_form(network: nn.Module, stage: Stage) -> Callable[[Any], Any]:
+    """The network as it trains at a stage; one that does not grow is itself."""
+    grown = getattr(network, "every_scale", None) or getattr(network, "grown", None)
+    return network if grown is None else grown(stage.resolution, stage.alpha)
+
+
+def single_form(network: nn.Module, stage: Stage) -> Callable[[Tensor], Tensor]:
+    """The generator at a stage, as one that gives images of one size."""
+    grown = getattr(network, "grown", None)
+    return network if grown is None else grown(stage.resolution, stage.alpha)
+
+
+def pyramid(critic: nn.Module, images: Tensor) -> Images:
+    """Real images as the critic sees them: at every scale, if it looks at several."""
+    reduce = getattr(critic, "pyramid", None)
+    return images if reduce is None else reduce(images)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 # ----------------------------------------------------------------------------
@@ -109,94 +140,114 @@ def autocast(device: torch.device, precision: torch.dtype) -> contextlib.Abstrac
 class Trainer:
     """A recipe, its data and its state, and the step that advances them."""
 
-    def __init__(self, recipe: Recipe, schedule: Schedule, batches: Any, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, schedule: Schedule, batches: Any, device: torch.device, ranks: Ranks
+    ) -> None:
         self.recipe, self.schedule, self.batches, self.device = recipe, schedule, batches, device
+        self.ranks = ranks
         self.precision = chosen_precision(recipe.run.precision, device)
-        self.state = new_state(recipe, device)
+        self.state = new_state(recipe, device, self.precision)
+        self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
+        self.critic_loss: nn.Module | None = None
+        if self.state.discriminator is not None:
+            setattr(self.state.discriminator, "memory", self.state.memory)  # noqa: B010 (not a module)
+            self.critic_loss = ranks.wrap(CriticLoss(recipe, self.state))
 
     def stage(self) -> Stage:
         return self.schedule.at(self.state.images_shown)
 
-    def step(self) -> dict[str, Tensor]:
-        """One update of the generator after `critic_steps` of the critic; the loss terms, detached.
+    def step(self, watch: bool = False) -> dict[str, Tensor]:
+        """One update of the generator after `critic_steps` of the critic.
 
-        Nothing here waits for the device.
+        Returns the loss terms of this rank's share, detached; with `watch` also the mean scores and the
+        gradients' norms, as "watch/...". Nothing here waits for the device.
         """
         stage, state = self.stage(), self.state
-        self._prepare_optimizers(stage)
-        generate = _grown(state.generator, stage)
-        score = None if state.discriminator is None else _grown(state.discriminator, stage)
+        prepare_optimizers(state, self.recipe, stage)
+        self._seed_torch(stage)
         terms: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
         shown, seen = stage.images_shown, None
         for _ in range(self.recipe.objective.critic_steps):
-            if score is not None:
+            if self.critic_loss is not None:
                 seen = self.batches.for_critic(stage, shown)
-                terms |= self._critic_update(generate, score, seen, stage, shown)
+                losses, means = self._critic_update(seen, stage, shown)
+                terms |= losses
+                scores |= means
             shown += stage.batch
         batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
-        terms |= self._generator_update(generate, score, batch)
-        decay = average_decay(self.recipe.averaging, stage)
-        update_average(state.generator_ema, state.generator, decay)
+        losses, means = self._generator_update(batch, stage)
+        terms |= losses
+        scores |= means
+        self._remember(scores)
+        update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
         state.images_shown = shown
-        return {name: term.detach() for name, term in terms.items()}
+        watched = self._watched(scores) if watch else {}
+        return {name: term.detach() for name, term in (terms | watched).items()}
 
     def _critic_update(
-        self,
-        generate: Callable[[Tensor], Tensor],
-        score: Callable[[Tensor], Tensor],
-        batch: Batch,
-        stage: Stage,
-        shown: int,
-    ) -> dict[str, Tensor]:
-        blend = draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch).astype("float32")
-        with autocast(self.device, self.precision):
-            with torch.no_grad():
-                fakes = generate(batch.inputs).float()
-            terms = critic_terms(
-                self.recipe.objective,
-                score,
-                batch.reals,
-                fakes,
-                torch.from_numpy(blend).to(self.device),
-                stage.step,
-            )
+        self, batch: Batch, stage: Stage, shown: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        assert self.critic_loss is not None
         assert self.state.critic_optimizer is not None
-        _descend(self.state.critic_optimizer, terms)
-        return terms
+        blend = draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[
+            self.ranks.rank :: self.ranks.count
+        ]
+        with autocast(self.device, self.precision):
+            losses, scores = self.critic_loss(batch, self.batches.tensor(blend), stage)
+        self._descend(self.state.critic_optimizer, losses, batch, stage)
+        if self.recipe.objective.clip:
+            weights = [p.data for p in self.critic_loss.parameters()]
+            torch._foreach_clamp_min_(weights, -self.recipe.objective.clip)
+            torch._foreach_clamp_max_(weights, self.recipe.objective.clip)
+        return losses, scores
 
-    def _generator_update(
-        self, generate: Callable[[Tensor], Tensor], score: Callable[[Tensor], Tensor] | None, batch: Batch
-    ) -> dict[str, Tensor]:
-        critic = self.state.discriminator
-        with _frozen(critic), autocast(self.device, self.precision):
-            fakes = generate(batch.inputs)
-            pairs = batch.reals if batch.paired else None
-            terms = generator_terms(self.recipe.objective, score, fakes, pairs)
-        _descend(self.state.generator_optimizer, terms)
-        return terms
+    def _generator_update(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with _frozen(self.state.discriminator), autocast(self.device, self.precision):
+            losses, scores = self.generator_loss(batch, stage)
+        self._descend(self.state.generator_optimizer, losses, batch, stage)
+        return losses, scores
 
-    def _prepare_optimizers(self, stage: Stage) -> None:
-        pairs = [(self.state.generator_optimizer, self.recipe.generator_optimizer)]
-        if self.state.critic_optimizer is not None:
-            pairs.append((self.state.critic_optimizer, self.recipe.critic_optimizer))
-        for optimizer, config in pairs:
-            if stage.begins_phase and config.reset_on_growth:
-                optimizer.state.clear()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, stage.images_shown)
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor], batch: Batch, stage: Stage
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.stack(list(losses.values())).sum()
+        if self.ranks.count > 1:
+            total = total * self.ranks.weight(len(batch.reals), stage.batch)
+        total.backward()
+        optimizer.step()
+
+    def _seed_torch(self, stage: Stage) -> None:
+        """For networks with noise or dropout inside: their draws too are a function of images shown."""
+        draw = draws.raw(self.recipe.seed, "step", stage.images_shown, self.ranks.count)[self.ranks.rank]
+        torch.manual_seed(int(draw) & (2**63 - 1))
+
+    def _remember(self, scores: dict[str, Tensor]) -> None:
+        name = self.recipe.objective.adversarial
+        if name == "none" or not OBJECTIVES[name].memory:
+            return
+        means = torch.stack([scores[key].detach() for key in ("real", "fake", "made")])
+        real, fake, made = (self.ranks.sum(means) / self.ranks.count).unbind()
+        remember = OBJECTIVES[name].remember
+        self.state.memory.update(remember(self.state.memory, self.recipe.objective, real, fake, made))
+
+    def _watched(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean scores, their difference (WGAN's estimate of the distance) and the gradients' norms."""
+        watched = {f"watch/score {name}": value for name, value in scores.items()}
+        if "real" in scores:
+            watched["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
+        watched["watch/gradient norm generator"] = gradient_norm(self.state.generator)
+        if self.state.discriminator is not None:
+            watched["watch/gradient norm critic"] = gradient_norm(self.state.discriminator)
+        return watched | {f"watch/{name}": value for name, value in self.state.memory.items()}
 
     def preview(self, count: int) -> Tensor:
         """The averaged generator's images of the fixed inputs, as it is grown now: [N, 3, H, W]."""
         stage = self.schedule.at(max(0, self.state.images_shown - 1))
-        generate = _grown(self.state.generator_ema, stage)
+        generate = single_form(self.state.generator_ema, stage)
         with torch.no_grad():
             return torch.cat([generate(part) for part in self.batches.preview(count).split(16)])
-
-
-def _grown(network: nn.Module, stage: Stage) -> Callable[[Tensor], Tensor]:
-    """The network at a stage; one that does not grow is itself."""
-    grown = getattr(network, "grown", None)
-    return network if grown is None else grown(stage.resolution, stage.alpha)
 
 
 @contextlib.contextmanager
@@ -212,100 +263,14 @@ def _frozen(network: nn.Module | None) -> Iterator[None]:
         network.requires_grad_(True)
 
 
-def _descend(optimizer: torch.optim.Optimizer, terms: Mapping[str, Tensor]) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
-    optimizer.step()
+def gradient_norm(network: nn.Module) -> Tensor:
+    """The 2-norm of all gradients of a network's last update: a scalar."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
-# ----------------------------------------------------------------------------
-# The running average.
-
-
-def average_decay(config: AveragingConfig, stage: Stage) -> float:
-    """The decay of one step; with a half-life it depends on the batch so that images count alike.
-
-    The ramp lets a resolution that has just come in forget its untrained layers quickly: without it the
-    average shows them for several half-lives (Karras et al. 2020, "ema_rampup").
-    """
-    if not config.half_life_images and not config.rampup:
-        return config.decay
-    half_life = config.half_life_images or stage.batch * math.log(0.5) / math.log(config.decay)
-    if config.rampup:
-        half_life = min(half_life, config.rampup * stage.images_at_resolution)
-    return math.pow(0.5, stage.batch / half_life) if half_life else 0.0
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network, for weights; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
-    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(theirs)
-
-
-# ----------------------------------------------------------------------------
-# State <-> named tensors (contract 1).
-
-
-def state_tensors(state: State) -> dict[str, Tensor]:
-    """Every tensor of a state under the names of contract 1."""
-    tensors = {f"generator.{k}": v for k, v in state.generator.state_dict().items()}
-    tensors |= {f"generator_ema.{k}": v for k, v in state.generator_ema.state_dict().items()}
-    tensors |= _optimizer_tensors("generator", state.generator, state.generator_optimizer)
-    if state.discriminator is not None and state.critic_optimizer is not None:
-        tensors |= {f"discriminator.{k}": v for k, v in state.discriminator.state_dict().items()}
-        tensors |= _optimizer_tensors("discriminator", state.discriminator, state.critic_optimizer)
-    return tensors
-
-
-def _optimizer_tensors(name: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{name}.{parameter_name}/{key}": value
-        for parameter_name, parameter in network.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore(state: State, tensors: Mapping[str, Tensor], images_shown: int) -> None:
-    """Fills a new state from `state_tensors`. Raises PgsrError if names or shapes do not fit."""
-    networks = {"generator": state.generator, "generator_ema": state.generator_ema}
-    if state.discriminator is not None:
-        networks["discriminator"] = state.discriminator
-    for name, network in networks.items():
-        load_weights(network, tensors, name)
-    _restore_optimizer("generator", state.generator, state.generator_optimizer, tensors)
-    if state.discriminator is not None and state.critic_optimizer is not None:
-        _restore_optimizer("discriminator", state.discriminator, state.critic_optimizer, tensors)
-    state.images_shown = images_shown
-
-
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Copies the tensors under `name.` into a network. Raises PgsrError if they do not fit."""
-    own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-    try:
-        network.load_state_dict(own)
-    except RuntimeError as error:
-        raise PgsrError(f"the checkpoint's {name} does not fit this recipe: {error}") from error
-
-
-def _restore_optimizer(
-    name: str, network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    optimizer.state.clear()
-    parameters = dict(network.named_parameters())
-    prefix = f"optimizer.{name}."
-    for full, value in tensors.items():
-        if full.startswith(prefix):
-            parameter_name, _, key = full.removeprefix(prefix).rpartition("/")
-            parameter = parameters[parameter_name]
-            placed = value.to(parameter.device, copy=True)
-            if key != "step" and parameter.dim() == 4:
-                placed = placed.to(memory_format=torch.channels_last)
-            optimizer.state[parameter][key] = placed
-
-
-def make_trainer(recipe: Recipe, schedule: Schedule, data: Any, device: torch.device) -> Trainer:
+def make_trainer(
+    recipe: Recipe, schedule: Schedule, data: Path, device: torch.device, ranks: Ranks = ALONE
+) -> Trainer:
     """The trainer of a recipe on the data at a path."""
-    batches = BATCHES[recipe.generator["kind"]](recipe, data, device)
-    return Trainer(recipe, schedule, batches, device)
+    return Trainer(recipe, schedule, batches_for(recipe, data, device, ranks), device, ranks)

@@ -1,12 +1,13 @@
-"""Losses. An entry of OBJECTIVES is a pair of pure functions of scores; penalties are added by weight.
+"""Losses. An entry of OBJECTIVES is a set of pure functions of scores; penalties are added by weight.
 
-Everything here is computed in float32 at least, whatever the networks' precision.
+Everything here is computed in float32 at least, whatever the networks' precision. Images are one tensor
+[N, 3, H, W], or a tuple of them, one a scale, for generators and critics that see all scales at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,27 +15,42 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError, check_choice
 
-Score = Callable[[Tensor], Tensor]
+Images = Tensor | tuple[Tensor, ...]
+Score = Callable[[Images], Tensor]  # [N] scores, or [N, 1 + labels]: the score and a logit a label
+Memory = Mapping[str, Tensor]  # scalars that an objective carries from step to step
+
+
+def _nothing(
+    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+) -> dict[str, Tensor]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    """What the critic minimises, given its scores, and what the generator does."""
+    """What the critic minimises, given its scores [N], and what the generator does."""
 
-    critic: Callable[[Tensor, Tensor], Tensor]  # (real scores, fake scores) [N] -> loss
-    generator: Callable[[Tensor], Tensor]  # fake scores [N] -> loss
+    critic: Callable[[Tensor, Tensor, Memory], Tensor]  # (real scores, fake scores, memory) -> loss
+    generator: Callable[[Tensor, Tensor | None], Tensor]  # (fake scores, real scores) -> loss
+    compares: bool = False  # whether the generator's loss needs the real scores
+    per_image: bool = True  # whether a loss is a mean over images, so that it may be summed from parts
+    memory: Mapping[str, float] = field(default_factory=dict)  # as it is before the first step
+    # (memory, config, mean real score, mean fake score of the critic's step, of the generator's step)
+    remember: Callable[[Memory, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = _nothing
 
 
 OBJECTIVES: dict[str, Adversarial] = {
-    # Wasserstein (Gulrajani et al. 2017; paper 2 section A.1). The penalty is its own term below.
+    # Wasserstein (Gulrajani et al. 2017; paper 2 section A.1). The penalty is its own term below; with
+    # `clip` instead it is the WGAN of Arjovsky et al. 2017 (paper 3, equation 5).
     "wgan-gp": Adversarial(
-        critic=lambda real, fake: fake.mean() - real.mean(),
-        generator=lambda fake: -fake.mean(),
+        critic=lambda real, fake, memory: fake.mean() - real.mean(),
+        generator=lambda fake, real: -fake.mean(),
     ),
-    # Non-saturating logistic loss: -log D(x) - log(1 - D(G(z))), and -log D(G(z)) for G, D = sigmoid.
+    # Non-saturating logistic loss: -log D(x) - log(1 - D(G(z))), and -log D(G(z)) for G, D = sigmoid
+    # (paper 3, equations 2 and 4).
     "logistic": Adversarial(
-        critic=lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
-        generator=lambda fake: F.softplus(-fake).mean(),
+        critic=lambda real, fake, memory: F.softplus(-real).mean() + F.softplus(fake).mean(),
+        generator=lambda fake, real: F.softplus(-fake).mean(),
     ),
 }
 
@@ -53,76 +69,144 @@ class ObjectiveConfig:
     drift: float = 0.0  # epsilon_drift, 0.001 in paper 2
     r1: float = 0.0  # gamma of R1 (Mescheder et al. 2018)
     penalty_every: int = 1  # steps between penalties, each then as many times as strong
+    clip: float = 0.0  # if not 0, the critic's weights stay in [-clip, clip] (paper 3, section 3.2)
     pixel: str = "none"  # "mse" or "l1" between generated and paired real images
+    pixel_at: str = (
+        "reals"  # or "inputs": between the inputs and the generated images reduced (paper 3, eq. 7)
+    )
     pixel_weight: float = 1.0
+    label_weight: float = 1.0  # of the cross-entropy of labels, where the critic has logits
 
     def __post_init__(self) -> None:
         check_choice("objective.adversarial", self.adversarial, (*OBJECTIVES, "none"))
         check_choice("objective.pixel", self.pixel, (*PIXEL_LOSSES, "none"))
+        check_choice("objective.pixel_at", self.pixel_at, ("reals", "inputs"))
         for name in ("critic_steps", "penalty_every"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
+
+    def penalised(self, step: int) -> bool:
+        """Whether a step of the critic has a gradient penalty."""
+        return step % self.penalty_every == 0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one network minimises: the sum of `losses`. `scores` are means, to be watched and remembered."""
+
+    losses: dict[str, Tensor]
+    scores: dict[str, Tensor]
 
 
 def critic_terms(
     config: ObjectiveConfig,
     score: Score,
-    reals: Tensor,  # [N, 3, H, W]
-    fakes: Tensor,  # [N, 3, H, W], detached
+    reals: Images,
+    fakes: Images,  # detached
     blend: Tensor,  # [N] in [0, 1): where the gradient penalty looks
     step: int,
-) -> dict[str, Tensor]:
+    memory: Memory | None = None,
+    labels: Tensor | None = None,  # [N]
+) -> Terms:
     """The named terms whose sum the critic minimises."""
-    lazily = config.penalty_every if step % config.penalty_every == 0 else 0
+    lazily = config.penalty_every if config.penalised(step) else 0
     needs_r1 = bool(config.r1 and lazily)
-    reals = reals.detach().requires_grad_(needs_r1)
-    real_scores, fake_scores = _wide(score(reals)), _wide(score(fakes))
-    terms = {"critic": OBJECTIVES[config.adversarial].critic(real_scores, fake_scores)}
+    reals = each(lambda x: x.detach().requires_grad_(needs_r1), reals)
+    real, real_logits = _split(score(reals))
+    fake, fake_logits = _split(score(fakes))
+    losses = {"critic": OBJECTIVES[config.adversarial].critic(real, fake, memory or {})}
     if config.drift:
-        terms["drift"] = config.drift * real_scores.square().mean()
+        losses["drift"] = config.drift * real.square().mean()
     if config.gradient_penalty and lazily:
         penalty = gradient_penalty(score, reals, fakes, blend, config.gradient_target)
-        terms["gradient penalty"] = config.gradient_penalty * lazily * penalty
+        losses["gradient penalty"] = config.gradient_penalty * lazily * penalty
     if needs_r1:
-        terms["r1"] = 0.5 * config.r1 * lazily * squared_gradient(real_scores, reals).mean()
-    return terms
+        losses["r1"] = 0.5 * config.r1 * lazily * squared_gradient(real, reals).mean()
+    if labels is not None and real_logits is not None and fake_logits is not None:
+        both = F.cross_entropy(real_logits, labels) + F.cross_entropy(fake_logits, labels)
+        losses["labels"] = config.label_weight * both
+    return Terms(losses, {"real": real.detach().mean(), "fake": fake.detach().mean()})
 
 
 def generator_terms(
     config: ObjectiveConfig,
     score: Score | None,
-    fakes: Tensor,  # [N, 3, H, W], with a graph
-    reals: Tensor | None,  # [N, 3, H, W] where data are paired
-) -> dict[str, Tensor]:
+    fakes: Images,  # with a graph
+    reals: Images | None = None,  # where data are paired or the objective compares
+    inputs: Tensor | None = None,  # what the generator was given: [N, 3, h, w] where pixel_at is "inputs"
+    labels: Tensor | None = None,  # [N]
+) -> Terms:
     """The named terms whose sum the generator minimises."""
-    terms: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     if score is not None:
-        loss = OBJECTIVES[config.adversarial].generator(_wide(score(fakes)))
-        terms["generator"] = config.adversarial_weight * loss
-    if config.pixel != "none" and reals is not None:
-        terms["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](_wide(fakes), _wide(reals))
-    return terms
+        objective = OBJECTIVES[config.adversarial]
+        fake, logits = _split(score(fakes))
+        real = _split(score(reals))[0] if objective.compares and reals is not None else None
+        losses["generator"] = config.adversarial_weight * objective.generator(fake, real)
+        if labels is not None and logits is not None:
+            losses["labels"] = config.label_weight * F.cross_entropy(logits, labels)
+        scores["made"] = fake.detach().mean()
+    target = reals if config.pixel_at == "reals" else inputs
+    if config.pixel != "none" and target is not None:
+        made, wanted = _wide(scales(fakes)[0]), _wide(scales(target)[0])
+        made = F.avg_pool2d(made, made.shape[-1] // wanted.shape[-1])
+        losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](made, wanted)
+    return Terms(losses, scores)
+
+
+# ----------------------------------------------------------------------------
+# Gradients at images.
+
+
+def squared_gradient(scores: Tensor, images: Images) -> Tensor:
+    """|d score / d image|**2 of each image, the mean over scales: [N]."""
+    gradients = torch.autograd.grad(scores.sum(), scales(images), create_graph=True)
+    return _mean([_wide(g).square().sum(dim=(1, 2, 3)) for g in gradients])
+
+
+def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, target: float) -> Tensor:
+    """E[(|grad D(x)| - target)**2] / target**2, x between real and fake (Gulrajani et al. 2017).
+
+    Of a critic of several scales it is the average over its inputs (paper 4, section 3). The division keeps
+    the weight's meaning for target != 1 (original code of paper 2, CIFAR-10). vector_norm, not sqrt(sum of
+    squares), whose own gradient at zero is not a number.
+    """
+    share = blend.view(-1, 1, 1, 1)
+    between = tuple(
+        (real + (fake - real) * share).detach().requires_grad_(True)
+        for real, fake in zip(scales(reals), scales(fakes), strict=True)
+    )
+    scores, _ = _split(score(between if isinstance(reals, tuple) else between[0]))
+    gradients = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    norms = [torch.linalg.vector_norm(_wide(g).flatten(1), dim=1) for g in gradients]
+    return _mean([(norm - target).square().mean() for norm in norms]) / target**2
+
+
+# ----------------------------------------------------------------------------
+# One scale or many, scores with or without logits.
+
+
+def scales(images: Images) -> tuple[Tensor, ...]:
+    """Every scale of the images; one scale is a tuple of one."""
+    return images if isinstance(images, tuple) else (images,)
+
+
+def each(change: Callable[[Tensor], Tensor], images: Images) -> Images:
+    """The images with `change` made to every scale."""
+    return tuple(map(change, images)) if isinstance(images, tuple) else change(images)
+
+
+def _split(output: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Scores [N] and logits [N, labels], if the critic gives any."""
+    output = _wide(output)
+    return (output, None) if output.dim() == 1 else (output[:, 0], output[:, 1:])
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 def _wide(x: Tensor) -> Tensor:
     """float32, or float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def squared_gradient(scores: Tensor, images: Tensor) -> Tensor:
-    """|d score / d image|**2 of each image: [N]."""
-    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return _wide(gradient).square().sum(dim=(1, 2, 3))
-
-
-def gradient_penalty(score: Score, reals: Tensor, fakes: Tensor, blend: Tensor, target: float) -> Tensor:
-    """E[(|grad D(x)| - target)**2] / target**2, x between real and fake (Gulrajani et al. 2017).
-
-    The division keeps the weight's meaning for target != 1 (original code of paper 2, CIFAR-10).
-    vector_norm, not sqrt(sum of squares), whose own gradient at zero is not a number.
-    """
-    between = reals + (fakes - reals) * blend.view(-1, 1, 1, 1)
-    between = between.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(_wide(score(between)).sum(), between, create_graph=True)
-    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    return (norm - target).square().mean() / target**2

@@ -25,8 +25,9 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
 from .config import Recipe
-from .loop import Trainer, restore, state_tensors
+from .loop import Trainer
 from .schedule import Stage
+from .state import restore, state_tensors
 
 # ----------------------------------------------------------------------------
 # Stopping on request.

@@ -89,20 +89,33 @@ class Schedule:
         return Stage(phase=phase, images_shown=images_shown, step=step, alpha=alpha)
 
 
-def build(config: ScheduleConfig, critic_steps: int = 1) -> Schedule:
-    """The schedule that a recipe describes. Raises PgsrError if it shows no images."""
+def build(config: ScheduleConfig, critic_steps: int = 1, pictures: int | None = None) -> Schedule:
+    """The schedule that a recipe describes, on a data set of so many pictures.
+
+    Raises PgsrError if it shows no images, or counts epochs of a set whose size is not known.
+    """
+    default_fade = _images("fade", config.fade_images, config.fade_epochs, pictures)
+    default_stable = _images("stable", config.stable_images, config.stable_epochs, pictures)
     phases: list[Phase] = []
     for resolution in config.resolutions:
         own = config.at.get(str(resolution), Override())
         batch = own.batch or config.batch
-        fade = config.fade_images if own.fade_images is None else own.fade_images
-        stable = config.stable_images if own.stable_images is None else own.stable_images
+        fade = default_fade if own.fade_images is None else own.fade_images
+        stable = default_stable if own.stable_images is None else own.stable_images
         if phases:
             _append(phases, resolution, True, batch, fade, critic_steps)
         _append(phases, resolution, False, batch, stable, critic_steps)
     if not phases:
         raise PgsrError("the schedule shows no images: fade_images and stable_images are 0 everywhere")
     return Schedule(phases=tuple(phases), images_per_step=critic_steps)
+
+
+def _images(name: str, images: int, epochs: float, pictures: int | None) -> int:
+    if not epochs:
+        return images
+    if pictures is None:
+        raise PgsrError(f"schedule.{name}_epochs counts passes over the data: name it with --data")
+    return round(epochs * pictures)
 
 
 def _append(

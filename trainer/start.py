@@ -15,11 +15,14 @@ from pgsr.cli import emit
 from pgsr.errors import PgsrError
 
 from . import config
-from .loop import load_weights, make_trainer
+from .batches import batches_for
+from .loop import Trainer
 from .memory import keep_freed_memory
+from .parallel import ALONE, Ranks, local_device, ranks_of_run
 from .run import Run, StopRequest, provenance, train
 from .schedule import Schedule
 from .schedule import build as build_schedule
+from .state import load_weights
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,14 @@ def _start_from(path: Path, run: Run) -> None:
     state.generator_ema.load_state_dict(state.generator.state_dict())
 
 
-def open_run(recipe: config.Recipe, data: Path, folder: Path, device: str) -> Run:
-    """A run in a folder, standing before its first step. Raises PgsrError if data or device do not fit."""
+def open_run(
+    recipe: config.Recipe, data: Path, folder: Path, device: torch.device, ranks: Ranks = ALONE
+) -> Run:
+    """A run in a folder, standing before its first step. Raises PgsrError if the data do not fit."""
     keep_freed_memory()
-    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
-    trainer = make_trainer(recipe, schedule, data, chosen_device(device))
+    batches = batches_for(recipe, data, device, ranks)
+    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps, batches.count)
+    trainer = Trainer(recipe, schedule, batches, device, ranks)
     return Run(folder, trainer, provenance(trainer))
 
 
@@ -100,13 +106,31 @@ def start(options: Options) -> None:
     if not options.resume and checkpoints.files_of(out):
         raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
     resume_from = checkpoints.newest(out) if options.resume else None
-    run = open_run(recipe, data, out, options.device)
+    device = local_device(chosen_device(options.device))
+    with ranks_of_run(device) as ranks:
+        result, text = _train(recipe, data, out, device, ranks, resume_from, options)
+        if ranks.rank == 0:
+            emit(result, text, options.as_json)
+
+
+def _train(
+    recipe: config.Recipe,
+    data: Path,
+    out: Path,
+    device: torch.device,
+    ranks: Ranks,
+    resume_from: Path | None,
+    options: Options,
+) -> tuple[dict[str, object], str]:
+    """Trains until the end or a stop; what to tell the user."""
+    run = open_run(recipe, data, out, device, ranks)
     trainer = run.trainer
     if resume_from is not None:
         run.resume(resume_from, options.other_data)
     elif options.start_from is not None:
         _start_from(options.start_from, run)
-    print(f"training {recipe.name} on {trainer.device} in {str(trainer.precision)[6:]}", file=sys.stderr)
+    if ranks.rank == 0:
+        print(f"training {recipe.name} on {device} in {str(trainer.precision)[6:]}", file=sys.stderr)
     with StopRequest(options.minutes) as stop:
         finished = train(run, stop)
     shown = trainer.state.images_shown
@@ -115,4 +139,4 @@ def start(options: Options) -> None:
     if not finished:
         again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
         text += f"; to go on: {shlex.join(['pgsr-train', *again])}"
-    emit(result, text, options.as_json)
+    return result, text

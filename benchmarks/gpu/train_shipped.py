@@ -63,9 +63,9 @@ def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
 def _prepared(piece: Piece, folder: Path) -> Run:
     """A run in a new folder, standing where the checkpoint stood."""
     from pgsr.trainer import config
-    from pgsr.trainer.start import open_run
+    from pgsr.trainer.start import chosen_device, open_run
 
-    run = open_run(config.load(piece.recipe, piece.settings), piece.data, folder, piece.device)
+    run = open_run(config.load(piece.recipe, piece.settings), piece.data, folder, chosen_device(piece.device))
     if piece.checkpoint is not None:
         # An archive that was made again has another fingerprint; that is noted, not refused.
         run.resume(piece.checkpoint, other_data=True)
