@@ -1,6 +1,7 @@
 """pgsr-bench: measurements and their reports.
 
 pgsr-bench throughput --out report
+pgsr-bench training --out report
 """
 
 from __future__ import annotations
@@ -52,3 +53,168 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
         with packages("the report's picture", "bench"):
             write_report(result, out)
     emit(result, text(result), as_json)
+
+
+def _batch_at(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[int, int]:
+    """("64=4",) -> {64: 4}."""
+    try:
+        return {int(side): int(batch) for side, batch in (text.split("=") for text in given)}
+    except ValueError:
+        raise click.BadParameter("must be RESOLUTION=BATCH, for example 64=4") from None
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, given: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in given.split(","))
+    except ValueError:
+        raise click.BadParameter("must be numbers such as 4,8,16") from None
+
+
+@main.command()
+@click.option("--resolutions", default="4,8,16,32,64", show_default=True, callback=_numbers)
+@click.option("--batch", type=int, default=16, show_default=True, help="Images of a step.")
+@click.option(
+    "--batch-at",
+    multiple=True,
+    default=("64=4",),
+    show_default=True,
+    callback=_batch_at,
+    help="At a resolution.",
+)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Timed calls of everything.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=("plain-malloc", "lazy-penalty"),
+    show_default=True,
+    help="Further rows of ours; also float32. An empty one: none.",
+)
+@click.option("--latent-size", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--feature-base", type=click.IntRange(1), default=16384, show_default=True)
+@click.option("--feature-max", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--call-seconds", type=float, default=1.0, show_default=True, help="The least of a timed call.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all of ours."
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N.")
+@click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for training.json, .md and .png.")
+@json_option
+def training(out: Path | None, as_json: bool, variants: tuple[str, ...], **options: Any) -> None:
+    """Time a step of pgsr-train beside a plain reference's: vanilla and separable, at each resolution.
+
+    The defaults are the paper's full widths, and take half an hour on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .training import Settings, run
+        from .training_report import text, write_report
+    settings = Settings(variants=tuple(name for name in variants if name), **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    if out is not None:
+        with packages("the report's picture", "bench"):
+            write_report(result, out)
+    emit(result, text(result), as_json)
+
+
+@main.command("sr-matrix")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Photographs, at least 64x64.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for runs and report.")
+@click.option("--images", type=int, default=80_000, show_default=True, help="Of each cell's generator.")
+@click.option("--batch", type=int, default=16, show_default=True)
+@click.option("--features", type=int, default=64, show_default=True, help="Width of the networks.")
+@click.option("--held-out", type=int, default=64, show_default=True, help="Pictures not trained on.")
+@click.option("--evaluations", type=int, default=20, show_default=True, help="Looks at the held-out ones.")
+@click.option("--cells", default="all", show_default=True, help="Names, with commas between.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of every recipe.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@json_option
+def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
+    """Train paper 3's objectives and architectures side by side; draw its figures, answer its claims.
+
+    The same command goes on where it was stopped. The defaults are the paper's widths and want a GPU.
+    """
+    with packages("measuring", "bench"):
+        from .sr_matrix import CELLS, Settings, run
+        from .sr_matrix_report import result_of, text, write_report
+    names = tuple(CELLS) if cells == "all" else tuple(cells.split(","))
+    settings = Settings(cells=names, **options)
+    trained, held = run(settings, lambda line: click.echo(line, err=True))
+    result = result_of(trained, held, settings)
+    with packages("the report's pictures", "bench"):
+        write_report(result, trained, held, settings)
+    emit(result, f"{text(result)}\n{settings.out / 'report.md'}", as_json)
+
+
+@main.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Labelled digits: pgsr-data of MNIST."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report.")
+@click.option("--images", type=int, default=6_400_000, show_default=True, help="Shown in each training.")
+@click.option("--seeds", type=int, default=8, show_default=True, help="Trainings of each system.")
+@click.option(
+    "--system", "systems", multiple=True, help="gan, wgan-gp, norm or stddev; may be repeated [default: all]."
+)
+@click.option("--generated", type=int, default=25_600, show_default=True, help="Images counted.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@json_option
+def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train small GANs on stacked digits and count which of the 1000 modes they cover (paper 2, Table 4).
+
+    Goes on where it was stopped; finished trainings are not repeated.
+    """
+    with packages("measuring", "bench"):
+        from .modes import SYSTEMS, Settings, run
+        from .modes_report import text, write_report
+    settings = Settings(systems=systems or SYSTEMS, **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs to train on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report.")
+@click.option("--resolution", type=int, default=32, show_default=True, help="The paper's is 128.")
+@click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each; 10M there.")
+@click.option("--maps", type=click.IntRange(16), default=64, show_default=True, help="At most; 512 there.")
+@click.option("--rung", "rungs", multiple=True, help="a, b, ..., e-star, ...; may be repeated.")
+@click.option("--swd-images", type=click.IntRange(0), default=1024, show_default=True, help="Of either set.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@json_option
+def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train every configuration of paper 2's Table 1 at a small size: one picture, one table.
+
+    Goes on where it was stopped; finished trainings are not repeated.
+    """
+    with packages("measuring", "bench"):
+        from .ladder import RUNGS, Settings, run, text, write_report
+    settings = Settings(rungs=rungs or tuple(RUNGS), **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings.out)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip.")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--count", type=int, default=8, show_default=True, help="Generated faces.")
+@click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--truncation", type=float, default=1.0, show_default=True, help="As in pgsr-generate.")
+@click.option("--rows", type=int, default=5, show_default=True, help="Neighbours of each.")
+@click.option("--crop", type=float, default=0.625, show_default=True, help="Part of each side compared.")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--threads", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for neighbours.json and .png.")
+@json_option
+def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Find the training photographs nearest to generated faces (paper 2, Figure 10)."""
+    from .neighbours import Settings, run, text, write_report
+
+    report, picture = run(Settings(**options))
+    if out is not None:
+        write_report(report, picture, out)
+    emit(report, text(report), as_json)

@@ -1,4 +1,4 @@
-"""A throughput measurement as text, Markdown and one picture."""
+"""A throughput measurement as text, Markdown and one picture; and what the other reports share."""
 
 from __future__ import annotations
 
@@ -48,45 +48,62 @@ def cells(row: Row) -> list[str]:
         row["stage"],
         row["convolution"],
         f"{row['multiply_adds'] / 1e6:.1f} M",
-        "-" if eager is None else _rate(eager["images_per_second"]),
-        _rate(graph["images_per_second"]),
-        _times(row["ratio"]),
-        _times(row["ratio_to_plain"]),
+        "-" if eager is None else rate(eager["images_per_second"]),
+        rate(graph["images_per_second"]),
+        times(row["ratio"]),
+        times(row["ratio_to_plain"]),
         f"{graph['share_of_peak']:.0%}",
     ]
 
 
-def _rate(images_per_second: float) -> str:
+def rate(images_per_second: float) -> str:
     return f"{images_per_second:.2f}" if images_per_second < 10 else f"{images_per_second:.1f}"
 
 
-def _times(ratio: float | None) -> str:
+def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned with spaces."""
-    lines = [list(HEADINGS), *[cells(row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
-    return "\n".join("  ".join(_aligned(line, widths)).rstrip() for line in lines)
+    return aligned([list(HEADINGS), *[cells(row) for row in rows]], LEFT)
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of one width, the first `left` of them words."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(_padded(line, widths, left)).rstrip() for line in lines)
+
+
+def _padded(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     return [
-        text.ljust(width) if i < LEFT else text.rjust(width)
+        text.ljust(width) if i < left else text.rjust(width)
         for i, (text, width) in enumerate(zip(line, widths, strict=True))
     ]
 
 
-def legend(result: Mapping[str, Any]) -> list[str]:
-    """What the table's columns and the machine are."""
-    machine, settings = result["machine"], result["settings"]
+def markdown_table(lines: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The same in Markdown, line by line."""
+    rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
+    return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+
+
+def machine_lines(machine: Mapping[str, Any]) -> list[str]:
+    """What was measured on."""
     instructions = ", ".join(machine["instruction_sets"]) or "instruction sets unknown"
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return [
         f"{machine['cpu']}; {instructions}; {machine['memory_bytes'] / 2**30:.1f} GiB; "
         f"usable cores: {machine['cores']}, threads: {machine['threads']}",
         f"{machine['system']}, Python {machine['python']}; {packages}",
+    ]
+
+
+def legend(result: Mapping[str, Any]) -> list[str]:
+    """What the table's columns and the machine are."""
+    machine, settings = result["machine"], result["settings"]
+    return [
+        *machine_lines(machine),
         f"float32 matrix product: {machine['peak_gflops']:.0f} GFLOP/s",
         f"batch {settings['batch']} (generator), {settings['large_batch']} (upscaler, chain); "
         f"{settings['images']} images end to end; medians of {settings['rounds']} rounds",
@@ -110,14 +127,13 @@ def text(result: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The report as a page."""
-    rows = [list(HEADINGS), ["---"] * LEFT + ["---:"] * (len(HEADINGS) - LEFT)]
-    rows += [cells(row) for row in result["rows"]]
+    lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
     bullets = [*legend(result), *equation_lines(result), *result["notes"]]
     return "\n".join(
         [
             f"# Throughput, {result['date']}",
             "",
-            *[f"| {' | '.join(row)} |" for row in rows],
+            *markdown_table(lines, LEFT),
             "",
             "![images a second](throughput.png)",
             "",
@@ -142,9 +158,9 @@ def picture(result: Mapping[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for way, offset in (("eager", -0.2), ("onnxruntime", 0.2)):
         held = [(i, row[way]["images_per_second"]) for i, row in enumerate(rows) if row[way] is not None]
-        places, rates = [i + offset for i, _ in held], [rate for _, rate in held]
-        bars = axes.barh(places, rates, height=0.38, color=COLOURS[way], label=LABELS[way])
-        axes.bar_label(bars, [_rate(rate) for rate in rates], padding=3, fontsize=9)
+        places, speeds = [i + offset for i, _ in held], [speed for _, speed in held]
+        bars = axes.barh(places, speeds, height=0.38, color=COLOURS[way], label=LABELS[way])
+        axes.bar_label(bars, [rate(speed) for speed in speeds], padding=3, fontsize=9)
     axes.set_yticks(range(len(rows)), [f"{row['stage']}\n{row['convolution']}" for row in rows], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)

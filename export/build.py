@@ -102,7 +102,9 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
     found: list[Plan] = []
     scale = upscaler.scale if upscaler else 1
     images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
-    if upscaler:
+    if upscaler and upscaler.input_size:
+        found.append(_fixed_upscaler(upscaler, generator))
+    elif upscaler:
         larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
         sides = {0: "n", 2: "height", 3: "width"}
         found.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
@@ -118,12 +120,24 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
     return found
 
 
+def _fixed_upscaler(upscaler: Source, generator: Source | None) -> Plan:
+    """The graph of an upscaler that takes images of one size."""
+    side = upscaler.input_size
+    if generator and generator.resolution != side:
+        raise PgsrError(f"the upscaler takes {side}x{side}, but the generator makes {generator.resolution}")
+    large = side * upscaler.scale
+    images = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+    larger = Port("upscaled", ("n", 3, large, large), "float32", "[-1, 1]")
+    return Plan("upscaler", (upscaler.network,), False, images, larger, {0: "n"})
+
+
 class _Inputs:
     """What parity is measured on: latents, and for the upscaler the generator's own images."""
 
     def __init__(self, by_kind: dict[str, Source], samples: int) -> None:
         self.samples = samples
         self.generator = by_kind.get("generator")
+        self.side = by_kind["upscaler"].input_size if "upscaler" in by_kind else 0
 
     def latents(self) -> Array:
         assert self.generator is not None
@@ -133,7 +147,7 @@ class _Inputs:
         if self.generator is None:  # smooth noise, since there is nothing to draw faces with
             rows = draws.latents(PARITY_SEED, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
-            return np.asarray(nn.functional.interpolate(coarse, size=24, mode="bicubic").clamp(-1, 1).numpy())
+            return np.asarray(nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic").clamp(-1, 1).numpy())
         made = torch_function(Grown(self.generator.network, self.generator.resolution))
         return np.clip(in_parts(made, self.latents()), -1, 1)
 
@@ -196,7 +210,7 @@ def convert(plan: Plan, precision: str, example: Tensor) -> Converted:
 def _rewritten_networks(networks: Sequence[nn.Module]) -> tuple[list[nn.Module], tuple[str, ...]]:
     results = [rewritten(network) for network in networks]
     names = dict.fromkeys(name for _, applied in results for name in applied)
-    if any(isinstance(network, Grown) for network in networks):
+    if any(isinstance(network, Grown) and network.leaves_out for network in networks):
         names["remove alpha and the layers of other resolutions"] = None
     return [network for network, _ in results], tuple(names)
 

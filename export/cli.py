@@ -16,6 +16,8 @@ from pgsr.cli import Command, emit, json_option, packages, version_option
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
 @click.option("--fp16", is_flag=True, help="Write half-precision graphs as well.")
+@click.option("--resolution", type=int, help="Of the generator's images; default: the highest grown in.")
+@click.option("--label", type=int, help="Of a generator trained with labels: the one to draw, from 0.")
 @click.option("--name", help="The bundle's name; default: the folder's.")
 @click.option("--licence", default="unstated", show_default=True, help="Of the weights, for the manifest.")
 @click.option("--samples", type=click.IntRange(2), default=64, show_default=True, help="Latents for parity.")
@@ -25,6 +27,8 @@ def main(
     runs: tuple[Path, ...],
     out: Path,
     fp16: bool,
+    resolution: int | None,
+    label: int | None,
     name: str | None,
     licence: str,
     samples: int,
@@ -37,10 +41,13 @@ def main(
     """
     with packages("exporting", "export"):
         from .build import export_bundle, summary
-        from .source import read_source
+        from .source import at_resolution, read_source
     precisions = ("fp32", "fp16") if fp16 else ("fp32",)
+    sources = [read_source(run, label) for run in runs]
+    if resolution is not None:
+        sources = at_resolution(sources, resolution)
     result = export_bundle(
-        [read_source(run) for run in runs],
+        sources,
         out,
         precisions=precisions,
         name=name or out.name,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pgsr.checkpoint import load, newest
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
+from pgsr.networks.progan import ProGANGenerator
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,34 @@ class Source:
     resolution: int  # of a generator's images: the highest that is fully grown in; 0 of an upscaler
     scale: int  # of an upscaler; 1 of a generator
     provenance: dict[str, Any]
+    input_size: int = 0  # side of the images an upscaler takes; 0: any
 
 
-def read_source(path: Path) -> Source:
+class OneLabel(nn.Module):
+    """A generator that is told labels, as one of a single label: latents alone go in."""
+
+    label: Tensor
+
+    def __init__(self, generator: ProGANGenerator, label: int) -> None:
+        super().__init__()
+        self.generator, self.resolutions = generator, generator.resolutions
+        self.register_buffer("label", torch.eye(generator.labels)[label])
+
+    def forward(self, latents: Tensor, resolution: int | None = None) -> Tensor:
+        labels = self.label.to(latents.dtype).expand(latents.shape[0], -1)
+        return self.generator(torch.cat([latents, labels], dim=1), resolution)
+
+    def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
+        """The generator at one resolution; it is exported only where that is fully grown."""
+        assert alpha == 1.0
+        return partial(self, resolution=resolution)
+
+
+def read_source(path: Path, label: int | None = None) -> Source:
     """The newest checkpoint of a run folder, or one checkpoint file.
 
-    Raises PgsrError if there is none, it is damaged, or its weights do not fit its recipe.
+    `label` is for a generator that was told labels: the one it shall draw.
+    Raises PgsrError if there is none, it is damaged, or its weights or the label do not fit its recipe.
     """
     checkpoint = load(newest(path))
     options = checkpoint.config["generator"]
@@ -38,6 +64,14 @@ def read_source(path: Path) -> Source:
     except RuntimeError as error:
         raise PgsrError(f"the weights of {path} do not fit its recipe: {error}") from error
     draws_faces = "latent_size" in options
+    labels = options.get("labels", 0)
+    if label is not None and draws_faces and not labels:
+        raise PgsrError(f"--label {label}: {path} was trained without labels")
+    if labels:
+        if label is None or not 0 <= label < labels:
+            raise PgsrError(f"{path} draws pictures of {labels} labels: name one with --label, from 0")
+        assert isinstance(network, ProGANGenerator)
+        network = OneLabel(network, label)
     return Source(
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
@@ -47,6 +81,24 @@ def read_source(path: Path) -> Source:
         provenance={
             "recipe": checkpoint.config,
             "images_shown": checkpoint.progress["images_shown"],
+            **({"label": label} if labels else {}),
             **checkpoint.provenance,
         },
+        input_size=options.get("input_size", 0),
     )
+
+
+def at_resolution(sources: list[Source], resolution: int) -> list[Source]:
+    """The sources, the generator among them at one of its lower resolutions.
+
+    Raises PgsrError if there is no generator or it does not make images of that size.
+    """
+    generators = [source for source in sources if source.kind == "generator"]
+    if not generators:
+        raise PgsrError("--resolution is a generator's, and none is named")
+    for source in generators:
+        has = getattr(source.network, "resolutions", [source.resolution])
+        grown = [r for r in has if r <= source.resolution]
+        if resolution not in grown:
+            raise PgsrError(f"--resolution {resolution}: the generator has {', '.join(map(str, grown))}")
+    return [replace(s, resolution=resolution) if s.kind == "generator" else s for s in sources]

@@ -1,14 +1,16 @@
 """Checkpoints (contract 1): one .safetensors file that holds everything a run is.
 
-Tensors stand under `generator.`, `generator_ema.`, `discriminator.` and `optimizer.`; the metadata hold
-the resolved recipe, the progress and the provenance as JSON, and a digest of all of it, since the format
-itself would not notice a flipped bit.
+Tensors stand under `generator.`, `generator_ema.`, `discriminator.` and `optimizer.`, and under `objective.`
+and `watch.` where a run has such; the metadata hold the resolved recipe, the progress and the provenance
+as JSON, and a digest of all of it, since the format itself would not notice a flipped bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,27 +64,50 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # the library wraps the operating system's error
-            raise PgsrError(f"cannot write checkpoint {path}: {error}") from error
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The operating system's error that the library wraps in "I/O error: ... (os error 28)"."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(str(error)) if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def load(path: Path) -> Checkpoint:
     """Reads and checks a file. Raises PgsrError if it is absent, damaged or of another kind."""
+    tensors, metadata = _contents(path, with_tensors=True)
+    digest = metadata.pop("digest", None)
+    if digest != _digest(tensors, metadata):
+        raise PgsrError(f"{path} is damaged: its contents do not match its digest; use an older checkpoint")
+    return Checkpoint(tensors=tensors, **_fields(metadata))
+
+
+def load_description(path: Path) -> Checkpoint:
+    """A checkpoint without its tensors, read at once and not checked against its digest.
+
+    Raises PgsrError if the file is absent or of another kind.
+    """
+    return Checkpoint(tensors={}, **_fields(_contents(path, with_tensors=False)[1]))
+
+
+def _contents(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise PgsrError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise PgsrError(f"{path} is damaged or not a checkpoint: {error}") from error
     if metadata.pop("format", None) != FORMAT:
         raise PgsrError(f"{path} is not a checkpoint of this version of pgsr ({FORMAT})")
-    digest = metadata.pop("digest", None)
-    if digest != _digest(tensors, metadata):
-        raise PgsrError(f"{path} is damaged: its contents do not match its digest; use an older checkpoint")
-    fields = {name: json.loads(metadata[name]) for name in ("config", "progress", "provenance")}
-    return Checkpoint(tensors=tensors, **fields)
+    return tensors, metadata
+
+
+def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {name: json.loads(metadata[name]) for name in ("config", "progress", "provenance")}
 
 
 def files_of(run: Path) -> list[Path]:

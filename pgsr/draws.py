@@ -28,6 +28,11 @@ PURPOSES = {
     "noise strength": 9,
     "swd": 11,  # patches and directions of the sliced Wasserstein distance
     "step": 10,  # what networks draw inside a training step
+    "stack": 12,  # the three pictures whose channels make one stacked image
+    "digits": 13,  # order and shifts of the digit classifier's training
+    "film": 14,  # the latents that an interpolation video blurs, one a frame
+    "centre": 15,  # latents among which truncation looks for the typical face
+    "label": 16,  # of the images the generator is trained on
 }
 
 

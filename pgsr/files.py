@@ -27,10 +27,28 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Lets new names in a folder reach the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that a killed process left behind in a folder: those of `replacing`, and
+    those that safetensors writes before it."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:

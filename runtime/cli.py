@@ -2,14 +2,16 @@
 
     pgsr-generate --count 1000 --out faces
     pgsr-generate --count 1000 --out faces --model my-bundle --seed 7 --format webp
+    pgsr-generate --video faces.mp4 --seconds 10
 
-The same command again goes on where it was stopped.
+The same command again goes on where it was stopped; a video begins anew.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from pgsr.errors import PgsrError
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
     from .generate import Job, Result
     from .synthesizer import Synthesizer
+    from .video import Film
 
 REPORT_SECONDS = 0.2  # between updates of the progress line
 
@@ -29,9 +32,10 @@ REPORT_SECONDS = 0.2  # between updates of the progress line
 class Progress:
     """A line on stderr: rewritten in place on a terminal, else printed once at the end."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, what: str = "faces") -> None:
         self.done = 0  # images made or already there
         self._count = count
+        self._what = what
         self._began = self._shown = time.perf_counter()
         self._live = sys.stderr.isatty()
         self._open = False  # whether the cursor stands behind an unfinished line
@@ -47,7 +51,7 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         left = seconds * (self._count - self.done) / max(1, self.done)
-        return f"{self.done}/{self._count} faces, {left:.0f} s left"
+        return f"{self.done}/{self._count} {self._what}, {left:.0f} s left"
 
     def finish(self) -> None:
         """Ends the line."""
@@ -55,7 +59,7 @@ class Progress:
             click.echo("\r\x1b[K", err=True, nl=False)
             self._open = False
         elif not self._live and self.done == self._count:
-            click.echo(f"{self.done}/{self._count} faces", err=True)
+            click.echo(f"{self.done}/{self._count} {self._what}", err=True)
 
 
 def _run(synthesizer: Synthesizer, job: Job) -> Result:
@@ -82,7 +86,14 @@ def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
         "count": job.count,
         "size": synthesizer.size,
         "format": job.encoding.format,
+        **_machinery(synthesizer),
+    }
+
+
+def _machinery(synthesizer: Synthesizer) -> dict[str, Any]:
+    return {
         "model": synthesizer.bundle.name,
+        "truncation": synthesizer.truncation,
         "precision": synthesizer.graph.precision,
         "provider": synthesizer.provider,
     }
@@ -118,6 +129,50 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
     emit({**_description(synthesizer, job), **numbers}, text, as_json)
 
 
+def _film(synthesizer: Synthesizer, film: Film, threads: int, dry_run: bool, as_json: bool) -> None:
+    """--video."""
+    from .video import description, make_video
+
+    told = {**description(film), "size": synthesizer.size, **_machinery(synthesizer)}
+    long = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps} Hz"
+    if dry_run:
+        emit(told, f"{film.out}: would make {long}, on {synthesizer.provider}", as_json)
+        return
+    progress = Progress(film.frames, "frames")
+    try:
+        seconds = make_video(synthesizer, film, threads, progress)
+    except KeyboardInterrupt:
+        raise PgsrError(
+            f"stopped at frame {progress.done} of {film.frames}; {film.out} is not made"
+        ) from None
+    finally:
+        progress.finish()
+    speed = film.frames / seconds
+    numbers = {"seconds": round(seconds, 3), "frames_per_second": round(speed, 2)}
+    text = f"{film.out}: {long}, in {seconds:.1f} s ({speed:.1f} frames/s on {synthesizer.provider})"
+    emit({**told, **numbers}, text, as_json)
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+FOLDER_ONLY = ("count", "start", "out", "file_format", "sheet", "no_sheet")
+VIDEO_ONLY = ("seconds", "fps", "smooth", "loop")
+
+
+def _refuse(names: tuple[str, ...], why: str) -> None:
+    """Raises PgsrError if the user gave one of these options."""
+    context = click.get_current_context()
+    given = [option for option in context.command.params if option.name in names and _typed(context, option)]
+    if given:
+        raise PgsrError(f"{given[0].opts[0]} {why}: leave it out")
+
+
+def _typed(context: click.Context, option: click.Parameter) -> bool:
+    source = context.get_parameter_source(str(option.name))
+    return source is not None and source.name == "COMMANDLINE"
+
+
 @click.command(cls=Command)
 @click.option("--count", type=int, default=64, show_default=True, help="How many faces.")
 @click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
@@ -145,36 +200,74 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
     "--sheet", type=click.Path(path_type=Path), help="The contact sheet, a PNG [default: OUT/sheet.png]."
 )
 @click.option("--no-sheet", is_flag=True, help="Write no contact sheet.")
+@click.option(
+    "--truncation",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="0 to 1: less variety, more typical faces.",
+)
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In place of a folder, an interpolation: .mp4 (needs pgsr[video]), .gif or .webp.",
+)
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Of the video.")
+@click.option("--fps", type=int, default=0, help="Frames a second [default: 60; 50 for .gif].")
+@click.option(
+    "--smooth",
+    type=float,
+    default=0.75,
+    show_default=True,
+    help="Seconds: the standard deviation of the latents' blur over time; more is slower.",
+)
+@click.option("--loop", is_flag=True, help="The video's end runs into its beginning.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made; make nothing.")
 @json_option
 @version_option
 def main(
-    count: int,
-    start: int,
     seed: int,
-    out: Path,
+    quality: int | None,
     model: Path | None,
     batch: int,
-    file_format: str,
-    quality: int | None,
     device: str,
     precision: str,
     backend: str,
     threads: int,
-    sheet: Path | None,
-    no_sheet: bool,
+    truncation: float,
+    video: Path | None,
     dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Make faces: OUT/000000.png and so on. What OUT holds already is not made again."""
-    from .generate import Job
     from .synthesizer import Synthesizer
+
+    opened = partial(Synthesizer, model, device, precision, backend, batch, threads, truncation)
+    if video is not None:
+        _refuse(FOLDER_ONLY, "is not for a --video")
+        film = _film_of(video, seed, quality, **options)
+        with opened() as synthesizer:
+            _film(synthesizer, film, threads, dry_run, as_json)
+        return
+    _refuse(VIDEO_ONLY, "is for a --video")
+    job = _job_of(seed, quality, threads, **options)
+    with opened() as synthesizer:
+        (_plan if dry_run else _make)(synthesizer, job, as_json)
+
+
+def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> Film:
+    from .video import Film
+
+    return Film(video, seed=seed, quality=quality, **{name: options[name] for name in VIDEO_ONLY})
+
+
+def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job:
+    from .generate import Job
     from .writers import Encoding
 
-    contact_sheet = None if no_sheet else sheet or out / "sheet.png"
-    job = Job(out, count, start, seed, Encoding(file_format, quality), contact_sheet, threads)
-    with Synthesizer(model, device, precision, backend, batch, threads) as synthesizer:
-        if dry_run:
-            _plan(synthesizer, job, as_json)
-        else:
-            _make(synthesizer, job, as_json)
+    out, sheet = options["out"], options["sheet"]
+    contact_sheet = None if options["no_sheet"] else sheet or out / "sheet.png"
+    encoding = Encoding(options["file_format"], quality)
+    return Job(out, options["count"], options["start"], seed, encoding, contact_sheet, threads)

@@ -86,9 +86,8 @@ def generate(synthesizer: Synthesizer, job: Job, report: Report = lambda done: N
     Raises PgsrError if the folder holds something else or cannot be written.
     """
     began = time.perf_counter()
-    manifest = _manifest(synthesizer, job)
-    _claim(make_folder(job.out), manifest)
-    note = {"seed": job.seed, "model": manifest["model"]}
+    _claim(make_folder(job.out), _manifest(synthesizer, job))
+    note = synthesizer.note(job.seed)
     made = 0
     with FolderWriter(job.out, job.encoding, note, job.threads) as writer:
         for indices, pictures in synthesizer.batches(job.seed, missing(job, synthesizer.size)):
@@ -130,6 +129,7 @@ def _manifest(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "model": synthesizer.graph.sha256,
         "precision": synthesizer.graph.precision,
+        "truncation": synthesizer.truncation,
         "format": job.encoding.format,
         "quality": job.encoding.quality,
         "size": synthesizer.size,
@@ -157,6 +157,7 @@ def _check_claim(folder: Path, manifest: dict[str, Any]) -> bool:
         raise PgsrError(f"{path} cannot be read: name another --out, or remove it and its faces") from error
     if not isinstance(held, dict) or held.get("schema") != SCHEMA:
         raise PgsrError(f"{path} is not of a folder of faces: name another --out")
+    held = {"truncation": 1.0, **held}  # folders from before there was one
     differing = [name for name in manifest if held.get(name) != manifest[name]]
     if differing:
         told = ", ".join(

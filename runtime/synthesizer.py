@@ -9,10 +9,11 @@ Image i of seed s is the same, byte for byte, whatever else is asked for with it
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from pgsr import draws
 from pgsr.errors import PgsrError
 
 from .backends import open_runner
+from .truncation import check_truncation, toward, typical_direction
 
 LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
 
@@ -47,12 +49,18 @@ class Synthesizer:
         backend: str = "auto",  # one of pgsr.runtime.backends.BACKENDS
         batch: int = 16,  # images at a time, at most
         threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
+        truncation: float = 1.0,  # 0 to 1: the share of the variety that is kept (docs/latents.md)
     ) -> None:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
+        check_truncation(truncation)
         self.bundle = bundles.read(bundles.shipped() if model is None else model)
         self.graph = self.bundle.graph("chain", precision)
         self.batch = batch
+        self.truncation = truncation
         self._runner = open_runner(self.bundle, device, precision, backend, "chain", threads, batch)
+        self._open_generator = partial(
+            open_runner, self.bundle, device, precision, backend, "generator", threads, batch
+        )
 
     @property
     def size(self) -> int:
@@ -63,6 +71,11 @@ class Synthesizer:
     def provider(self) -> str:
         """What the arithmetic really runs on, in the backend's own words."""
         return self._runner.provider
+
+    def note(self, seed: int) -> dict[str, Any]:
+        """What files say of where their images are from."""
+        truncated = {} if self.truncation == 1.0 else {"truncation": self.truncation}
+        return {"seed": seed, "model": self.graph.sha256, **truncated}
 
     def images(self, seed: int = 0, count: int = 8, start: int = 0) -> NDArray[np.uint8]:
         """Images start ... start + count - 1 of `seed`: uint8 [count, S, S, 3]."""
@@ -82,7 +95,33 @@ class Synthesizer:
         rest = iter(indices)
         while chunk := list(islice(rest, self.batch)):
             latents = draws.latents(seed, chunk, self.bundle.latent_size)  # [N, L]
-            yield chunk, self._runner.run(latents)
+            yield chunk, self.render(latents)
+
+    def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
+        """The image of each latent [L], in their order: uint8 [S, S, 3].
+
+        `latents` is read only as far as the next batch needs.
+        """
+        rest = iter(latents)
+        while rows := list(islice(rest, self.batch)):
+            yield from self.render(np.stack(rows))
+
+    def render(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The images of latents [N, L], one batch: uint8 [N, S, S, 3]."""
+        return self._runner.run(self.truncated(latents))
+
+    def truncated(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The latents that the networks are given in place of these, [N, L]: themselves at truncation 1."""
+        return latents if self.truncation == 1.0 else toward(latents, self._centre, self.truncation)
+
+    @cached_property
+    def _centre(self) -> NDArray[np.float64]:
+        """Where truncation turns latents, [L]: found once, by some hundred images of the generator.
+
+        Raises PgsrError if the bundle holds no generator graph.
+        """
+        with self._open_generator() as generator:
+            return typical_direction(generator.run, self.bundle.latent_size, self.batch)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()

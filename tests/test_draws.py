@@ -39,6 +39,11 @@ def test_purposes_keep_their_numbers():
         "noise strength": 9,
         "step": 10,
         "swd": 11,
+        "stack": 12,
+        "digits": 13,
+        "film": 14,
+        "centre": 15,
+        "label": 16,
     }
 
 

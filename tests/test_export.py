@@ -273,6 +273,53 @@ def test_mid_training_exports_what_is_fully_grown(tmp_path: Path) -> None:
     assert made.graph("chain").outputs[0].shape == ("n", 8, 8, 3)
 
 
+MSGGAN = {**PROGAN, "kind": "msggan"}
+BEGAN = {"kind": "began", "resolution": 16, "latent_size": 12, "features": 6}
+
+
+def one_size(path: Path, out: Path, *arguments: str) -> tuple[bundle.Bundle, np.ndarray]:
+    """The bundle that the command makes of a checkpoint, and what its chain draws of four latents."""
+    result = CliRunner().invoke(main, [str(path), "--out", str(out), "--samples", "4", *arguments])
+    assert result.exit_code == 0, result.output
+    made = bundle.read(out)
+    run = parity.session_of(made.path(made.graph("chain")).read_bytes())
+    return made, run(draws.latents(4, range(4), 12))
+
+
+@pytest.mark.parametrize("resolution", [16, 8])
+def test_msggan_exports_at_any_of_its_resolutions(tmp_path: Path, resolution: int) -> None:
+    path = write_checkpoint(tmp_path / "msg.safetensors", MSGGAN)
+    arguments = ["--resolution", "8"] if resolution == 8 else []
+    made, pixels = one_size(path, tmp_path / "b", *arguments)
+    assert made.resolution == resolution
+    images = read_source(path).network.images(torch.from_numpy(draws.latents(4, range(4), 12)))
+    image = next(i for i in images if i.shape[-1] == resolution).numpy()
+    expected = np.rint(np.clip((image + 1) * 127.5, 0, 255)).transpose(0, 2, 3, 1)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).max() <= 1
+    rewrites = made.graph("chain").rewrites
+    assert "fold equalized learning rate" in rewrites
+    assert "remove alpha and the layers of other resolutions" in rewrites
+
+
+def test_began_exports(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "began.safetensors", BEGAN)
+    made, pixels = one_size(path, tmp_path / "b", "--fp16")
+    with torch.no_grad():
+        image = read_source(path).network(torch.from_numpy(draws.latents(4, range(4), 12))).numpy()
+    expected = np.rint(np.clip((image + 1) * 127.5, 0, 255)).transpose(0, 2, 3, 1)
+    assert np.abs(pixels - expected).max() <= 1
+    assert made.graph("chain").rewrites == ()
+    assert made.graph("chain", "fp16").parity["psnr_db"] > 45
+
+
+def test_resolutions_that_are_not_there_are_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    early = write_checkpoint(tmp_path / "early.safetensors", PROGAN, grown=8)
+    out = ["--out", str(tmp_path / "b"), "--resolution", "16"]
+    assert "the generator has 4, 8" in one_error_line([str(early), *out])
+    assert "--resolution is a generator's" in one_error_line([str(checkpoints["compact"]), *out])
+
+
 def test_upscaler_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     source = read_source(checkpoints["srresnet"])
     made = build.export_bundle([source], tmp_path / "b", name="b", licence="test", samples=4)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, build
+from pgsr.networks.progan import ProGANDiscriminator
+from pgsr.trainer import config as recipes
+from pgsr.trainer import loop, objectives, schedule
 from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer import objectives
-from pgsr.trainer.objectives import gradient_penalty, squared_gradient
+from pgsr.trainer.objectives import OBJECTIVES, gradient_penalty, squared_gradient
 
 SHAPE = (5, 3, 4, 4)
 
@@ -124,6 +128,230 @@ def test_all_terms_together():
     """The WGAN-GP of paper 2, section A.1."""
     terms = terms_of(gradient_penalty=10.0, drift=0.001, r1=1.0)
     assert set(terms) == {"critic", "gradient penalty", "drift", "r1"}
+
+
+def hinge(x: float) -> float:
+    return max(0.0, x)
+
+
+SHIFTED = 0.3 * linear(REALS)  # some scores inside the hinges, some outside
+MADE = 0.3 * linear(FAKES) - 0.2
+
+# name -> (critic's loss, generator's loss) of lists of real and fake scores, as the papers print them.
+FORMULAS = {
+    "hinge": (
+        lambda real, fake: mean([hinge(1 - r) for r in real]) + mean([hinge(1 + f) for f in fake]),
+        lambda real, fake: -mean(fake),
+    ),
+    "ra-hinge": (
+        lambda real, fake: (
+            mean([hinge(1 - (r - mean(fake))) for r in real])
+            + mean([hinge(1 + (f - mean(real))) for f in fake])
+        ),
+        lambda real, fake: (
+            mean([hinge(1 + (r - mean(fake))) for r in real])
+            + mean([hinge(1 - (f - mean(real))) for f in fake])
+        ),
+    ),
+    "lsgan": (
+        lambda real, fake: mean([(r - 1) ** 2 / 2 for r in real]) + mean([f**2 / 2 for f in fake]),
+        lambda real, fake: mean([(f - 1) ** 2 / 2 for f in fake]),
+    ),
+    "began": (lambda real, fake: mean(real) - 0.25 * mean(fake), lambda real, fake: mean(fake)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_losses_are_the_papers_formulas(name: str):
+    real, fake = SHIFTED.clone().requires_grad_(), MADE.clone().requires_grad_()
+    memory = {"k": torch.tensor(0.25, dtype=torch.float64)}
+    critic = OBJECTIVES[name].critic(real, fake, memory)
+    generator = OBJECTIVES[name].generator(fake, real.detach())
+    expected = [formula(SHIFTED.tolist(), MADE.tolist()) for formula in FORMULAS[name]]
+    assert [critic.item(), generator.item()] == [close(e) for e in expected]
+    assert any(r < 1 for r in SHIFTED.tolist())
+    for gradient in (*torch.autograd.grad(critic, (real, fake)), *torch.autograd.grad(generator, fake)):
+        assert gradient.any()
+
+
+def test_the_generator_of_a_relativistic_loss_is_compared_with_reals():
+    """Through `generator_terms`, with a critic of the images."""
+    terms = generator_terms(ObjectiveConfig(adversarial="ra-hinge"), linear, FAKES, REALS)
+    expected = FORMULAS["ra-hinge"][1](linear(REALS).tolist(), linear(FAKES).tolist())
+    assert terms["generator"].item() == close(expected)
+
+
+def test_relativistic_losses_look_at_differences_alone():
+    """Adding a constant to all scores changes nothing."""
+    objective = OBJECTIVES["ra-hinge"]
+    assert objective.critic(SHIFTED + 7, MADE + 7, {}).item() == close(
+        objective.critic(SHIFTED, MADE, {}).item()
+    )
+
+
+# ----------------------------------------------------------------------------
+# What objectives remember.
+
+
+def remembered(
+    name: str, seen: list[tuple[float, float, float]], **options: object
+) -> list[dict[str, float]]:
+    """The memory after each of these mean scores (real, fake, made)."""
+    objective, config = OBJECTIVES[name], ObjectiveConfig(adversarial=name, **options)
+    memory = {k: torch.tensor(v, dtype=torch.float64) for k, v in objective.memory.items()}
+    result = []
+    for scores in seen:
+        values = [torch.tensor(v, dtype=torch.float64) for v in scores]
+        memory = objective.remember(memory, config, *values)
+        result.append({k: v.item() for k, v in memory.items()})
+    return result
+
+
+def test_lsgan_noise_follows_appendix_b():
+    seen = [(0.2, 0.0, 0.0)] + [(1.5, 0.0, 0.0)] * 20 + [(0.0, 0.0, 0.0)] * 20
+    d, expected = 0.0, []
+    for real, _, _ in seen:
+        d = 0.1 * real + 0.9 * d
+        expected.append(0.2 * max(0.0, d - 0.5) ** 2)
+    found = [m["noise"] for m in remembered("lsgan", seen)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found[0] == 0 < max(found)
+    assert found[-1] == 0
+
+
+def test_began_keeps_its_balance():
+    """k rises while fakes are reconstructed too well, and stays within [0, 1]."""
+    seen = [(0.4, 0.9, 0.1)] * 3 + [(0.4, 0.1, 0.9)] * 3 + [(9.0, 0.0, 0.0)] * 3
+    k, expected = 0.0, []
+    for real, _, made in seen:
+        gap = 0.7 * real - made
+        k = min(1.0, max(0.0, k + 0.2 * gap))
+        expected.append({"k": close(k), "M": close(real + abs(gap))})
+    assert remembered("began", seen, balance=0.7, balance_rate=0.2) == expected
+    assert expected[-1]["k"] == 1.0
+    assert expected[5]["k"] == 0.0
+
+
+def test_a_balance_beyond_1_is_named():
+    with pytest.raises(PgsrError, match=r"objective\.balance is 1\.5"):
+        ObjectiveConfig(balance=1.5)
+
+
+# ----------------------------------------------------------------------------
+# Noise in the critic, and clipping: what the loop does for an objective.
+
+
+def tiny_critic(**options: object) -> ProGANDiscriminator:
+    network = build(
+        DISCRIMINATORS,
+        {"kind": "progan", "resolution": 8, "feature_base": 64, "feature_max": 8, "noise": True, **options},
+        seed=1,
+    )
+    return network.double()
+
+
+def test_the_critics_noise_is_as_strong_as_the_memory_says():
+    critic, x = tiny_critic(), images(1)
+    plain = critic(x)
+    critic.memory = {"noise": torch.tensor(0.0)}
+    assert torch.equal(critic(x), plain)
+    spread = []
+    for magnitude in (0.01, 0.02):
+        critic.memory = {"noise": torch.tensor(magnitude)}
+        torch.manual_seed(0)
+        spread.append(torch.stack([critic(x) - plain for _ in range(50)]).std().item())
+    assert spread[1] == pytest.approx(2 * spread[0], rel=0.1)  # small noise is linear
+    assert spread[0] > 0
+
+
+def test_noise_is_at_the_input_of_every_3x3_and_4x4_layer(monkeypatch: pytest.MonkeyPatch):
+    """Marked inputs reach those layers and no other, one number an image and map."""
+    from pgsr.networks import layers, progan
+
+    noised: list[Tensor] = []
+
+    def noting(x: Tensor, magnitude: Tensor) -> Tensor:
+        noised.append(layers.multiplicative_noise(x, magnitude))
+        return noised[-1]
+
+    monkeypatch.setattr(progan, "multiplicative_noise", noting)
+    critic = tiny_critic()
+    critic.memory = {"noise": torch.tensor(0.1)}
+    taken: dict[str, Tensor] = {}
+    for name, module in critic.named_modules():
+        if isinstance(module, layers.EqualizedWeight):
+            module.register_forward_hook(lambda m, args, out, name=name: taken.update({name: args[0]}))
+    critic(images(1))
+    with_noise = {name for name, x in taken.items() if any(x is n for n in noised)}
+    assert with_noise == {"blocks.0.conv1", "blocks.0.conv2", "last_block.conv", "last_block.last"}
+    x = randn(3, 50, 4, 4, seed=1) + 5
+    ratio = layers.multiplicative_noise(x, torch.tensor(0.1)) / x
+    assert torch.allclose(ratio, ratio[:, :, :1, :1].expand_as(ratio))
+    assert (ratio[:, :, 0, 0] - 1).std().item() == pytest.approx(0.1 * math.sqrt(50), rel=0.2)
+
+
+def test_noise_without_lsgan_is_an_error():
+    critic = tiny_critic()
+    critic.memory = {}
+    with pytest.raises(PgsrError, match='adversarial = "lsgan"'):
+        critic(images(1))
+
+
+def trainer_of(toy: Path, objective: dict[str, object], critic: dict[str, object], **more: object):
+    """A trainer at 8 x 8 with networks of a few maps."""
+    small = {"kind": "progan", "resolution": 8, "feature_base": 64, "feature_max": 8}
+    recipe = recipes.from_dict(
+        {
+            "name": "tiny",
+            "about": "for tests",
+            "generator": {**small, "latent_size": 8},
+            "discriminator": {**small, **critic},
+            "schedule": {"resolution": 8, "start_resolution": 8, "batch": 4, "stable_images": 400},
+            "objective": objective,
+            **more,
+        }
+    )
+    built = schedule.build(recipe.schedule, recipe.objective.critic_steps)
+    return loop.make_trainer(recipe, built, toy, torch.device("cpu"))
+
+
+def test_lsgan_trains_with_the_noise_it_measures(toy: Path):
+    trainer = trainer_of(toy, {"adversarial": "lsgan"}, {"noise": True})
+    terms = [trainer.step(watch=True) for _ in range(3)]
+    assert trainer.state.discriminator.memory is trainer.state.memory
+    average = 0.0
+    for term in terms:
+        average = 0.1 * term["watch/score real"].item() + 0.9 * average
+        assert term["watch/certainty"].item() == pytest.approx(average, rel=1e-5)
+    assert "watch/noise" in terms[-1]
+
+
+def test_clipped_weights_stay_clipped(toy: Path):
+    """WGAN with RMSprop (paper 3, section 3.2): after every step, all of the critic's weights."""
+    optimizer = {"kind": "rmsprop", "learning_rate": 0.01}
+    trainer = trainer_of(
+        toy,
+        {"adversarial": "wgan-gp", "clip": 0.05, "critic_steps": 2},
+        {},
+        critic_optimizer=optimizer,
+        generator_optimizer=optimizer,
+    )
+    assert isinstance(trainer.state.critic_optimizer, torch.optim.RMSprop)
+    before = [p.detach().clone() for p in trainer.state.discriminator.parameters()]
+    for _ in range(3):
+        trainer.step()
+        weights = list(trainer.state.discriminator.parameters())
+        assert max(p.abs().max().item() for p in weights) == pytest.approx(0.05, rel=1e-6)
+    assert any(not torch.equal(a.clamp(-0.05, 0.05), b) for a, b in zip(before, weights, strict=True))
+    assert max(p.abs().max().item() for p in trainer.state.generator.parameters()) > 1
+
+
+def test_the_clipping_recipe_is_the_papers():
+    recipe = recipes.load("wgan-clip-64")
+    assert (recipe.objective.clip, recipe.objective.critic_steps) == (0.01, 5)
+    assert recipe.objective.gradient_penalty == recipe.objective.drift == 0
+    for optimizer in (recipe.generator_optimizer, recipe.critic_optimizer):
+        assert (optimizer.kind, optimizer.learning_rate) == ("rmsprop", 1e-4)
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -37,6 +37,13 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--minutes", type=float, help="Stop cleanly after this time; --resume goes on.")
+@click.option(
+    "--on-nan",
+    type=click.Choice(["stop", "rollback"]),
+    default="stop",
+    show_default=True,
+    help="When losses break down: stop, or go back to the last checkpoint with half the learning rate.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the schedule and the resolved recipe; train nothing.")
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="List recipes."

@@ -110,6 +110,20 @@ class DataConfig:
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
     noise: float = 0.0  # super-resolution: the most that is added to inputs, as a standard deviation
+    box: int = 0  # if not 0, side of a random box of each photograph, reduced by averaging to what is trained
+    held_out: int = 0  # so many photographs, the last ones, are not trained on
+    stacked: bool = False  # each image is red of one picture, green of another, blue of a third
+
+    def __post_init__(self) -> None:
+        for name in ("box", "held_out"):
+            if getattr(self, name) < 0:
+                raise PgsrError(f"data.{name} is {getattr(self, name)}, but must be at least 0")
+        if self.box and self.resolution and self.box > self.resolution:
+            raise PgsrError(
+                f"data.box is {self.box}, but photographs are {self.resolution} (data.resolution)"
+            )
+        if self.stacked and self.box:
+            raise PgsrError("data.stacked and data.box exclude each other")
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,8 @@ class RunConfig:
     checkpoint_images: int = 20_000
     keep_checkpoints: int = 3  # beside the last of each phase
     sample_grid: int = 64  # fixed latents in a sample sheet
+    stability_images: int = 0  # between two looks at how far fixed samples moved; 0: an epoch of the data
+    explosion: float = 1e6  # a loss beyond it has diverged; 0: none has. WGAN's scores reach thousands
     precision: str = "auto"  # "float32", "bfloat16", "float64"; auto: bfloat16 where the device has it
 
     def __post_init__(self) -> None:
@@ -128,6 +144,9 @@ class RunConfig:
         for name in ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("stability_images", "explosion"):
+            if not getattr(self, name) >= 0:
+                raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,21 @@ class Recipe:
         if self.objective.adversarial != "none":
             object.__setattr__(self, "discriminator", resolved(DISCRIMINATORS, self.discriminator))
             self._check_fit("discriminator", self.discriminator)
+            self._check_labels()
         self._check_fit("generator", self.generator)
+        if self.data.box % self.schedule.resolution:
+            raise PgsrError(
+                f"data.box is {self.data.box}, but must be a multiple of {self.schedule.resolution} "
+                "(schedule.resolution)"
+            )
+
+    def _check_labels(self) -> None:
+        """Raises PgsrError if the critic does not name the labels that the generator is told."""
+        told, named = (network.get("labels", 0) for network in (self.generator, self.discriminator))
+        if told != named:
+            raise PgsrError(f"generator.labels is {told}, but discriminator.labels is {named}")
+        if told and self.data.stacked:
+            raise PgsrError("data.stacked makes images of three pictures: it and labels exclude each other")
 
     def _check_fit(self, name: str, network: Mapping[str, Any]) -> None:
         """Raises PgsrError if a network does not have the resolutions that the schedule asks of it."""
@@ -161,6 +194,8 @@ class Recipe:
             has, option = resolutions_up_to(network["resolution"]), "resolution"
         elif "crop" in network:
             has, option = [network["crop"]], "crop"
+        elif "input_size" in network:
+            has, option = [network["input_size"] * network["scale"]], "input_size"
         else:
             return
         if schedule.resolution not in has:

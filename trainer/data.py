@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import sys
 import zipfile
@@ -32,6 +33,8 @@ T = TypeVar("T")
 # What reading a zip raises where it is damaged, encrypted or packed in a way Python does not know.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
+LABELS = "labels.json"  # in a prepared archive: {"names": one a label, "labels": one a picture, in order}
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 FILTERS = {
@@ -50,7 +53,7 @@ class Pictures:
 
     source: Path
     names: tuple[str, ...]
-    fingerprint: str  # of names and contents
+    fingerprint: str  # of names and contents, and of labels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,10 +94,12 @@ def _zip_members(source: Path) -> tuple[list[str], list[str]]:
     try:
         with zipfile.ZipFile(source) as archive:
             members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in SUFFIXES]
+            labels = [m for m in archive.infolist() if m.filename == LABELS]
     except UNREADABLE as error:
         raise PgsrError(f"{source} is not a zip archive of pictures: {error}") from error
     members.sort(key=lambda m: m.filename)
-    return [m.filename for m in members], [f"{m.filename} {m.file_size} {m.CRC:08x}" for m in members]
+    identity = [f"{m.filename} {m.file_size} {m.CRC:08x}" for m in (*members, *labels)]
+    return [m.filename for m in members], identity
 
 
 def decode(data: bytes) -> Image.Image:
@@ -134,9 +139,25 @@ class Photographs:
     pixels: NDArray[np.uint8]  # [N, size, size, 3], memory-mapped
     fingerprint: str
     skipped: tuple[str, ...]  # "name: why"
+    labels: NDArray[np.int64] | None = None  # [N], where the archive has them
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random pixels in place of photographs, to time training without any."""
+
+    pictures: int
+    labels: int = 0  # kinds of them
+
+    def photographs(self, side: int) -> Photographs:
+        random = np.random.default_rng(0)
+        pixels = random.integers(0, 256, (self.pictures, side, side, 3), np.uint8)
+        labels = random.integers(0, self.labels, self.pictures) if self.labels else None
+        return Photographs(pixels, "noise", (), labels)
 
 
 def load_photographs(source: Path, size: int) -> Photographs:
@@ -144,7 +165,7 @@ def load_photographs(source: Path, size: int) -> Photographs:
 
     A prepared archive (pgsr-data) with that size gives its own pictures; any other is cropped to the
     centred square and reduced by Lanczos. Pictures that are damaged or too small are named on stderr.
-    Raises PgsrError if fewer than two are left.
+    Raises PgsrError if fewer than two are left, or labels do not fit the pictures.
     """
     pictures = open_pictures(source)
     own = tuple(n for n in pictures.names if n.startswith(f"{size}/"))
@@ -160,7 +181,30 @@ def load_photographs(source: Path, size: int) -> Photographs:
         raise PgsrError(
             f"{source} has {len(pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
         )
-    return Photographs(pixels, pictures.fingerprint, tuple(skipped))
+    labels, names = load_labels(pictures, len(pixels))
+    return Photographs(pixels, pictures.fingerprint, tuple(skipped), labels, names)
+
+
+def load_labels(pictures: Pictures, usable: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """The label of each picture and the labels' names; (None, ()) if the archive has none.
+
+    Raises PgsrError if they are damaged, or a picture is not usable, so that it is unknown whose is whose.
+    """
+    if pictures.source.is_dir():
+        return None, ()
+    try:
+        with zipfile.ZipFile(pictures.source) as archive:
+            if LABELS not in archive.namelist():
+                return None, ()
+            content = json.loads(archive.read(LABELS))
+        names = tuple(map(str, content["names"]))
+        every = np.array(content["labels"], dtype=np.int64)
+        labels = every[[int(Path(name).stem) for name in pictures.names]]
+        if labels.shape != (usable,) or labels.min() < 0 or labels.max() >= len(names):
+            raise ValueError(f"{len(every)} labels of {len(names)} names for {usable} pictures")
+    except (*UNREADABLE, KeyError, IndexError, TypeError, OverflowError) as error:
+        raise PgsrError(f"{LABELS} of {pictures.source} does not fit ({error}): prepare it again") from error
+    return labels, names
 
 
 def _mapped(cached: Path) -> NDArray[np.uint8] | None:

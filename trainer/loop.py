@@ -19,6 +19,7 @@ from pgsr import draws
 
 from .batches import Batch, batches_for
 from .config import Recipe
+from .content import content_features
 from .objectives import OBJECTIVES, Images, critic_terms, each, generator_terms
 from .parallel import ALONE, Ranks
 from .schedule import Schedule, Stage
@@ -90,6 +91,7 @@ class GeneratorLoss(nn.Module):
         self.network = state.generator
         self.recipe = recipe
         self.critic = (state.discriminator,)  # in a tuple: its parameters are not this module's
+        self.features = content_features(recipe.objective, self.critic[0], self.network)
 
     def forward(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         objective, (critic,) = self.recipe.objective, self.critic
@@ -107,6 +109,7 @@ class GeneratorLoss(nn.Module):
             reals if batch.paired or compares else None,
             batch.inputs if batch.paired else None,
             batch.labels,
+            self.features if batch.paired else None,
         )
         return terms.losses, terms.scores
 

@@ -39,6 +39,35 @@ class Adversarial:
     remember: Callable[[Memory, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = _nothing
 
 
+def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
+    """Each score should be 1 above, or below, the other side's mean: [N], [N] -> scalar.
+
+    The critic wants reals above fakes (equation 12 of paper 4), the generator fakes above reals (13).
+    """
+    assert worse is not None
+    above, below = better - worse.mean(), worse - better.mean()
+    return F.relu(1 - above).mean() + F.relu(1 + below).mean()
+
+
+def _adaptive_noise(
+    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+) -> dict[str, Tensor]:
+    """The magnitude of the critic's own noise (paper 2, appendix B): 0.2 max(0, d - 0.5)**2, where d is the
+    running average of its output for real images: 0.5 if it cannot tell them from fakes, 1 if it is sure.
+    """
+    certainty = 0.1 * real + 0.9 * memory["certainty"]
+    return {"certainty": certainty, "noise": 0.2 * F.relu(certainty - 0.5).square()}
+
+
+def _equilibrium(
+    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+) -> dict[str, Tensor]:
+    """k held where E[L(G(z))] = gamma E[L(x)], and the measure of convergence M (paper 5, BEGAN)."""
+    gap = config.balance * real - made
+    k = (memory["k"] + config.balance_rate * gap).clamp(0, 1)
+    return {"k": k, "M": real + gap.abs()}
+
+
 OBJECTIVES: dict[str, Adversarial] = {
     # Wasserstein (Gulrajani et al. 2017; paper 2 section A.1). The penalty is its own term below; with
     # `clip` instead it is the WGAN of Arjovsky et al. 2017 (paper 3, equation 5).
@@ -51,6 +80,32 @@ OBJECTIVES: dict[str, Adversarial] = {
     "logistic": Adversarial(
         critic=lambda real, fake, memory: F.softplus(-real).mean() + F.softplus(fake).mean(),
         generator=lambda fake, real: F.softplus(-fake).mean(),
+    ),
+    # Hinge (paper 4, section 3.5, before its critics are made relativistic).
+    "hinge": Adversarial(
+        critic=lambda real, fake, memory: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+        generator=lambda fake, real: -fake.mean(),
+    ),
+    # Relativistic average hinge (paper 4, equations 10 to 14).
+    "ra-hinge": Adversarial(
+        critic=lambda real, fake, memory: _relativistic_hinge(real, fake),
+        generator=lambda fake, real: _relativistic_hinge(fake, real),
+        compares=True,
+        per_image=False,
+    ),
+    # Least squares, real 1 and fake 0 (Mao et al. 2016), and the noise that paper 2 needs with it.
+    "lsgan": Adversarial(
+        critic=lambda real, fake, memory: 0.5 * (1 - real).square().mean() + 0.5 * fake.square().mean(),
+        generator=lambda fake, real: 0.5 * (1 - fake).square().mean(),
+        memory={"certainty": 0.0, "noise": 0.0},
+        remember=_adaptive_noise,
+    ),
+    # Boundary equilibrium: scores are reconstruction errors L(x) and L(G(z)) (paper 5, BEGAN).
+    "began": Adversarial(
+        critic=lambda real, fake, memory: real.mean() - memory["k"] * fake.mean(),
+        generator=lambda fake, real: fake.mean(),
+        memory={"k": 0.0, "M": 0.0},
+        remember=_equilibrium,
     ),
 }
 
@@ -75,7 +130,12 @@ class ObjectiveConfig:
         "reals"  # or "inputs": between the inputs and the generated images reduced (paper 3, eq. 7)
     )
     pixel_weight: float = 1.0
+    balance: float = 0.5  # gamma of BEGAN: low for likeness, high for variety
+    balance_rate: float = 0.001  # lambda_k of BEGAN (paper 5)
     label_weight: float = 1.0  # of the cross-entropy of labels, where the critic has logits
+    content: str = "none"  # or "critic", or a file of VGG19's weights: whose features are compared (SRGAN)
+    content_depth: int = 0  # which convolution's, counted from 1; 0: the last (VGG54, of VGG19)
+    content_weight: float = 0.006  # of their mean squared difference: 1 / 12.75**2 (SRGAN, section 3.2)
 
     def __post_init__(self) -> None:
         check_choice("objective.adversarial", self.adversarial, (*OBJECTIVES, "none"))
@@ -84,6 +144,12 @@ class ObjectiveConfig:
         for name in ("critic_steps", "penalty_every"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
+        if self.content == "critic" and self.adversarial == "none":
+            raise PgsrError("objective.content = 'critic' needs a critic: set objective.adversarial")
+        if self.content_depth < 0:
+            raise PgsrError(f"objective.content_depth is {self.content_depth}, but must be at least 0")
+        if not 0 <= self.balance <= 1:
+            raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")
 
     def penalised(self, step: int) -> bool:
         """Whether a step of the critic has a gradient penalty."""
@@ -135,6 +201,7 @@ def generator_terms(
     reals: Images | None = None,  # where data are paired or the objective compares
     inputs: Tensor | None = None,  # what the generator was given: [N, 3, h, w] where pixel_at is "inputs"
     labels: Tensor | None = None,  # [N]
+    features: Callable[[Tensor], Tensor] | None = None,  # of images, where contents are compared
 ) -> Terms:
     """The named terms whose sum the generator minimises."""
     losses: dict[str, Tensor] = {}
@@ -152,6 +219,11 @@ def generator_terms(
         made, wanted = _wide(scales(fakes)[0]), _wide(scales(target)[0])
         made = F.avg_pool2d(made, made.shape[-1] // wanted.shape[-1])
         losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](made, wanted)
+    if features is not None and reals is not None:
+        with torch.no_grad():
+            wanted = _wide(features(scales(reals)[0]))
+        difference = F.mse_loss(_wide(features(scales(fakes)[0])), wanted)
+        losses["content"] = config.content_weight * difference
     return Terms(losses, scores)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from pgsr.errors import PgsrError
 
 from . import config
 from .batches import batches_for
+from .folder import Run, provenance
 from .loop import Trainer
 from .memory import keep_freed_memory
 from .parallel import ALONE, Ranks, local_device, ranks_of_run
-from .run import Run, StopRequest, provenance, train
+from .run import StopRequest, train
 from .schedule import Schedule
 from .schedule import build as build_schedule
 from .state import load_weights
@@ -38,6 +40,7 @@ class Options:
     settings: tuple[str, ...]
     device: str
     minutes: float | None
+    on_nan: str
     dry_run: bool
     as_json: bool
 
@@ -81,6 +84,30 @@ def _start_from(path: Path, run: Run) -> None:
     state.generator_ema.load_state_dict(state.generator.state_dict())
 
 
+def checkpoint_to_resume(recipe: config.Recipe, folder: Path) -> Path | None:
+    """A run's newest checkpoint; None if it was stopped before its first, so that it begins again.
+
+    Raises PgsrError if there is no folder, or it holds something else, or a run of another recipe.
+    """
+    if checkpoints.files_of(folder):
+        return checkpoints.newest(folder)
+    written = folder / "config.json"
+    if written.is_file():
+        if _recipe_in(written) != recipe.as_dict():
+            raise PgsrError(f"{folder} holds another recipe and no checkpoint: begin again without --resume")
+    elif not folder.is_dir() or any(not p.name.endswith(".tmp") for p in folder.iterdir()):
+        raise PgsrError(f"{folder} holds no checkpoint to resume from")
+    print(f"note: {folder} holds no checkpoint yet: beginning again", file=sys.stderr)
+    return None
+
+
+def _recipe_in(written: Path) -> object:
+    try:
+        return json.loads(written.read_text())
+    except ValueError as error:
+        raise PgsrError(f"{written} is not a run's: {error}") from error
+
+
 def open_run(
     recipe: config.Recipe, data: Path, folder: Path, device: torch.device, ranks: Ranks = ALONE
 ) -> Run:
@@ -105,7 +132,7 @@ def start(options: Options) -> None:
         raise PgsrError("name the photographs with --data and the run's folder with --out")
     if not options.resume and checkpoints.files_of(out):
         raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
-    resume_from = checkpoints.newest(out) if options.resume else None
+    resume_from = checkpoint_to_resume(recipe, out) if options.resume else None
     device = local_device(chosen_device(options.device))
     with ranks_of_run(device) as ranks:
         result, text = _train(recipe, data, out, device, ranks, resume_from, options)
@@ -132,11 +159,20 @@ def _train(
     if ranks.rank == 0:
         print(f"training {recipe.name} on {device} in {str(trainer.precision)[6:]}", file=sys.stderr)
     with StopRequest(options.minutes) as stop:
-        finished = train(run, stop)
+        finished = train(run, stop, options.on_nan)
     shown = trainer.state.images_shown
     result = {"run": str(out), "images_shown": shown, "finished": finished}
     text = f"{out}: {shown} images shown"
     if not finished:
-        again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
-        text += f"; to go on: {shlex.join(['pgsr-train', *again])}"
+        text += f"; to go on: {_command_to_go_on(ranks, shown)}"
     return result, text
+
+
+def _command_to_go_on(ranks: Ranks, shown: int) -> str:
+    """This command again, as it was started, with --resume where there is something to resume."""
+    command = ["pgsr-train"]
+    if ranks.count > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.count))
+        command = ["torchrun", "--nproc-per-node", here, "-m", "pgsr.trainer"]
+    again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
+    return shlex.join([*command, *again])

@@ -14,18 +14,41 @@ from torch import nn
 
 from pgsr.errors import PgsrError, check_choice
 
+from .began import BEGANDiscriminator, BEGANGenerator
+from .metz import MetzDiscriminator, MetzGenerator
+from .msggan import MSGGANDiscriminator, MSGGANGenerator
 from .progan import ProGANDiscriminator, ProGANGenerator
+from .sr_variants import (
+    CNNDiscriminator,
+    DCGANGenerator,
+    DCGANUpscaler,
+    MLPDiscriminator,
+    MLPUpscaler,
+    ResNetUpscaler,
+)
 from .srgan import CompactUpscaler, SRGANDiscriminator, SRResNet
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "progan": ProGANGenerator,  # latents -> images
     "srresnet": SRResNet,  # low-resolution images -> high
     "compact": CompactUpscaler,
+    "msggan": MSGGANGenerator,  # latents -> images of every resolution at once
+    "began": BEGANGenerator,  # latents -> images of one size
+    "metz": MetzGenerator,  # latents -> images of 28 x 28
+    "resnet-sr": ResNetUpscaler,
+    "dcgan-sr": DCGANUpscaler,  # of images of one size
+    "mlp-sr": MLPUpscaler,  # likewise
+    "dcgan": DCGANGenerator,  # latents -> images of one size
 }
 
 DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "progan": ProGANDiscriminator,
+    "metz": MetzDiscriminator,
     "srgan": SRGANDiscriminator,
+    "msggan": MSGGANDiscriminator,
+    "began": BEGANDiscriminator,
+    "cnn": CNNDiscriminator,
+    "mlp": MLPDiscriminator,
 }
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from . import elementwise
+from .convolution import convolve
 
 LRELU_SLOPE = 0.2  # paper 2, section A.1
 LRELU_GAIN = math.sqrt(2.0)  # He's gain, kept at sqrt(2) for the leaky ReLU as in the original code
@@ -40,6 +44,15 @@ class EqualizedWeight(nn.Module):
         self.scale = 1.0
 
 
+def fold_equalized(network: nn.Module) -> bool:
+    """Folds every layer of a network; False if there is none. Before training, that takes the equalized
+    learning rate away: the weights then start as He et al. (2015) initialise them."""
+    layers = [m for m in network.modules() if isinstance(m, EqualizedWeight)]
+    for layer in layers:
+        layer.fold()
+    return bool(layers)
+
+
 class EqualizedLinear(EqualizedWeight):
     """Fully connected layer: [N, in] -> [N, out]."""
 
@@ -67,6 +80,8 @@ class EqualizedConv2d(EqualizedWeight):
         self.padding = kernel_size // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return convolve(x, self.scaled(), self.bias, self.padding)
         return F.conv2d(x, self.scaled(), self.bias, padding=self.padding)
 
 
@@ -81,6 +96,8 @@ class EqualizedDepthwise(EqualizedWeight):
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return convolve(x, self.scaled(), None, self.padding)
         return F.conv2d(x, self.scaled(), padding=self.padding, groups=x.shape[1])
 
 
@@ -163,7 +180,49 @@ FIRST_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Unit mean square over dimension 1: [N, C, ...] -> [N, C, ...]."""
     wide = x if x.dtype == torch.float64 else x.float()
+    if wide.requires_grad and torch.is_grad_enabled():
+        return elementwise.pixel_norm(wide, eps).to(x.dtype)
     return (wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + eps)).to(x.dtype)
+
+
+# ----------------------------------------------------------------------------
+# What follows a convolution. Batch and layer normalisation are those of the baseline in paper 2's Table 1:
+# they have weights and stand before the activation; pixelwise normalisation stands behind it.
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        return elementwise.leaky_relu(x, LRELU_SLOPE)
+    return F.leaky_relu(x, LRELU_SLOPE)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"leaky": leaky_relu, "relu": F.relu}
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "layer": partial(nn.GroupNorm, 1),  # over all of an image's maps, with a gain and an offset a map
+}
+
+
+class Activation(nn.Module):
+    """Normalisation and activation: [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(
+        self,
+        maps: int,
+        normalization: str,  # "pixel", a name in NORMS, or "none"
+        activation: str = "leaky",
+    ) -> None:
+        super().__init__()
+        self.norm = NORMS[normalization](maps) if normalization in NORMS else None
+        self.activation = ACTIVATIONS[activation]
+        self.pixel = normalization == "pixel"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.activation(x)
+        return pixel_norm(x) if self.pixel else x
 
 
 # ----------------------------------------------------------------------------
@@ -187,6 +246,41 @@ def minibatch_stddev(x: Tensor, group: int = 4) -> Tensor:
 
 
 # ----------------------------------------------------------------------------
+# Multiplicative Gaussian noise (paper 2, appendix B). One draw an image and map, its deviation times the
+# root of the number of maps, as in the original code: without either a sum over the maps averages it away.
+
+
+def multiplicative_noise(x: Tensor, magnitude: Tensor) -> Tensor:
+    """x times numbers around 1; `magnitude` is a scalar: [N, C, H, W] -> [N, C, H, W]."""
+    n, c = x.shape[:2]
+    draws = torch.randn(n, c, 1, 1, device=x.device, dtype=x.dtype)
+    return x * (1 + magnitude.to(x.dtype) * math.sqrt(c) * draws)
+
+
+# ----------------------------------------------------------------------------
+# Minibatch discrimination (Salimans et al. 2016, section 3.2), which paper 2 compares with its own layer.
+
+
+class MinibatchDiscrimination(EqualizedWeight):
+    """Adds how close each image is to its batch: [N, A] -> [N, A + kernels].
+
+    M = f(x) T is `kernels` rows for each image, and o(x_i)_b the sum over j of exp(-|M_ib - M_jb|), of the
+    1-norm. T starts with columns of about unit length, as the original code's normalised ones do.
+    """
+
+    def __init__(self, inputs: int, kernels: int = 100, size: int = 5) -> None:
+        super().__init__(kernels * size, inputs, fan_in=inputs, gain=1.0)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.linear(x, self.scaled())
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = rows.view(len(x), self.kernels, -1)
+        distances = (rows[:, None] - rows[None]).abs().sum(3)  # [N, N, kernels]
+        return torch.cat([x, torch.exp(-distances).sum(1).to(x.dtype)], dim=1)
+
+
+# ----------------------------------------------------------------------------
 # Resizing by two: replication and average pooling (paper 2, section A.1).
 
 
@@ -198,10 +292,6 @@ def upsample(x: Tensor) -> Tensor:
 def downsample(x: Tensor) -> Tensor:
     """2 x 2 average: [N, C, H, W] -> [N, C, H/2, W/2]."""
     return F.avg_pool2d(x, 2)
-
-
-def leaky_relu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, LRELU_SLOPE)
 
 
 def fade(old: Tensor, new: Tensor, alpha: float) -> Tensor:

@@ -6,23 +6,29 @@ much of them is grown in, so that growing changes no shapes, names or optimizer 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from pgsr.errors import PgsrError, check_choice
 
 from .layers import (
+    ACTIVATIONS,
     CONVOLUTIONS,
     FIRST_LAYERS,
+    Activation,
     EqualizedConv2d,
     EqualizedLinear,
+    MinibatchDiscrimination,
     downsample,
     fade,
+    fold_equalized,
     leaky_relu,
     minibatch_stddev,
+    multiplicative_noise,
     pixel_norm,
     upsample,
 )
@@ -44,31 +50,53 @@ def feature_maps(resolution: int, feature_base: int, feature_max: int) -> int:
 class GeneratorBlock(nn.Module):
     """Upsample, then two 3 x 3 layers: [N, C, H, W] -> [N, C', 2H, 2W]."""
 
-    def __init__(self, inputs: int, outputs: int, convolution: str) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        convolution: str,
+        normalization: str = "pixel",
+        activation: str = "leaky",
+    ) -> None:
         super().__init__()
         self.conv1 = CONVOLUTIONS[convolution](inputs, outputs, 3)
+        self.act1 = Activation(outputs, normalization, activation)
         self.conv2 = CONVOLUTIONS[convolution](outputs, outputs, 3)
+        self.act2 = Activation(outputs, normalization, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pixel_norm(leaky_relu(self.conv1(upsample(x))))
-        return pixel_norm(leaky_relu(self.conv2(x)))
+        x = self.act1(self.conv1(upsample(x)))
+        return self.act2(self.conv2(x))
 
 
 class FirstGeneratorBlock(nn.Module):
     """Latent to 4 x 4: [N, L] -> [N, C, 4, 4]. Normalised after both layers, as the original code is."""
 
-    def __init__(self, latent_size: int, maps: int, convolution: str, first_layer: str) -> None:
+    def __init__(
+        self,
+        latent_size: int,
+        maps: int,
+        convolution: str,
+        first_layer: str,
+        normalization: str = "pixel",
+        activation: str = "leaky",
+    ) -> None:
         super().__init__()
         self.first = FIRST_LAYERS[first_layer](latent_size, maps)
+        self.act1 = Activation(maps, normalization, activation)
         self.conv = CONVOLUTIONS[convolution](maps, maps, 3)
+        self.act2 = Activation(maps, normalization, activation)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = pixel_norm(leaky_relu(self.first(z)))
-        return pixel_norm(leaky_relu(self.conv(x)))
+        x = self.act1(self.first(z))
+        return self.act2(self.conv(x))
 
 
 class ProGANGenerator(nn.Module):
-    """Latents [N, latent_size] -> images [N, 3, resolution, resolution] around [-1, 1], no tanh."""
+    """Latents [N, latent_size] -> images [N, 3, resolution, resolution] around [-1, 1].
+
+    With `labels`, each latent is followed by its label as a one-hot vector: [N, latent_size + labels].
+    """
 
     def __init__(
         self,
@@ -78,64 +106,122 @@ class ProGANGenerator(nn.Module):
         feature_max: int = 512,  # no more than this
         convolution: str = "vanilla",  # or "separable" (paper 1, section IV)
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 first layer too
+        labels: int = 0,  # kinds of pictures that it is told apart
+        # The rest is for the ladder of paper 2's Table 1 (section A.2).
+        normalize_latents: bool = True,  # to the hypersphere
+        normalization: str = "pixel",  # or "batch", "none"
+        activation: str = "leaky",  # or "relu"
+        output: str = "linear",  # or "tanh"
+        equalized: bool = True,  # learning rate; without it, He's initialisation alone
     ) -> None:
         super().__init__()
         check_choice("convolution", convolution, CONVOLUTIONS)
+        check_choice("normalization", normalization, ("pixel", "batch", "none"))
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("output", output, ("linear", "tanh"))
         self.resolutions = resolutions_up_to(resolution)
-        self.latent_size = latent_size
+        self.latent_size, self.labels = latent_size, labels
+        self.normalize_latents, self.tanh = normalize_latents, output == "tanh"
         maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
         first_layer = convolution if separable_ends else "vanilla"
-        self.blocks = nn.ModuleList([FirstGeneratorBlock(latent_size, maps[0], convolution, first_layer)])
-        self.blocks.extend(GeneratorBlock(inputs, outputs, convolution) for inputs, outputs in pairwise(maps))
+        acts = (normalization, activation)
+        first = FirstGeneratorBlock(latent_size + labels, maps[0], convolution, first_layer, *acts)
+        self.blocks = nn.ModuleList([first])
+        self.blocks.extend(
+            GeneratorBlock(inputs, outputs, convolution, *acts) for inputs, outputs in pairwise(maps)
+        )
         self.to_rgb = nn.ModuleList([EqualizedConv2d(m, 3, 1, gain=1.0) for m in maps])
+        if not equalized:
+            fold_equalized(self)
 
     def forward(self, z: Tensor, resolution: int | None = None, alpha: float = 1.0) -> Tensor:
         """Images at `resolution` (default: the highest); alpha < 1 blends in the level below."""
         level = self.resolutions.index(resolution or self.resolutions[-1])
-        x = pixel_norm(z)  # the hypersphere of section A.1
+        x = self.placed(z)
         below = x
         for block in self.blocks[: level + 1]:
             below, x = x, block(x)
         image = self.to_rgb[level](x)
-        if alpha >= 1.0 or level == 0:
-            return image
-        return fade(upsample(self.to_rgb[level - 1](below)), image, alpha)
+        if alpha < 1.0 and level > 0:
+            image = fade(upsample(self.to_rgb[level - 1](below)), image, alpha)
+        return self.finished(image)
+
+    def placed(self, z: Tensor) -> Tensor:
+        """Latents on the hypersphere (section A.1)."""
+        return pixel_norm(z) if self.normalize_latents else z
+
+    def finished(self, image: Tensor) -> Tensor:
+        return torch.tanh(image) if self.tanh else image
 
     def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
         """The generator as it is at one stage of training."""
         return partial(self, resolution=resolution, alpha=alpha)
 
 
+Noise = Callable[[Tensor], Tensor]
+
+
+def no_noise(x: Tensor) -> Tensor:
+    return x
+
+
 class CriticBlock(nn.Module):
     """Two 3 x 3 layers, then the 2 x 2 average: [N, C, H, W] -> [N, C', H/2, W/2]."""
 
-    def __init__(self, inputs: int, outputs: int, convolution: str) -> None:
+    def __init__(self, inputs: int, outputs: int, convolution: str, normalization: str = "none") -> None:
         super().__init__()
         self.conv1 = CONVOLUTIONS[convolution](inputs, inputs, 3)
+        self.act1 = Activation(inputs, normalization)
         self.conv2 = CONVOLUTIONS[convolution](inputs, outputs, 3)
+        self.act2 = Activation(outputs, normalization)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return downsample(leaky_relu(self.conv2(leaky_relu(self.conv1(x)))))
+    def forward(self, x: Tensor, noisy: Noise = no_noise) -> Tensor:
+        x = self.act1(self.conv1(noisy(x)))
+        return downsample(self.act2(self.conv2(noisy(x))))
 
 
 class LastCriticBlock(nn.Module):
-    """4 x 4 to a score: minibatch stddev, 3 x 3, 4 x 4, dense: [N, C, 4, 4] -> [N]."""
+    """4 x 4 to a score: minibatch stddev, 3 x 3, 4 x 4, dense: [N, C, 4, 4] -> [N], or [N, 1 + labels].
 
-    def __init__(self, maps: int, convolution: str, last_layer: str, stddev_group: int) -> None:
+    Minibatch discrimination has its place before the dense layer, as in the original code.
+    """
+
+    def __init__(
+        self,
+        maps: int,
+        convolution: str,
+        last_layer: str,
+        stddev_group: int,
+        inputs: int | None = None,  # maps that come in, if other than `maps`
+        statistics: str = "stddev",
+        normalization: str = "none",
+        labels: int = 0,
+    ) -> None:
         super().__init__()
-        self.stddev_group = stddev_group
-        self.conv = CONVOLUTIONS[convolution](maps + 1, maps, 3)
+        inputs = maps if inputs is None else inputs
+        self.stddev_group = stddev_group if statistics == "stddev" else 0
+        self.conv = CONVOLUTIONS[convolution](inputs + (statistics == "stddev"), maps, 3)
+        self.act1 = Activation(maps, normalization)
         self.last = CONVOLUTIONS[last_layer](maps, maps, 4, padding=0)
-        self.dense = EqualizedLinear(maps, 1, gain=1.0)
+        self.act2 = Activation(maps, normalization)
+        self.discrimination = MinibatchDiscrimination(maps) if statistics == "discrimination" else None
+        found = maps if self.discrimination is None else maps + self.discrimination.kernels
+        self.dense = EqualizedLinear(found, 1 + labels, gain=1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = leaky_relu(self.conv(minibatch_stddev(x, self.stddev_group)))
-        x = leaky_relu(self.last(x))  # [N, C, 1, 1]
-        return self.dense(x.flatten(1)).squeeze(1)
+    def forward(self, x: Tensor, noisy: Noise = no_noise) -> Tensor:
+        if self.stddev_group:
+            x = minibatch_stddev(x, self.stddev_group)
+        x = self.act1(self.conv(noisy(x)))
+        x = self.act2(self.last(noisy(x))).flatten(1)  # [N, C]
+        if self.discrimination is not None:
+            x = self.discrimination(x)
+        return self.dense(x).squeeze(1)
 
 
 class ProGANDiscriminator(nn.Module):
-    """Images [N, 3, r, r] -> scores [N]."""
+    """Images [N, 3, r, r] -> scores [N], or with `labels` [N, 1 + labels]: the score, a logit a label."""
+
+    memory: Mapping[str, Tensor] | None = None  # the objective's, while it trains
 
     def __init__(
         self,
@@ -145,27 +231,54 @@ class ProGANDiscriminator(nn.Module):
         convolution: str = "vanilla",
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
         stddev_group: int = 4,  # images a minibatch standard deviation is taken over
+        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan" finds it (appendix B)
+        labels: int = 0,
+        # The rest is for the ladder of paper 2's Table 1 (section A.2).
+        statistics: str = "stddev",  # of the minibatch; or "discrimination", "none"
+        normalization: str = "none",  # or "layer", in every 3 x 3 and 4 x 4 layer
+        equalized: bool = True,
     ) -> None:
         super().__init__()
+        self.noise = noise
         check_choice("convolution", convolution, CONVOLUTIONS)
+        check_choice("statistics", statistics, ("stddev", "discrimination", "none"))
+        check_choice("normalization", normalization, ("none", "layer"))
         self.resolutions = resolutions_up_to(resolution)
         maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
         last_layer = convolution if separable_ends else "vanilla"
         self.from_rgb = nn.ModuleList([EqualizedConv2d(3, m, 1) for m in maps])
-        self.last_block = LastCriticBlock(maps[0], convolution, last_layer, stddev_group)
+        self.last_block = LastCriticBlock(
+            maps[0],
+            convolution,
+            last_layer,
+            stddev_group,
+            statistics=statistics,
+            normalization=normalization,
+            labels=labels,
+        )
         self.blocks = nn.ModuleList(
-            CriticBlock(inputs, outputs, convolution) for outputs, inputs in pairwise(maps)
+            CriticBlock(inputs, outputs, convolution, normalization) for outputs, inputs in pairwise(maps)
         )  # blocks[i] leads from level i + 1 to level i
+        if not equalized:
+            fold_equalized(self)
 
     def forward(self, images: Tensor, alpha: float = 1.0) -> Tensor:
         """Scores; the images' own size says how much of the network is grown in."""
         level = self.resolutions.index(images.shape[-1])
+        noisy = self._noisy()
         x = leaky_relu(self.from_rgb[level](images))
         for i in reversed(range(level)):
-            x = self.blocks[i](x)
+            x = self.blocks[i](x, noisy)
             if i == level - 1 and alpha < 1.0:
                 x = fade(leaky_relu(self.from_rgb[i](downsample(images))), x, alpha)
-        return self.last_block(x)
+        return self.last_block(x, noisy)
+
+    def _noisy(self) -> Noise:
+        if not self.noise or self.memory is None:
+            return no_noise
+        if "noise" not in self.memory:
+            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan", which measures it')
+        return partial(multiplicative_noise, magnitude=self.memory["noise"])
 
     def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
         """The critic as it is at one stage of training (the images say the resolution)."""

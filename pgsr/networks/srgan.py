@@ -28,6 +28,17 @@ def convolution_of(kind: str, inputs: int, outputs: int, kernel_size: int, strid
     )
 
 
+def until(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
+    """`x` after the first `depth` convolutions and all that follows each."""
+    seen = 0
+    for layer in layers:
+        seen += isinstance(layer, (nn.Conv2d, nn.Sequential))  # vanilla or separable
+        if seen > depth:
+            break
+        x = layer(x)
+    return x
+
+
 def doublings(scale: int) -> int:
     if scale not in (2, 4):
         raise PgsrError(f"scale {scale} is not 2 or 4")
@@ -118,6 +129,8 @@ class SRGANDiscriminator(nn.Module):
     [N, 3, crop, crop] -> [N]
     """
 
+    depth = 8
+
     def __init__(
         self,
         crop: int = 96,  # side of the training images, a multiple of 16
@@ -141,6 +154,10 @@ class SRGANDiscriminator(nn.Module):
         self.convolutions = nn.Sequential(*steps)
         self.dense = nn.Linear(inputs * (crop // 16) ** 2, dense)
         self.score = nn.Linear(dense, 1)
+
+    def features(self, x: Tensor, depth: int = depth) -> Tensor:
+        """[N, 3, crop, crop] -> [N, C, H, W]: the activations after convolution `depth`, counted from 1."""
+        return until(self.convolutions, depth, x)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolutions(x).flatten(1)

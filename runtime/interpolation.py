@@ -1,0 +1,63 @@
+"""Paths through latent space, as paper 2 interpolates (section 6.3).
+
+for z in walk(seed=0, frames=range(600), size=512, sigma=45.0):
+    ...   # float32 [512], a little further than the one before
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr import draws
+
+LIMIT = 2**64  # of the indices of draws
+REACH = 4.0  # standard deviations at which the Gaussian is cut off: it is 0.0003 there
+
+
+def walk(
+    seed: int,
+    frames: Iterable[int],
+    size: int,
+    sigma: float,  # of the blur, in frames; paper 2 has 45 at 60 Hz
+    period: int = LIMIT,  # frames after which a loop begins again
+) -> Iterator[NDArray[np.float32]]:
+    """The latent of each of `frames`, float32 [size], of length sqrt(size).
+
+    A latent from N(0, 1) for every frame, blurred over time with a Gaussian, then put on the hypersphere
+    (paper 2, section 6.3). Frame t is a function of (seed, t, sigma, period) alone: it is the weighted sum
+    of the draws t - reach ... t + reach, modulo the period. Memory is that of one such window.
+    """
+    weights = gaussian(sigma)[:, None]  # [2 * reach + 1, 1]
+    reach = len(weights) // 2
+    drawn: dict[int, NDArray[np.float64]] = {}
+    for t in frames:
+        window = [(t + k) % period for k in range(-reach, reach + 1)]
+        drawn = {j: drawn[j] if j in drawn else _noise(seed, j, size) for j in window}
+        blurred: NDArray[np.float64] = (weights * np.stack([drawn[j] for j in window])).sum(axis=0)
+        yield on_sphere(blurred).astype(np.float32)
+
+
+def gaussian(sigma: float) -> NDArray[np.float64]:
+    """exp(-k^2 / (2 sigma^2)) for |k| <= REACH * sigma: [2 * reach + 1]; what it sums to does not matter."""
+    reach = math.ceil(REACH * sigma)
+    k = np.arange(-reach, reach + 1, dtype=np.float64)
+    weights: NDArray[np.float64] = np.exp(-0.5 * np.square(k / sigma)) if sigma > 0 else np.ones(1)
+    return weights
+
+
+def on_sphere(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[..., L] -> the same directions, of length sqrt(L), as normal latents have on average."""
+    # Bounded below by the smallest number only: a zero vector stays one.
+    mean_square = np.square(z).mean(axis=-1, keepdims=True)
+    scaled: NDArray[np.float64] = z / np.sqrt(np.maximum(mean_square, np.finfo(np.float64).tiny))
+    return scaled
+
+
+def _noise(seed: int, index: int, size: int) -> NDArray[np.float64]:
+    """The draw of one frame before the blur: [size]."""
+    row: NDArray[np.float32] = draws.normals(seed, "film", [index], size)[0]
+    return row.astype(np.float64)

@@ -1,0 +1,143 @@
+"""Real pgsr-train processes that start in no time: a server that has imported everything forks them.
+
+Run as a script, this file is the server: a JSON line on stdin starts a process, its id comes back, and
+when it has ended its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Process:
+    """One pgsr-train."""
+
+    def __init__(self, server: subprocess.Popen[bytes], output: Path, job: Mapping[str, Any]) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self.answers, self.output = server.stdout, output
+        server.stdin.write((json.dumps(job) + "\n").encode())
+        self.id = int(self.answers.readline())
+        self.code: int | None = None
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether it has ended, or does within some seconds."""
+        return self.code is not None or bool(select.select([self.answers], [], [], seconds)[0])
+
+    def send(self, signal: int) -> None:
+        if not self.ended():
+            os.kill(self.id, signal)
+
+    def wait(self, seconds: float = 120.0) -> int:
+        """Its exit code; minus the signal that killed it."""
+        if not self.ended(seconds):
+            os.kill(self.id, 9)
+            raise AssertionError(f"not done after {seconds} s: {self.stderr}")
+        if self.code is None:
+            self.code = int(self.answers.readline())
+        return self.code
+
+    @property
+    def stdout(self) -> str:
+        return self.output.with_suffix(".out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.output.with_suffix(".err").read_text()
+
+
+class Server:
+    """Starts processes, one at a time."""
+
+    def __init__(self, folder: Path, server: subprocess.Popen[bytes]) -> None:
+        self.folder, self.server, self.count = folder, server, 0
+
+    def start(
+        self, *arguments: object, file_bytes: int = 0, user: int = 0, cache: Path | None = None
+    ) -> Process:
+        """pgsr-train with these arguments: with no file longer than `file_bytes`, as another `user`."""
+        self.count += 1
+        output = self.folder / f"{self.count:04d}"
+        job = {
+            "arguments": [str(a) for a in arguments],
+            "output": str(output),
+            "file_bytes": file_bytes,
+            "user": user,
+            "cache": str(cache or ""),
+        }
+        return Process(self.server, output, job)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """A server; what its processes print goes to files in a folder."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline() == b"ready\n"
+        yield Server(folder, server)
+    finally:
+        server.stdin.close()
+        server.wait(timeout=60)
+
+
+# ----------------------------------------------------------------------------
+# In the server.
+
+
+def _serve() -> None:
+    import torch._dynamo  # noqa: F401
+
+    import pgsr.trainer.start  # noqa: F401 (what a run imports, so that no process has to)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            _become_a_run(json.loads(line))
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
+    from pgsr.trainer import cli
+
+    code: Any = 70
+    try:
+        for number, suffix in ((1, ".out"), (2, ".err")):
+            os.dup2(os.open(job["output"] + suffix, os.O_WRONLY | os.O_CREAT, 0o666), number)
+        if job["cache"]:
+            os.environ["PGSR_CACHE"] = job["cache"]
+        if job["file_bytes"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
+        if job["user"]:
+            os.setgid(job["user"])
+            os.setuid(job["user"])
+        sys.argv = ["pgsr-train", *job["arguments"]]
+        cli.main(job["arguments"])
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

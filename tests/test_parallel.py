@@ -1,0 +1,208 @@
+"""Several processes train what one trains, and notice when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgsr.checkpoint import load
+from pgsr.errors import PgsrError
+from pgsr.networks.layers import minibatch_stddev
+from pgsr.trainer.parallel import Ranks
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = """
+about = "for tests"
+[generator]
+kind = "progan"
+resolution = 8
+latent_size = 8
+feature_base = 128
+feature_max = 8
+convolution = "separable"
+[discriminator]
+kind = "progan"
+resolution = 8
+feature_base = 128
+feature_max = 8
+stddev_group = 4
+[schedule]
+resolution = 8
+batch = 8
+fade_images = 64
+stable_images = 32
+[schedule.at.8]
+batch = 9
+[objective]
+gradient_penalty = 10.0
+drift = 0.001
+[run]
+precision = "float64"
+log_images = 16
+sample_images = 1000
+checkpoint_images = 1000
+sample_grid = 4
+"""
+EVEN = ("--set", "schedule.at.8.batch=8")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parallel") / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(count: int, recipe: Path, toy: Path, out: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """As torchrun would start them."""
+    port = str(free_port())
+    processes = []
+    for rank in range(count):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if count > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "pgsr.trainer", str(recipe), "--data", str(toy), "--out", str(out)]
+        processes.append(
+            subprocess.Popen(
+                [*command, "--device", "cpu", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Waits for all; what each wrote to stdout."""
+    outputs = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        outputs.append(stdout)
+    return outputs
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return load(max((out / "checkpoints").glob("*.safetensors"))).tensors
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = final(one), final(other)
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(1, recipe, toy, out, *EVEN))
+    return out
+
+
+def test_two_ranks_train_what_one_does_and_one_goes_on_from_two(
+    alone: Path, recipe: Path, toy: Path, tmp_path: Path
+):
+    """Fades and minibatch statistics included: a share of 4 holds whole groups of 4."""
+    out = tmp_path / "two"
+    outputs = finish(start(2, recipe, toy, out, *EVEN))
+    assert outputs[0].startswith(f"{out}: ")
+    assert outputs[1] == ""  # only one speaks, and only one writes
+    assert len(list(out.glob("tensorboard/*"))) == 1
+    assert difference(alone, out) < 1e-9
+    for path in sorted((out / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    finish(start(1, recipe, toy, out, *EVEN, "--resume"))
+    assert difference(alone, out) < 1e-9
+
+
+def test_uneven_shares_count_by_their_images(recipe: Path, toy: Path, tmp_path: Path):
+    """A batch of 9 on two ranks, whose means are of 5 and of 4 images; no statistics over the batch."""
+    arguments = ("--set", "discriminator.stddev_group=1")
+    finish(start(1, recipe, toy, tmp_path / "one", *arguments))
+    finish(start(2, recipe, toy, tmp_path / "two", *arguments))
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
+
+
+def test_torchrun_starts_it(alone: Path, recipe: Path, toy: Path, tmp_path: Path):
+    """The command as the README has it; here two ranks go on where one stopped."""
+    out = tmp_path / "run"
+    shutil.copytree(alone, out)
+    for path in sorted((out / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    command += [str(free_port()), "-m", "pgsr.trainer", str(recipe), "--data", str(toy), "--out", str(out)]
+    command += ["--device", "cpu", *EVEN, "--resume"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 128 images shown\n"
+    assert difference(alone, out) < 1e-9
+
+
+def test_a_rank_that_dies_stops_the_others_and_the_run_goes_on(
+    recipe: Path, toy: Path, tmp_path: Path, alone: Path
+):
+    out = tmp_path / "run"
+    checkpoints = out / "checkpoints"
+    longer = (*EVEN, "--set", "schedule.stable_images=1000000", "--set", "run.checkpoint_images=16")
+    first, second = start(2, recipe, toy, out, *longer)
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.glob("*.safetensors")) and time.monotonic() < deadline:
+        assert first.poll() is None
+        time.sleep(0.02)
+    second.send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    stdout, stderr = first.communicate(timeout=60)
+    second.communicate()
+    assert time.monotonic() - died < 60
+    assert (first.returncode, stdout) == (1, "")
+    lines = [line for line in stderr.splitlines() if "another process of this run is gone" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in stderr
+    shown = load(max(checkpoints.glob("*.safetensors"))).progress["images_shown"]
+    (going_on,) = start(1, recipe, toy, out, *longer, "--resume", "--minutes", "0.02")
+    (text,) = finish([going_on])
+    assert int(text.split(": ")[1].split()[0]) >= shown
+
+
+def test_shares_are_all_images_once():
+    for count in (1, 2, 3, 5):
+        shares = [list(Ranks(rank, count).share(100, 14)) for rank in range(count)]
+        assert sorted(image for share in shares for image in share) == list(range(100, 114))
+        weights = [Ranks(rank, count).weight(len(share), 14) for rank, share in enumerate(shares)]
+        assert sum(weights) == pytest.approx(count)
+
+
+def test_a_batch_that_cannot_be_shared_is_named():
+    with pytest.raises(PgsrError, match="a batch of 3 cannot be shared by 4 processes"):
+        Ranks(0, 4).share(0, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_statistics_of_shares_are_those_of_the_batch(count: int):
+    """Wherever a share is a multiple of the group."""
+    x = torch.randn(16, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = minibatch_stddev(x, 4)[:, -1]
+    for rank in range(count):
+        mine = list(Ranks(rank, count).share(0, 16))
+        torch.testing.assert_close(minibatch_stddev(x[mine], 4)[:, -1], whole[mine], rtol=1e-14, atol=0)
