@@ -157,6 +157,7 @@ def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
     "--system", "systems", multiple=True, help="gan, wgan-gp, norm or stddev; may be repeated [default: all]."
 )
 @click.option("--generated", type=int, default=25_600, show_default=True, help="Images counted.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @json_option
 def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:

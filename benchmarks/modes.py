@@ -8,7 +8,7 @@ uniform one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +66,7 @@ class Settings:
     seeds: int = 8
     systems: tuple[str, ...] = SYSTEMS
     generated: int = 25_600  # images that are counted
+    overrides: tuple[str, ...] = ()  # "key=value", of every recipe
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         },
         "real": real_row(photographs, classifier, settings.generated, device),
         "rows": rows,
-        "summary": summary(rows, settings.systems),
+        "summary": summary(rows, settings),
     }
 
 
@@ -181,9 +182,9 @@ def the_classifier(photographs: Photographs, path: Path, report: Report) -> Trai
     return trained
 
 
-def recipe_of(system: str, critic: str, seed: int, images: int) -> config.Recipe:
-    settings = [f"seed={seed}", f"schedule.stable_images={images}"]
-    return config.load(f"mnist-modes-{system}-{critic}", settings)
+def recipe_of(settings: Settings, system: str, critic: str, seed: int) -> config.Recipe:
+    own = (f"seed={seed}", f"schedule.stable_images={settings.images}")
+    return config.load(f"mnist-modes-{system}-{critic}", (*settings.overrides, *own))
 
 
 def train_one(
@@ -199,7 +200,7 @@ def train_one(
 
     Raises PgsrError if it holds another run, or was stopped.
     """
-    recipe = recipe_of(system, critic, seed, settings.images)
+    recipe = recipe_of(settings, system, critic, seed)
     folder = settings.out / "runs" / f"{system}-{critic}-seed{seed}"
     total = build_schedule(recipe.schedule, recipe.objective.critic_steps).total_images
     begun = checkpoints.files_of(folder)
@@ -220,7 +221,7 @@ def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, 
     beyond its end; a shorter run of the same recipe may go on."""
     checkpoint = checkpoints.load(path)
     shown = int(checkpoint.progress["images_shown"])
-    same = all(checkpoint.config[key] == value for key, value in recipe.as_dict().items() if key in DECISIVE)
+    same = decisive(checkpoint.config) == decisive(recipe.as_dict())
     if not same or checkpoint.provenance["data"]["fingerprint"] != photographs.fingerprint or shown > total:
         raise PgsrError(
             f"{path.parent.parent} is a run of other data, settings or more images: name another --out"
@@ -228,16 +229,11 @@ def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, 
     return shown
 
 
-DECISIVE = (
-    "generator",
-    "discriminator",
-    "objective",
-    "generator_optimizer",
-    "critic_optimizer",
-    "averaging",
-    "data",
-    "seed",
-)
+def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's weights as far as it has come: all but its length and what it writes when."""
+    kept = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
+    schedule = {name: value for name, value in recipe["schedule"].items() if name != "stable_images"}
+    return {**kept, "schedule": schedule, "precision": recipe["run"]["precision"]}
 
 
 def count_one(settings: Settings, folder: Path, classifier: Trained, device: torch.device) -> dict[str, Any]:
@@ -266,13 +262,13 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
     return {"images_shown": result["images_shown"], "modes": covered(counts), "kl": divergence(counts)}
 
 
-def summary(rows: Sequence[dict[str, Any]], systems: Sequence[str]) -> list[dict[str, Any]]:
+def summary(rows: Sequence[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
     """Mean and standard deviation over the seeds, and the paper's, of each system and critic."""
     result = []
     for critic in CRITICS:
-        for system in systems:
+        for system in settings.systems:
             own = [row for row in rows if (row["system"], row["critic"]) == (system, critic)]
-            options = recipe_of(system, critic, 0, 1).discriminator
+            options = recipe_of(settings, system, critic, 0).discriminator
             parameters = sum(p.numel() for p in build(DISCRIMINATORS, options).parameters())
             entry: dict[str, Any] = {"critic": critic, "system": system, "critic_parameters": parameters}
             for name in ("modes", "kl"):

@@ -73,6 +73,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
         f"{classifier['held_out']:,} held out (paper 2: 0.4%)",
         f"stacked real digits, counted likewise: {real['modes']} modes, KL {real['kl']:.3f}",
         *[f"parameters of the {k.replace('k', 'K/')} critics: {', '.join(v)}" for k, v in parameters.items()],
+        *[f"with {setting}" for setting in settings["overrides"]],
         "KL(histogram || uniform) in nats; one mode alone has 6.91. ?: lost in the copy of the paper at hand",
         "The paper does not say how long it trained; PacGAN's repetition showed 64 million images.",
     ]

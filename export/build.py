@@ -147,7 +147,8 @@ class _Inputs:
         if self.generator is None:  # smooth noise, since there is nothing to draw faces with
             rows = draws.latents(PARITY_SEED, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
-            return np.asarray(nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic").clamp(-1, 1).numpy())
+            smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
+            return np.asarray(smooth.clamp(-1, 1).numpy())
         made = torch_function(Grown(self.generator.network, self.generator.resolution))
         return np.clip(in_parts(made, self.latents()), -1, 1)
 

@@ -67,7 +67,7 @@ def _fold_into(layer: nn.Module, norm: nn.BatchNorm2d) -> None:
 
 
 def _fold_in_sequences(network: nn.Module) -> bool:
-    """Norms that stand behind a layer in a Sequential, or behind a dense one whose values were given places."""
+    """Norms behind a layer in a Sequential, or behind a dense one whose values were given places."""
     found = False
     for steps in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
         for i, norm in enumerate(steps):

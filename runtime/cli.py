@@ -9,6 +9,7 @@ The same command again goes on where it was stopped; a video begins anew.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from functools import partial
@@ -22,7 +23,8 @@ from pgsr.cli import Command, emit, json_option, version_option
 from pgsr.errors import PgsrError
 
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
-    from .generate import Job, Result
+    from .generate import Grid, Job, Result
+    from .sources import Source
     from .synthesizer import Synthesizer
     from .video import Film
 
@@ -81,8 +83,8 @@ def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
     """What every result says of what was used."""
     return {
         "out": str(job.out),
-        "seed": job.seed,
-        "start": job.start,
+        **job.faces.identity,
+        "start": job.faces.number(0),
         "count": job.count,
         "size": synthesizer.size,
         "format": job.encoding.format,
@@ -121,6 +123,7 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images_per_second, 2),
         "sheet": str(job.sheet) if job.sheet else None,
+        "latents": str(job.latents) if job.latents else None,
     }
     text = (
         f"{job.out}: {result.made} faces made, {result.present} already there, {result.seconds:.1f} s "
@@ -153,10 +156,30 @@ def _film(synthesizer: Synthesizer, film: Film, threads: int, dry_run: bool, as_
     emit({**told, **numbers}, text, as_json)
 
 
+def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, as_json: bool) -> None:
+    """--grid."""
+    from .generate import write_grid
+
+    count = min(len(source), grid.most)
+    told = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
+    if not dry_run:
+        progress = Progress(count)
+        try:
+            write_grid(synthesizer, source, grid, progress)
+        except KeyboardInterrupt:
+            raise PgsrError(f"stopped at face {progress.done} of {count}; {grid.path} is not made") from None
+        finally:
+            progress.finish()
+    words = "would show " if dry_run else ""
+    emit(told, f"{grid.path}: {words}{count} faces, on {synthesizer.provider}", as_json)
+
+
 # ----------------------------------------------------------------------------
 # The command.
 
-FOLDER_ONLY = ("count", "start", "out", "file_format", "sheet", "no_sheet")
+FOLDER_ONLY: tuple[str, ...] = ("count", "start", "out", "file_format", "sheet", "no_sheet")
+FOLDER_ONLY += ("seeds", "from_latents", "save_latents", "grid")
+GRID_NEVER = ("count", "out", "file_format", "quality", "sheet", "no_sheet", "save_latents")
 VIDEO_ONLY = ("seconds", "fps", "smooth", "loop")
 
 
@@ -200,6 +223,20 @@ def _typed(context: click.Context, option: click.Parameter) -> bool:
     "--sheet", type=click.Path(path_type=Path), help="The contact sheet, a PNG [default: OUT/sheet.png]."
 )
 @click.option("--no-sheet", is_flag=True, help="Write no contact sheet.")
+@click.option("--seeds", help="In place of one seed, the first face of each: 0-99,200.")
+@click.option(
+    "--from-latents",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="In place of a seed, latents: a row for each face.",
+)
+@click.option("--save-latents", is_flag=True, help="Also write OUT/latents.npy, a row for each face.")
+@click.option(
+    "--grid",
+    type=(str, click.Path(path_type=Path)),
+    metavar="COLUMNSxROWS FILE.png",
+    help="In place of a folder, one picture: 8x8 faces.png.",
+)
 @click.option(
     "--truncation",
     type=float,
@@ -252,6 +289,13 @@ def main(
             _film(synthesizer, film, threads, dry_run, as_json)
         return
     _refuse(VIDEO_ONLY, "is for a --video")
+    if options["grid"] is not None:
+        _refuse(GRID_NEVER, "is not for a --grid")
+        grid = _grid_of(*options["grid"])
+        source = _source_of(seed, **{**options, "count": grid.most})
+        with opened() as synthesizer:
+            _grid(synthesizer, source, grid, dry_run, as_json)
+        return
     job = _job_of(seed, quality, threads, **options)
     with opened() as synthesizer:
         (_plan if dry_run else _make)(synthesizer, job, as_json)
@@ -263,11 +307,37 @@ def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> Fil
     return Film(video, seed=seed, quality=quality, **{name: options[name] for name in VIDEO_ONLY})
 
 
+def _grid_of(text: str, path: Path) -> Grid:
+    from .generate import Grid
+
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if not found:
+        raise PgsrError(f"--grid {text!r} is not COLUMNSxROWS, such as 8x8")
+    return Grid(path, int(found[1]), int(found[2]))
+
+
 def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job:
     from .generate import Job
     from .writers import Encoding
 
     out, sheet = options["out"], options["sheet"]
-    contact_sheet = None if options["no_sheet"] else sheet or out / "sheet.png"
-    encoding = Encoding(options["file_format"], quality)
-    return Job(out, options["count"], options["start"], seed, encoding, contact_sheet, threads)
+    return Job(
+        out,
+        encoding=Encoding(options["file_format"], quality),
+        sheet=None if options["no_sheet"] else sheet or out / "sheet.png",
+        threads=threads,
+        source=_source_of(seed, **options),
+        latents=out / "latents.npy" if options["save_latents"] else None,
+    )
+
+
+def _source_of(seed: int, **options: Any) -> Source:
+    """What --seed, --start and --count, --seeds, or --from-latents name."""
+    from .sources import Seeds, Stored, Window
+
+    for name, source in (("seeds", Seeds), ("from_latents", Stored)):
+        if options[name] is not None:
+            others = {"seed", "start", "count", "seeds", "from_latents"} - {name}
+            _refuse(tuple(others), f"is not for --{name.replace('_', '-')}")
+            return source(options[name])
+    return Window(seed, options["start"], options["count"])

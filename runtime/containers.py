@@ -24,6 +24,8 @@ from PIL import GifImagePlugin, Image
 
 from pgsr.errors import PgsrError, missing_package
 
+from .writers import exif
+
 WEBP_METHOD = 2  # of 0 to 6, quick to small
 
 
@@ -91,7 +93,7 @@ class Mp4:
 
     def encode(self, picture: NDArray[np.uint8]) -> bytes:
         frame = self._frame_of(np.ascontiguousarray(picture), format="rgb24")
-        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=BT709)
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709")
         frame.pts, frame.time_base = self._frames, self._tick
         self._frames += 1
         self._file.mux(self._stream.encode(frame))
@@ -163,12 +165,12 @@ class WebP:
     parallel = True
 
     def __init__(self, path: Path, size: int, fps: int, note: Mapping[str, Any], quality: int | None) -> None:
-        self._path, self._size, self._fps, self._quality = path, size, fps, quality
+        self._size, self._fps, self._note, self._quality = size, fps, note, quality
         self._frames = 0
         self._bytes = 4  # of the RIFF chunk's contents so far: "WEBP"
         self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
         self._file.write(b"RIFF\0\0\0\0WEBP")  # the length is filled in at the end
-        self._chunk(b"VP8X", struct.pack("<I", ANIMATION) + 2 * _24(size - 1))
+        self._chunk(b"VP8X", struct.pack("<I", ANIMATION | HAS_EXIF) + 2 * _24(size - 1))
         self._chunk(b"ANIM", struct.pack("<IH", 0, 0))  # background colour, repeat for ever
 
     def encode(self, picture: NDArray[np.uint8]) -> bytes:
@@ -197,6 +199,8 @@ class WebP:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._file:
+            if error is None:
+                self._chunk(b"EXIF", exif(self._note).tobytes())
             self._file.seek(4)
             self._file.write(struct.pack("<I", self._bytes))
 

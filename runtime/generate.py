@@ -27,7 +27,8 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 from pgsr.images import sheet
 
-from .synthesizer import Synthesizer, check_window
+from .sources import Source, Window
+from .synthesizer import Synthesizer
 from .writers import FORMATS, Encoding, FolderWriter
 
 MANIFEST = "manifest.json"
@@ -53,17 +54,27 @@ class Job:
     encoding: Encoding = field(default_factory=Encoding)
     sheet: Path | None = None  # where the contact sheet goes, if anywhere
     threads: int = 0  # that encode; 0 is one a core, 8 at most
+    source: Source | None = None  # of latents, in place of images start ... start + count - 1 of the seed
+    latents: Path | None = None  # where the latents go as the networks get them, if anywhere
 
     def __post_init__(self) -> None:
-        check_window(self.seed, self.count, self.start)
+        if self.source is None:
+            object.__setattr__(self, "source", Window(self.seed, self.start, self.count))
+        object.__setattr__(self, "count", len(self.faces))
         if self.out.exists() and not self.out.is_dir():
             raise PgsrError(f"{self.out} is a file, not a folder: name another --out")
         if self.sheet is not None and self.sheet.is_dir():
             raise PgsrError(f"{self.sheet} is a folder: give --sheet a file's name")
 
     @property
-    def indices(self) -> range:
-        return range(self.start, self.start + self.count)
+    def faces(self) -> Source:
+        """The source, whichever it is."""
+        assert self.source is not None
+        return self.source
+
+    def path(self, position: int) -> Path:
+        """The file of the face at a position of the source."""
+        return self.encoding.path(self.out, self.faces.number(position))
 
 
 @dataclass(frozen=True)
@@ -87,18 +98,19 @@ def generate(synthesizer: Synthesizer, job: Job, report: Report = lambda done: N
     """
     began = time.perf_counter()
     _claim(make_folder(job.out), _manifest(synthesizer, job))
-    note = synthesizer.note(job.seed)
     made = 0
-    with FolderWriter(job.out, job.encoding, note, job.threads) as writer:
-        for indices, pictures in synthesizer.batches(job.seed, missing(job, synthesizer.size)):
-            for index, picture in zip(indices, pictures, strict=True):
-                writer.put(index, picture)
-            made += len(indices)
-            # Every index up to the last one of a batch is made or was there.
-            report(indices[-1] - job.start + 1)
+    with FolderWriter(job.out, job.encoding, synthesizer.note, job.threads) as writer:
+        wanted = missing(job, synthesizer.size)
+        for positions, pictures in synthesizer.rendered(wanted, job.faces.latents):
+            for position, picture in zip(positions, pictures, strict=True):
+                writer.put(job.faces.number(position), picture, job.faces.note(position))
+            made += len(positions)
+            report(positions[-1] + 1)  # all up to the last one of a batch are made or were there
     report(job.count)
     if job.sheet is not None:
         _write_sheet(job, job.sheet)
+    if job.latents is not None:
+        _write_latents(synthesizer, job, job.latents)
     return Result(made, job.count - made, time.perf_counter() - began)
 
 
@@ -110,13 +122,13 @@ def survey(synthesizer: Synthesizer, job: Job) -> int:
 
 
 def missing(job: Job, size: int) -> Iterator[int]:
-    """The indices whose file is absent or damaged, in order, found as they are asked for."""
-    rest = iter(job.indices)
+    """The positions whose file is absent or damaged, in order, found as they are asked for."""
+    rest = iter(range(job.count))
     with ThreadPoolExecutor(job.threads or None) as pool:
         while chunk := list(islice(rest, CHECKED_AT_ONCE)):
-            paths = [job.encoding.path(job.out, index) for index in chunk]
+            paths = [job.path(position) for position in chunk]
             whole = pool.map(job.encoding.is_whole, paths, [size] * len(paths))
-            yield from (index for index, there in zip(chunk, whole, strict=True) if not there)
+            yield from (position for position, there in zip(chunk, whole, strict=True) if not there)
 
 
 # ----------------------------------------------------------------------------
@@ -126,7 +138,7 @@ def missing(job: Job, size: int) -> Iterator[int]:
 def _manifest(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "seed": job.seed,
+        **job.faces.identity,
         "model": synthesizer.graph.sha256,
         "precision": synthesizer.graph.precision,
         "truncation": synthesizer.truncation,
@@ -186,7 +198,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _write_sheet(job: Job, path: Path) -> None:
-    cells = [_cell(job.encoding.path(job.out, index)) for index in job.indices[:SHEET_IMAGES]]
+    cells = [_cell(job.path(position)) for position in range(job.count)[:SHEET_IMAGES]]
     make_folder(path.parent)
     with replacing(path) as temporary:
         Image.fromarray(sheet(np.stack(cells), SHEET_COLUMNS)).save(temporary, format="PNG", compress_level=1)
@@ -197,3 +209,57 @@ def _cell(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as picture:
         factor = -(-picture.width // SHEET_CELL)
         return np.asarray(picture.convert("RGB").reduce(factor), dtype=np.uint8)
+
+
+# ----------------------------------------------------------------------------
+# Latents beside the images, and images on one page without a folder.
+
+
+def _write_latents(synthesizer: Synthesizer, job: Job, path: Path) -> None:
+    """One row for each face, float32 [count, L], after truncation; a few rows at a time."""
+    size = synthesizer.bundle.latent_size
+    make_folder(path.parent)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (job.count, size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, job.count, CHECKED_AT_ONCE):
+            positions = list(range(job.count)[start : start + CHECKED_AT_ONCE])
+            file.write(synthesizer.truncated(job.faces.latents(positions, size)).astype("<f4").tobytes())
+
+
+GRID_MOST = 1024  # images; they are in memory together
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One page of faces. Raises PgsrError for values out of range."""
+
+    path: Path  # a PNG
+    columns: int = 8
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.columns, self.rows) < 1 or self.most > GRID_MOST:
+            raise PgsrError(f"--grid {self.columns}x{self.rows} is not 1 to {GRID_MOST} faces")
+        if self.path.suffix.lower() != ".png" or self.path.is_dir():
+            raise PgsrError(f"{self.path} is not a name for --grid's picture: let it end in .png")
+
+    @property
+    def most(self) -> int:
+        return self.columns * self.rows
+
+
+def write_grid(
+    synthesizer: Synthesizer, source: Source, grid: Grid, report: Report = lambda done: None
+) -> int:
+    """The first images of the source on one page, whole or not at all; gives back how many."""
+    count = min(len(source), grid.most)
+    made = []
+    for positions, pictures in synthesizer.rendered(range(count), source.latents):
+        made.append(pictures)
+        report(positions[-1] + 1)
+    make_folder(grid.path.parent)
+    with replacing(grid.path) as temporary:
+        page = sheet(np.concatenate(made), grid.columns)
+        Image.fromarray(page).save(temporary, format="PNG", compress_level=1)
+    return count

@@ -8,7 +8,7 @@ Image i of seed s is the same, byte for byte, whatever else is asked for with it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -72,10 +72,11 @@ class Synthesizer:
         """What the arithmetic really runs on, in the backend's own words."""
         return self._runner.provider
 
-    def note(self, seed: int) -> dict[str, Any]:
-        """What files say of where their images are from."""
+    @property
+    def note(self) -> dict[str, Any]:
+        """What files say of what made them."""
         truncated = {} if self.truncation == 1.0 else {"truncation": self.truncation}
-        return {"seed": seed, "model": self.graph.sha256, **truncated}
+        return {"model": self.graph.sha256, **truncated}
 
     def images(self, seed: int = 0, count: int = 8, start: int = 0) -> NDArray[np.uint8]:
         """Images start ... start + count - 1 of `seed`: uint8 [count, S, S, 3]."""
@@ -92,10 +93,15 @@ class Synthesizer:
 
         `indices` is read only as far as the next batch needs.
         """
-        rest = iter(indices)
+        yield from self.rendered(indices, lambda chunk, size: draws.latents(seed, chunk, size))
+
+    def rendered(
+        self, positions: Iterable[int], latents: Callable[[list[int], int], NDArray[np.float32]]
+    ) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+        """Likewise of latents(some of the positions, latent size), float32 [N, L]."""
+        rest = iter(positions)
         while chunk := list(islice(rest, self.batch)):
-            latents = draws.latents(seed, chunk, self.bundle.latent_size)  # [N, L]
-            yield chunk, self.render(latents)
+            yield chunk, self.render(latents(chunk, self.bundle.latent_size))
 
     def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
         """The image of each latent [L], in their order: uint8 [S, S, 3].

@@ -38,7 +38,7 @@ def check_truncation(psi: float) -> None:
 def toward(latents: NDArray[np.float32], centre: NDArray[np.float64], psi: float) -> NDArray[np.float32]:
     """Turns latents [N, L] toward `centre` [L]: what is left of each one's angle to it is `psi` times that.
 
-    Spherical interpolation; lengths stay.
+    Spherical interpolation. Lengths go toward sqrt(L) alike, for networks that do not divide them out.
     """
     z = latents.astype(np.float64)
     length = np.sqrt(np.square(z).sum(axis=1, keepdims=True))  # [N, 1]
@@ -48,6 +48,7 @@ def toward(latents: NDArray[np.float32], centre: NDArray[np.float64], psi: float
     away = np.sqrt(np.square(across).sum(axis=1, keepdims=True))
     angle = psi * np.arctan2(away, along)
     direction = across / np.maximum(away, np.finfo(np.float64).tiny)
+    length = psi * length + (1.0 - psi) * np.sqrt(z.shape[1])
     turned: NDArray[np.float64] = length * (np.cos(angle) * c + np.sin(angle) * direction)
     return turned.astype(np.float32)
 

@@ -100,7 +100,7 @@ def make_video(
     """
     began = time.perf_counter()
     make_folder(film.out.parent)
-    note = {**synthesizer.note(film.seed), "smooth": film.smooth, "loop": film.loop}
+    note = {"seed": film.seed, **synthesizer.note, "smooth": film.smooth, "loop": film.loop}
     container_of = CONTAINERS[film.suffix]
     with (
         replacing(film.out) as temporary,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -47,13 +47,13 @@ def _png(picture: NDArray[np.uint8], quality: int | None, note: Note) -> bytes:
 
 
 def _jpeg(picture: NDArray[np.uint8], quality: int | None, note: Note) -> bytes:
-    """The note as JSON in the EXIF image description."""
-    return _save(picture, format="JPEG", quality=quality, exif=_exif(note))
+    """The note as EXIF."""
+    return _save(picture, format="JPEG", quality=quality, exif=exif(note))
 
 
 def _webp(picture: NDArray[np.uint8], quality: int | None, note: Note) -> bytes:
-    """The note as JSON in the EXIF image description."""
-    return _save(picture, format="WEBP", quality=quality, exif=_exif(note))
+    """The note as EXIF."""
+    return _save(picture, format="WEBP", quality=quality, exif=exif(note))
 
 
 def _save(picture: NDArray[np.uint8], **options: Any) -> bytes:
@@ -62,10 +62,11 @@ def _save(picture: NDArray[np.uint8], **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _exif(note: Note) -> Image.Exif:
-    exif = Image.Exif()
-    exif[EXIF_IMAGE_DESCRIPTION] = json.dumps({"pgsr": dict(note)})
-    return exif
+def exif(note: Note) -> Image.Exif:
+    """The note as JSON in the image description."""
+    data = Image.Exif()
+    data[EXIF_IMAGE_DESCRIPTION] = json.dumps({"pgsr": dict(note)})
+    return data
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class FolderWriter:
         self,
         folder: Path,
         encoding: Encoding,
-        note: Note,  # written into each file, with its index
+        note: Note,  # written into each file, with its index and its own
         threads: int = 0,  # 0 is one a core, 8 at most
         limit: int = 0,  # pictures waiting or being written; 0 is four a thread
     ) -> None:
@@ -150,23 +151,24 @@ class FolderWriter:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgsr-writer")
         self._error: BaseException | None = None
 
-    def put(self, index: int, picture: NDArray[np.uint8]) -> None:
-        """Takes a picture, uint8 [S, S, 3]; waits while `limit` are in work.
+    def put(self, index: int, picture: NDArray[np.uint8], note: Note = MappingProxyType({})) -> None:
+        """Takes a picture, uint8 [S, S, 3], and a note of its own; waits while `limit` are in work.
 
         Raises PgsrError if one before it could not be written.
         """
         self._slots.acquire()
         try:
             self._raise_error()
-            future = self._pool.submit(self._write, index, picture)
+            future = self._pool.submit(self._write, index, picture, note)
         except BaseException:
             self._slots.release()
             raise
         future.add_done_callback(self._done)
 
-    def _write(self, index: int, picture: NDArray[np.uint8]) -> None:
+    def _write(self, index: int, picture: NDArray[np.uint8], note: Note) -> None:
         if self._error is None:
-            data = self._encoding.encode(picture, {**self._note, "index": index})
+            told = {**note, **self._note, "index": note.get("index", index)}
+            data = self._encoding.encode(picture, told)
             # A file that the machine's crash cut short is found and made again by the next run.
             write_bytes(self._encoding.path(self._folder, index), data, durable=False)
 

@@ -6,6 +6,7 @@ faces = expected_pixels(latents)   # what the bundle's chain makes of them, comp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,24 @@ def write_bundle(folder: Path, seed: int = 0) -> Path:
             licence="MIT",
         )
     )
+    return folder
+
+
+def add_generator(folder: Path, seed: int = 0) -> Path:
+    """Puts the generator graph into a bundle that `write_bundle` wrote: the chain up to its float image."""
+    model = chain_model(seed)
+    names = [node.output[0] for node in model.graph.node]
+    del model.graph.node[names.index("rgb") + 1 :]
+    del model.graph.output[:]
+    image = helper.make_tensor_value_info("rgb", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])
+    model.graph.output.append(image)
+    path = folder / "generator.onnx"
+    onnx.save(model, path)
+    bundle = bundles.read(folder)
+    port = Port("rgb", ("N", 3, SIZE, SIZE), "float32", "[-1, 1]")
+    chain = bundle.graphs[0]
+    generator = replace(chain, name="generator", file=path.name, sha256=sha256(path), outputs=(port,))
+    bundles.write(replace(bundle, graphs=(generator, chain)))
     return folder
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
+from processes import Server, serving
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +35,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("toy") / "toy.zip"
     prepare([], path, Settings((16, 8), "lanczos", "png", 95), drawn=40)
     return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Server]:
+    """Starts real pgsr-train processes quickly."""
+    with serving(tmp_path_factory.mktemp("output")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

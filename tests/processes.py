@@ -97,6 +97,72 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 # ----------------------------------------------------------------------------
+# What runs leave.
+
+EVERY_STEP = """
+about = "for tests: 4 x 4, a fade of ten steps, 8 x 8; after every step a line and a checkpoint"
+[generator]
+kind = "progan"
+resolution = 8
+latent_size = 4
+feature_max = 4
+[discriminator]
+kind = "progan"
+resolution = 8
+feature_max = 4
+[schedule]
+resolution = 8
+batch = 4
+fade_images = 40
+stable_images = 24
+[objective]
+gradient_penalty = 10.0
+drift = 0.001
+[averaging]
+half_life_images = 50.0
+[run]
+log_images = 1
+sample_images = 16
+checkpoint_images = 1
+sample_grid = 4
+"""
+
+
+def finish(process: Process) -> int:
+    code = process.wait()
+    assert code == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    return code
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Checkpoints to the bit, samples to the byte, every logged number; nothing left over."""
+    import torch
+
+    from pgsr.checkpoint import load
+
+    files, expected = (
+        sorted(p.relative_to(f) for p in f.rglob("*") if "tensorboard" not in p.parts)
+        for f in (run, reference)
+    )
+    assert files == expected
+    for path in files:
+        if path.suffix == ".safetensors":
+            a, b = load(run / path), load(reference / path)
+            assert (a.config, a.progress, a.provenance) == (b.config, b.progress, b.provenance)
+            assert a.tensors.keys() == b.tensors.keys()
+            assert not [k for k in a.tensors if not torch.equal(a.tensors[k], b.tensors[k])]
+        elif path.suffix == ".png":
+            assert (run / path).read_bytes() == (reference / path).read_bytes()
+    assert metrics(run) == metrics(reference)
+
+
+# ----------------------------------------------------------------------------
 # In the server.
 
 

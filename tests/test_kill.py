@@ -11,51 +11,16 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pgsr.checkpoint import load
 from pgsr.trainer import config, schedule
-from processes import Process, Server, serving
-
-RECIPE = """
-about = "for tests: 4 x 4, a fade of ten steps, 8 x 8; after every step a line and a checkpoint"
-[generator]
-kind = "progan"
-resolution = 8
-latent_size = 4
-feature_max = 4
-[discriminator]
-kind = "progan"
-resolution = 8
-feature_max = 4
-[schedule]
-resolution = 8
-batch = 4
-fade_images = 40
-stable_images = 24
-[objective]
-gradient_penalty = 10.0
-drift = 0.001
-[averaging]
-half_life_images = 50.0
-[run]
-log_images = 1
-sample_images = 16
-checkpoint_images = 1
-sample_grid = 4
-"""
+from processes import EVERY_STEP, Process, Server, assert_same_run, finish
 
 SEED = 20240607  # of the instants
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("output")) as found:
-        yield found
 
 
 Start = Callable[[Path], Process]
@@ -65,7 +30,7 @@ Start = Callable[[Path], Process]
 def start(server: Server, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """start(out): the run in a folder, from its newest checkpoint or its beginning."""
     recipe = tmp_path_factory.mktemp("recipe") / "killed.toml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(EVERY_STEP)
 
     def process(out: Path) -> Process:
         again = ["--resume"] if out.exists() else []
@@ -89,36 +54,6 @@ class Reference:
 @pytest.fixture(scope="module")
 def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("runs") / "whole", start)
-
-
-def finish(process: Process) -> int:
-    code = process.wait()
-    assert code == 0, process.stderr
-    assert "Traceback" not in process.stderr
-    return code
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
-
-def assert_same_run(run: Path, reference: Path) -> None:
-    """Checkpoints to the bit, samples to the byte, every logged number; nothing left over."""
-    files, expected = (
-        sorted(p.relative_to(f) for p in f.rglob("*") if "tensorboard" not in p.parts)
-        for f in (run, reference)
-    )
-    assert files == expected
-    for path in files:
-        if path.suffix == ".safetensors":
-            a, b = load(run / path), load(reference / path)
-            assert (a.config, a.progress, a.provenance) == (b.config, b.progress, b.provenance)
-            assert a.tensors.keys() == b.tensors.keys()
-            assert not [k for k in a.tensors if not torch.equal(a.tensors[k], b.tensors[k])]
-        elif path.suffix == ".png":
-            assert (run / path).read_bytes() == (reference / path).read_bytes()
-    assert metrics(run) == metrics(reference)
 
 
 def half_written(run: Path) -> list[str]:

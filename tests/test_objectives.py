@@ -18,6 +18,7 @@ from pgsr.trainer import config as recipes
 from pgsr.trainer import loop, objectives, schedule
 from pgsr.trainer.config import ObjectiveConfig
 from pgsr.trainer.objectives import OBJECTIVES, gradient_penalty, squared_gradient
+from pgsr.trainer.state import restore, state_tensors
 
 SHAPE = (5, 3, 4, 4)
 
@@ -324,6 +325,28 @@ def test_lsgan_trains_with_the_noise_it_measures(toy: Path):
         average = 0.1 * term["watch/score real"].item() + 0.9 * average
         assert term["watch/certainty"].item() == pytest.approx(average, rel=1e-5)
     assert "watch/noise" in terms[-1]
+
+
+def test_noise_and_memory_go_on_after_a_checkpoint(toy: Path):
+    """Two steps, a checkpoint, two more: the weights of four steps, to the bit, noise and all."""
+
+    def started() -> loop.Trainer:
+        trainer = trainer_of(toy, {"adversarial": "lsgan"}, {"noise": True})
+        trainer.state.memory["certainty"] += 2.0
+        trainer.state.memory["noise"] += 0.2
+        return trainer
+
+    whole, first, second = started(), started(), started()
+    for trainer, steps in ((whole, 4), (first, 2)):
+        for _ in range(steps):
+            trainer.step()
+    restore(second.state, state_tensors(first.state), first.state.images_shown)
+    for _ in range(2):
+        second.step()
+    expected, found = state_tensors(whole.state), state_tensors(second.state)
+    assert expected.keys() == found.keys()
+    assert not [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert expected["objective.noise"] > 0
 
 
 def test_clipped_weights_stay_clipped(toy: Path):

@@ -77,6 +77,7 @@ def test_manifest_says_what_they_were_made_with(synthesizer: Synthesizer, tmp_pa
         "seed": 9,
         "model": synthesizer.graph.sha256,
         "precision": "fp32",
+        "truncation": 1.0,
         "format": "jpeg",
         "quality": 80,
         "size": tiny.SIZE,
@@ -311,7 +312,7 @@ def test_one_line_for_ctrl_c(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def interrupted(*values: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Synthesizer, "batches", interrupted)
+    monkeypatch.setattr(Synthesizer, "rendered", interrupted)
     refused(["--model", str(model), "--out", str(tmp_path / "f")], "the same command again")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
 from .config import Recipe
-from .data import Noise, Photographs, load_photographs
+from .data import Noise, Photographs, Source, load_photographs
 from .parallel import ALONE, Ranks
 from .schedule import Stage
 
@@ -50,8 +49,7 @@ class Batch:
     inputs: Tensor  # the generator's: latents [N, L], or low-resolution images
     reals: Tensor  # [N, 3, H, W] in [-1, 1]
     paired: bool  # whether reals are what the generator should have made of inputs
-    labels: Tensor | None = None  # [N] of the inputs, where the recipe is conditioned on them; the critic's
-    # batch has the reals' own
+    labels: Tensor | None = None  # [N] that the inputs hold; in the critic's batch those of the reals
 
 
 class Batches:
@@ -68,7 +66,7 @@ class Batches:
         values = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
         return values.to(self.device, self.dtype, non_blocking=True)
 
-    def photographs(self, source: Path | Noise, side: int) -> Photographs:
+    def photographs(self, source: Source, side: int) -> Photographs:
         """Read by one rank first, so that the others find its cache."""
         if isinstance(source, Noise):
             return source.photographs(side)
@@ -85,7 +83,7 @@ class LatentBatches(Batches):
 
     paired = False
 
-    def __init__(self, recipe: Recipe, source: Path | Noise, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
         photographs = self.photographs(source, side)
@@ -152,7 +150,7 @@ class CropBatches(Batches):
 
     paired = True
 
-    def __init__(self, recipe: Recipe, source: Path | Noise, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
         self.crop = recipe.schedule.resolution
@@ -213,7 +211,7 @@ class BoxBatches(Batches):
 
     paired = True
 
-    def __init__(self, recipe: Recipe, source: Path | Noise, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
         photographs = self.photographs(source, recipe.data.resolution or recipe.data.box)
@@ -238,7 +236,7 @@ class BoxBatches(Batches):
         return self.tensor(F.avg_pool2d(images, self.scale))
 
 
-def batches_for(recipe: Recipe, source: Path | Noise, device: torch.device, ranks: Ranks) -> Any:
+def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> Any:
     """The sort that the recipe's generator takes: latents, low-resolution crops, or boxes reduced."""
     if "latent_size" in recipe.generator:
         return LatentBatches(recipe, source, device, ranks)
@@ -246,7 +244,7 @@ def batches_for(recipe: Recipe, source: Path | Noise, device: torch.device, rank
     return sort(recipe, source, device, ranks)
 
 
-def without_last(photographs: Photographs, held_out: int, source: Path | Noise) -> Photographs:
+def without_last(photographs: Photographs, held_out: int, source: Source) -> Photographs:
     """The photographs that are trained on. Raises PgsrError if fewer than two are."""
     if not held_out:
         return photographs
@@ -265,7 +263,7 @@ def middle_boxes(pixels: Tensor, recipe: Recipe, device: torch.device) -> Tensor
     return F.avg_pool2d(images, box // recipe.schedule.resolution)
 
 
-def labels_of(photographs: Photographs, kinds: int, source: Path | Noise) -> NDArray[np.int64] | None:
+def labels_of(photographs: Photographs, kinds: int, source: Source) -> NDArray[np.int64] | None:
     """The photographs' labels for a generator that is told `kinds` of them; None where it is told none.
 
     Raises PgsrError if there are none, or others.

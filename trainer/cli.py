@@ -2,6 +2,7 @@
 
 pgsr-train faces-64 --data faces.zip --out runs/faces
 pgsr-train faces-64 --data faces.zip --out runs/faces --resume
+pgsr-train --status runs/faces
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, json_option, packages, version_option
+from pgsr.cli import Command, emit, json_option, packages, version_option
 
 
 def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -23,7 +24,7 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 @click.command(cls=Command)
-@click.argument("recipe_name", metavar="RECIPE")
+@click.argument("recipe_name", metavar="[RECIPE]", required=False)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
 )
@@ -48,12 +49,32 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="List recipes."
 )
+@click.option("--status", type=click.Path(path_type=Path), metavar="RUN", help="Print where a run stands.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="RUN", help="Draw a run's curves.png.")
 @json_option
 @version_option
-def main(settings: tuple[str, ...], seed: int | None, **options: Any) -> None:
+def main(
+    settings: tuple[str, ...], seed: int | None, status: Path | None, plot: Path | None, **options: Any
+) -> None:
     """Train RECIPE (a name from --list, or a .toml file) on photographs."""
+    if status is not None or plot is not None:
+        _look_at(status, plot, options["as_json"])
+        return
+    if options["recipe_name"] is None:
+        raise click.UsageError("Missing argument 'RECIPE': a name from --list, or a .toml file.")
     with packages("training", "train"):
         from .start import Options, start
     if seed is not None:
         settings = (*settings, f"seed={seed}")
     start(Options(settings=settings, **options))
+
+
+def _look_at(status: Path | None, plot: Path | None, as_json: bool) -> None:
+    """--status and --plot."""
+    with packages("training", "train"):
+        from .plot import plot_of
+        from .status import status_of
+    if status is not None:
+        emit(*status_of(status), as_json)
+    if plot is not None:
+        emit(*plot_of(plot), as_json)

@@ -160,6 +160,9 @@ class Noise:
         return Photographs(pixels, "noise", (), labels)
 
 
+Source = Path | Noise
+
+
 def load_photographs(source: Path, size: int) -> Photographs:
     """All usable pictures at size x size, from the cache if they have been decoded before.
 

@@ -73,6 +73,9 @@ class Schedule:
     def total_images(self) -> int:
         return self.phases[-1].end
 
+    def steps(self, phase: Phase) -> int:
+        return phase.images // (phase.batch * self.images_per_step)
+
     def at(self, images_shown: int) -> Stage:
         """The stage of the step that begins with `images_shown` images shown.
 

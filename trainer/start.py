@@ -17,12 +17,12 @@ from pgsr.errors import PgsrError
 
 from . import config
 from .batches import batches_for
+from .dryrun import dry_run
 from .folder import Run, provenance
 from .loop import Trainer
 from .memory import keep_freed_memory
 from .parallel import ALONE, Ranks, local_device, ranks_of_run
 from .run import StopRequest, train
-from .schedule import Schedule
 from .schedule import build as build_schedule
 from .state import load_weights
 
@@ -56,18 +56,6 @@ def chosen_device(wish: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PgsrError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     return device
-
-
-def schedule_table(schedule: Schedule) -> str:
-    """The phases as text (pgsr-train --dry-run)."""
-    lines = [f"{'phase':<14}{'alpha':<10}{'batch':>6}{'images':>12}{'steps':>10}{'shown at end':>14}"]
-    for phase in schedule.phases:
-        alpha = "0 to 1" if phase.fading else "1"
-        steps = phase.images // (phase.batch * schedule.images_per_step)
-        lines.append(
-            f"{phase.name:<14}{alpha:<10}{phase.batch:>6}{phase.images:>12,}{steps:>10,}{phase.end:>14,}"
-        )
-    return "\n".join(lines)
 
 
 def list_recipes() -> str:
@@ -122,10 +110,8 @@ def open_run(
 def start(options: Options) -> None:
     """Runs the command. Raises PgsrError for anything the user can mend."""
     recipe = config.load(options.recipe_name, options.settings)
-    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
     if options.dry_run:
-        text = schedule_table(schedule) + "\n" + json.dumps(recipe.as_dict(), indent=1)
-        emit({"recipe": recipe.as_dict(), "total_images": schedule.total_images}, text, options.as_json)
+        emit(*dry_run(recipe, options.data, chosen_device(options.device)), options.as_json)
         return
     data, out = options.data, options.out
     if data is None or out is None:

@@ -5,9 +5,9 @@ and "~500" (K/4) parameters, and that both use batch normalisation. The layers a
 the public code of PacGAN (Lin et al. 2018, experiment "unrolled GAN") builds them too: a latent of 256, a
 dense layer to 64 maps of 4 x 4, 3 x 3 transposed convolutions of stride 2 to 32, 16 and 8 maps of 7, 14 and
 28, a 3 x 3 convolution and tanh; critics of three 3 x 3 convolutions of stride 2 with 8 K, 16 K and 32 K
-maps, leaky ReLU of slope 0.3, and a dense layer. Convolutions before a batch normalisation have no bias, since
-it would take that away again; so the critics have 1861 (K/2) and 571 (K/4) parameters. Weights start as
-PyTorch's layers do; neither paper says how theirs did.
+maps, leaky ReLU of slope 0.3, and a dense layer. Convolutions before a batch normalisation have no bias,
+since it would take that away again; so the critics have 1861 (K/2) and 571 (K/4) parameters. Weights start as
+PyTorch's layers do.
 
 `normalization="pixel"` is "our norm" of paper 2's Table 4: equalized learning rate everywhere, pixelwise
 normalisation behind the generator's activations, nothing in the critic (1833 and 557 parameters).

@@ -36,6 +36,7 @@ def activation_of(kind: str) -> nn.Module:
 
 def initialised(layer: nn.Module, fan_in: int, activation: str) -> nn.Module:
     """The layer with weights of standard deviation gain / sqrt(fan_in) and no bias."""
+    check_choice("activation", activation, ("linear", *ACTIVATIONS))
     assert isinstance(layer.weight, Tensor)
     assert isinstance(layer.bias, Tensor)
     nn.init.normal_(layer.weight, 0.0, nn.init.calculate_gain(activation) / math.sqrt(fan_in))  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""Boxes of photographs as training images (paper 3, section 2), and photographs that are held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pgsr import draws
+from pgsr.errors import PgsrError
+from pgsr.trainer import config
+from pgsr.trainer.batches import LatentBatches, batches_for, data_indices, middle_boxes, mirrored
+from pgsr.trainer.data import load_photographs
+from pgsr.trainer.parallel import ALONE
+from pgsr.trainer.schedule import build
+
+CPU = torch.device("cpu")
+START, COUNT = 24, 8
+SMALL = ("schedule.batch=8", "generator.features=1", "discriminator.features=1")
+
+
+def recipe(*settings: str) -> config.Recipe:
+    """Photographs of 16, boxes of 8 reduced to 4, inputs of 1."""
+    sizes = ("schedule.resolution=4", "schedule.start_resolution=4", "data.resolution=16", "data.box=8")
+    return config.load(
+        "sr-gan", (*SMALL, "discriminator.kind=mlp", "discriminator.crop=4", *sizes, *settings)
+    )
+
+
+def batch_of(chosen: config.Recipe, source: Path):
+    batches = batches_for(chosen, source, CPU, ALONE)
+    return batches, batches.for_critic(build(chosen.schedule).at(START), START)
+
+
+def slow_boxes(source: Path, count: int, mirror: bool = True) -> np.ndarray:
+    """Each real image pixel by pixel: [N, 3, 4, 4]."""
+    pixels = load_photographs(source, 16).pixels
+    positions = range(START, START + COUNT)
+    made = np.zeros((COUNT, 3, 4, 4))
+    for k, (p, index) in enumerate(zip(positions, data_indices(0, positions, count), strict=True)):
+        top, left = (int(u * 9) for u in draws.uniforms(0, "crop", p, 2))
+        for y in range(4):
+            for x in range(4):
+                block = pixels[index, top + 2 * y : top + 2 * y + 2, left + 2 * x : left + 2 * x + 2]
+                made[k, :, y, x] = block.astype(float).mean(axis=(0, 1)) / 127.5 - 1
+        if mirror and mirrored(0, range(p, p + 1))[0]:
+            made[k] = made[k, :, :, ::-1]
+    return made
+
+
+def test_boxes_are_reduced_twice(toy: Path):
+    _, batch = batch_of(recipe(), toy)
+    expected = slow_boxes(toy, 40)
+    assert batch.paired
+    np.testing.assert_allclose(batch.reals, expected, atol=1e-5)
+    assert batch.inputs.shape == (COUNT, 3, 1, 1)
+    np.testing.assert_allclose(batch.inputs[:, :, 0, 0], expected.mean(axis=(2, 3)), atol=1e-5)
+
+
+def test_boxes_lie_everywhere():
+    corners = {tuple(int(u * 9) for u in draws.uniforms(0, "crop", p, 2)) for p in range(2000)}
+    assert {top for top, _ in corners} == {left for _, left in corners} == set(range(9))
+
+
+def test_a_whole_photograph_is_a_box_of_its_size(toy: Path):
+    chosen = recipe("data.resolution=0", "data.box=8", "data.mirror=false")  # 8 is a size of the archive
+    _, batch = batch_of(chosen, toy)
+    positions = range(START, START + COUNT)
+    pixels = load_photographs(toy, 8).pixels[data_indices(0, positions, 40)]
+    expected = pixels.reshape(COUNT, 4, 2, 4, 2, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(batch.reals, expected, atol=1e-5)
+
+
+def test_the_generator_sees_what_the_critic_saw(toy: Path):
+    batches, batch = batch_of(recipe(), toy)
+    assert batches.generator_inputs(None, START, batch) is batch
+
+
+def test_previews_are_of_the_middle(toy: Path):
+    batches = batches_for(recipe(), toy, CPU, ALONE)
+    pixels = load_photographs(toy, 16).pixels[:3, 4:12, 4:12].astype(float)
+    expected = pixels.mean(axis=(1, 2)) / 127.5 - 1
+    np.testing.assert_allclose(batches.preview(3)[:, :, 0, 0], expected, atol=1e-5)
+    assert middle_boxes(batches.pixels[:3], recipe(), CPU).shape == (3, 3, 4, 4)
+
+
+def test_noise_to_face_takes_boxes_too(toy: Path):
+    chosen = config.load("tiny", ("data.resolution=16", "data.box=16", "schedule.batch=8"))
+    whole = config.load("tiny", ("schedule.batch=8",))
+    stage = build(chosen.schedule).at(START)
+    images = [LatentBatches(r, toy, CPU).reals(stage, range(START, START + 8)) for r in (chosen, whole)]
+    torch.testing.assert_close(images[0], images[1])
+    assert images[0].shape[-1] == stage.resolution
+
+
+@pytest.mark.parametrize("sort", ["boxes", "latents"])
+def test_the_last_photographs_are_held_out(toy: Path, sort: str):
+    if sort == "boxes":
+        batches, batch = batch_of(recipe("data.held_out=35"), toy)
+        np.testing.assert_allclose(batch.reals, slow_boxes(toy, 5), atol=1e-5)
+    else:
+        batches = batches_for(config.load("tiny", ("data.held_out=35",)), toy, CPU, ALONE)
+        assert len(batches.pixels) == 5
+    assert batches.count == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("data.box=6",), "data.box is 6, but must be a multiple of 4"),
+        (("data.box=-4",), "data.box is -4, but must be at least 0"),
+        (("data.held_out=-1",), "data.held_out is -1, but must be at least 0"),
+        (("data.box=32",), r"data.box is 32, but photographs are 16 \(data.resolution\)"),
+        (("generator.kind=mlp-sr",), "schedule.resolution is 4, but generator.input_size is 16"),
+    ],
+)
+def test_wrong_settings_are_named(settings: tuple[str, ...], message: str):
+    with pytest.raises(PgsrError, match=message):
+        recipe(*settings)
+
+
+def test_too_many_held_out_is_named(toy: Path):
+    with pytest.raises(PgsrError, match=r"data.held_out is 39, but .* has only 40 pictures"):
+        batches_for(recipe("data.held_out=39"), toy, CPU, ALONE)
