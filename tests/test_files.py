@@ -60,7 +60,7 @@ def test_data_reach_the_disk_before_the_name(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
     files.write_bytes(path, b"new")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # of the data, and of the folder that names them
 
 
 def test_a_folder_in_the_way_is_named(tmp_path: Path):

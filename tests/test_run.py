@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from pgsr.trainer import cli
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish, metrics
 
 TOTAL = 24 + 40 + 24
-NOBODY = 65534
 
 Start = Callable[..., Process]
 
@@ -35,10 +33,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(server: Server, recipe: Path, toy: Path) -> Start:
-    """start(out, "--flag", ..., file_bytes=..., user=...): a real process."""
+    """start(out, "--flag", ..., file_bytes=..., privileged=...): a real process."""
 
-    def process(out: Path, *arguments: object, data: Path = toy, **limits: object) -> Process:
-        return server.start(recipe, "--data", data, "--out", out, "--device", "cpu", *arguments, **limits)
+    def process(out: Path, *arguments: object, **limits: object) -> Process:
+        return server.start(recipe, "--data", toy, "--out", out, "--device", "cpu", *arguments, **limits)
 
     return process
 
@@ -147,27 +145,10 @@ def largest_checkpoint(run: Path) -> int:
 # Folders that cannot be written.
 
 
-@pytest.fixture
-def open_folder(toy: Path) -> Iterator[Path]:
-    """A folder that another user reaches and may write, with the data in it."""
-    with tempfile.TemporaryDirectory(prefix="pgsr-test-", dir="/tmp") as name:
-        folder = Path(name)
-        shutil.copy(toy, folder / "toy.zip")
-        if os.geteuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
-        folder.chmod(0o755)
-        yield folder
-
-
-def test_a_folder_that_is_closed_while_it_trains(start: Start, whole: Path, open_folder: Path):
-    """As a user without privileges, since root may write everywhere."""
-    limits = {
-        "data": open_folder / "toy.zip",
-        "cache": open_folder / "cache",
-        "user": NOBODY if os.geteuid() == 0 else 0,
-    }
-    run = open_folder / "run"
-    process = start(run, **limits)
+def test_a_folder_that_is_closed_while_it_trains(start: Start, whole: Path, tmp_path: Path):
+    """By its permissions, for a process that they bind: root's privilege is given up."""
+    run = tmp_path / "run"
+    process = start(run, privileged=False)
     wait_for(process, checkpoint(run, 24))
     (run / "checkpoints").chmod(0o555)
     line = error_of(process)
@@ -175,8 +156,14 @@ def test_a_folder_that_is_closed_while_it_trains(start: Start, whole: Path, open
     assert "Permission denied" in line
     assert_whole(run)
     (run / "checkpoints").chmod(0o755)
-    finish(start(run, "--resume", **limits))
+    finish(start(run, "--resume", privileged=False))
     assert_same_run(run, whole)
+
+
+def test_a_folder_that_was_closed_before(start: Start, tmp_path: Path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    line = error_of(start(tmp_path / "closed" / "run", privileged=False))
+    assert line == f"error: cannot write {tmp_path / 'closed' / 'run'}: Permission denied"
 
 
 def test_a_file_system_that_becomes_read_only(start: Start, whole: Path, disk: Callable[[str], Path]):

@@ -29,6 +29,8 @@ class Override:
 
     fade_images: int | None = None
     stable_images: int | None = None
+    fade_epochs: float | None = None
+    stable_epochs: float | None = None
     batch: int | None = None
 
 
@@ -53,9 +55,6 @@ class ScheduleConfig:
                 f"schedule.start_resolution is {self.start_resolution}, "
                 f"which does not double to {self.resolution}"
             )
-        for name in ("fade_epochs", "stable_epochs"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise PgsrError(f"schedule.{name} is {getattr(self, name)}, but must be at least 0")
         reachable = [str(self.start_resolution << k) for k in range(9)]  # also beyond `resolution`
         for name in self.at:
             if name not in reachable:
@@ -65,6 +64,16 @@ class ScheduleConfig:
                 value = getattr(part, name)
                 if value is not None and value < least:
                     raise PgsrError(f"{path}.{name} is {value}, but must be at least {least}")
+            for name in ("fade_epochs", "stable_epochs"):
+                value = getattr(part, name)
+                if value is not None and not 0 <= value < float("inf"):
+                    raise PgsrError(f"{path}.{name} is {value}, but must be at least 0")
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether only the data tell how long it is."""
+        own = any(part.fade_epochs or part.stable_epochs for part in self.at.values())
+        return bool(own or self.fade_epochs or self.stable_epochs)
 
     @property
     def resolutions(self) -> list[int]:

@@ -39,8 +39,7 @@ def dry_run(recipe: Recipe, data: Path | None, device: torch.device) -> tuple[di
 
 
 def _pictures(recipe: Recipe, data: Path | None) -> int | None:
-    counts_epochs = recipe.schedule.fade_epochs or recipe.schedule.stable_epochs
-    if data is None or not counts_epochs:
+    if data is None or not recipe.schedule.counts_epochs:
         return None
     side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
     return len(load_photographs(data, side)) - recipe.data.held_out

@@ -250,6 +250,8 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process on this machine trains in a folder."""
+    if not folder.is_dir():
+        return False
     handle = os.open(folder, os.O_RDONLY)
     try:
         return _locked_by_another(handle, fcntl.LOCK_SH, attempts=1)

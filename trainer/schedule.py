@@ -103,8 +103,8 @@ def build(config: ScheduleConfig, critic_steps: int = 1, pictures: int | None = 
     for resolution in config.resolutions:
         own = config.at.get(str(resolution), Override())
         batch = own.batch or config.batch
-        fade = default_fade if own.fade_images is None else own.fade_images
-        stable = default_stable if own.stable_images is None else own.stable_images
+        fade = _images("fade", own.fade_images, own.fade_epochs, pictures, default_fade)
+        stable = _images("stable", own.stable_images, own.stable_epochs, pictures, default_stable)
         if phases:
             _append(phases, resolution, True, batch, fade, critic_steps)
         _append(phases, resolution, False, batch, stable, critic_steps)
@@ -113,9 +113,12 @@ def build(config: ScheduleConfig, critic_steps: int = 1, pictures: int | None = 
     return Schedule(phases=tuple(phases), images_per_step=critic_steps)
 
 
-def _images(name: str, images: int, epochs: float, pictures: int | None) -> int:
+def _images(
+    name: str, images: int | None, epochs: float | None, pictures: int | None, default: int = 0
+) -> int:
+    """By epochs if they are given, else by images, else the default."""
     if not epochs:
-        return images
+        return default if images is None else images
     if pictures is None:
         raise PgsrError(f"schedule.{name}_epochs counts passes over the data: name it with --data")
     return round(epochs * pictures)

@@ -18,7 +18,7 @@ from pgsr.errors import PgsrError
 from . import config
 from .batches import batches_for
 from .dryrun import dry_run
-from .folder import Run, provenance
+from .folder import Run, is_held, provenance
 from .loop import Trainer
 from .memory import keep_freed_memory
 from .parallel import ALONE, Ranks, local_device, ranks_of_run
@@ -116,6 +116,8 @@ def start(options: Options) -> None:
     data, out = options.data, options.out
     if data is None or out is None:
         raise PgsrError("name the photographs with --data and the run's folder with --out")
+    if is_held(out):
+        raise PgsrError(f"another process is training in {out}: stop it first")
     if not options.resume and checkpoints.files_of(out):
         raise PgsrError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
     resume_from = checkpoint_to_resume(recipe, out) if options.resume else None

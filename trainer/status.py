@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from . import config, record
 from .dryrun import duration
 from .estimate import multiply_adds
 from .folder import is_held
-from .schedule import Schedule, build
+from .schedule import Schedule, Stage, build
 
 
 def recipe_of(run: Path) -> config.Recipe:
@@ -36,7 +37,7 @@ def status_of(run: Path) -> tuple[dict[str, Any], str]:
     schedule = _schedule(recipe, files)
     shown = max([int(path.stem) for path in files] + [line["images_shown"] for line in steps], default=0)
     total = schedule.total_images if schedule else None
-    stage = schedule.at(max(0, shown - 1)) if schedule else None
+    stage = _last_stage(schedule, shown) if schedule else None
     training, finished = is_held(run), shown == total
     result = {
         "run": str(run),
@@ -60,11 +61,23 @@ def status_of(run: Path) -> tuple[dict[str, Any], str]:
 
 def _schedule(recipe: config.Recipe, files: Sequence[Path]) -> Schedule | None:
     """None if it counts epochs of data whose size no checkpoint tells yet."""
-    pictures = load_description(files[-1]).provenance["data"]["pictures"] if files else None
-    plan = recipe.schedule
-    if pictures is None and (plan.fade_epochs or plan.stable_epochs):
+    pictures = _pictures(files)
+    if pictures is None and recipe.schedule.counts_epochs:
         return None
-    return build(plan, recipe.objective.critic_steps, pictures)
+    return build(recipe.schedule, recipe.objective.critic_steps, pictures)
+
+
+def _pictures(files: Sequence[Path]) -> int | None:
+    for path in reversed(files):
+        with contextlib.suppress(PgsrError):  # removed since it was listed
+            return int(load_description(path).provenance["data"]["pictures"])
+    return None
+
+
+def _last_stage(schedule: Schedule, shown: int) -> Stage:
+    """Of the last step that was made, or of the first."""
+    phase = schedule.at(max(0, shown - 1)).phase
+    return schedule.at(max(phase.start, shown - phase.batch * schedule.images_per_step))
 
 
 def _age(path: Path) -> float | None:

@@ -211,7 +211,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, kind: Kind, padding: int, size
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """A stride-1 convolution, vanilla or (weights [C, 1, k, k]) depthwise: [N, in, H, W] -> [N, out, H', W']."""
+    """A stride-1 convolution, vanilla or depthwise (weights [C, 1, k, k]): [N, C, H, W] -> [N, C', H', W']."""
     kind: Kind = Vanilla
     if weight.shape[1] == 1 and x.shape[1] == weight.shape[0]:
         kind = Depthwise
