@@ -193,9 +193,11 @@ def psnr(made: Pixels, wanted: Pixels) -> float:
     return float(np.mean(10 * np.log10(255.0**2 / errors)))
 
 
-def spread(pictures: Pixels) -> float:
-    """Standard deviation between pictures, the mean over all values: 0 where all are the same."""
-    return float(pictures.astype(np.float64).std(axis=0).mean())
+def variety(pictures: Pixels) -> float:
+    """How much of all that varies does so from picture to picture: the standard deviation between pictures,
+    the mean over all places, over that of all values. 0 where all pictures are the same."""
+    values = pictures.astype(np.float64)
+    return float(values.std(axis=0).mean() / max(values.std(), 1e-12))
 
 
 @torch.no_grad()
@@ -208,8 +210,8 @@ def generated(trainer: Trainer, inputs: Tensor) -> Pixels:
 
 
 def measured(made: Pixels, held: HeldOut, paired: bool) -> dict[str, float]:
-    """PSNR and L1 (equation 7) against the held-out pictures, and the spread as a share of theirs."""
-    numbers = {"spread": spread(made) / spread(held.labels)}
+    """PSNR and L1 (equation 7) against the held-out pictures, and the variety as a share of theirs."""
+    numbers = {"variety": variety(made) / variety(held.labels)}
     if paired:
         tall = torch.from_numpy(made).permute(0, 3, 1, 2).double() / 127.5 - 1
         reduced = F.avg_pool2d(tall, tall.shape[-1] // held.inputs.shape[-1])
@@ -333,11 +335,11 @@ def _train_in_stretches(run: Run, looks: Path, held: HeldOut, evaluations: int) 
 
 
 def verdict(trained: Trained, baselines: Mapping[str, float]) -> str:
-    """What became of a cell. Half the labels' spread is taken for a collapse."""
+    """What became of a cell. Half the labels' variety is taken for a collapse."""
     if trained.diverged:
         return "diverged"
     last = trained.looks[-1]
-    if last["spread"] < 0.5:
+    if last["variety"] < 0.5:
         return "collapsed"
     if "psnr_db" not in last:
         return "varied"
@@ -388,7 +390,7 @@ def row_of(trained: Trained, baselines: Mapping[str, float]) -> dict[str, Any]:
     }
     looks = trained.looks
     if looks:
-        row["spread"] = looks[-1]["spread"]
+        row["variety"] = looks[-1]["variety"]
     if looks and "psnr_db" in looks[-1]:
         quality = [look["psnr_db"] for look in looks]
         critic = critic_at_looks(trained)

@@ -25,7 +25,7 @@ HEADINGS = (
     "PSNR dB",
     "to bicubic",
     "fallen by",
-    "spread",
+    "variety",
     "critic with PSNR",
     "critic with L1",
     "seconds",
@@ -34,8 +34,8 @@ LEFT = 2
 
 NOTES = (
     "PSNR is of the averaged generator on the pictures held out; fallen by: from the best look to the last.",
-    "spread: standard deviation between outputs over that between labels. Under 0.5 counts as collapsed; "
-    "failed: PSNR below that of one flat colour a picture, the input's mean.",
+    "variety: the standard deviation between outputs over that of all their values, as a share of what it is "
+    "for labels. Under 0.5 counts as collapsed; failed: PSNR below that of one flat colour a picture.",
     "critic with PSNR, with L1: Spearman's correlation over the looks, of |critic loss| (without penalty, "
     "averaged since the look before) with PSNR and with equation 7's L1. Claim 1 wants -1 and +1.",
     "Every cell has as many generator iterations; a WGAN critic sees `critic_steps` times the images.",
@@ -91,7 +91,7 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
                 _number(row.get("psnr_db")),
                 _number(row.get("to_bicubic_db"), 2, "+"),
                 _number(row.get("fallen_db")),
-                _number(row.get("spread")),
+                _number(row.get("variety")),
                 _number(row.get("critic_with_psnr"), 2, "+"),
                 _number(row.get("critic_with_l1"), 2, "+"),
                 _number(row["seconds"], 0),
@@ -226,7 +226,7 @@ def _rows(rows: Sequence[tuple[str, Pixels]]) -> bytes:
     """Strips of pictures under one another, pixel for pixel, each with its title on the left."""
     from matplotlib.figure import Figure
 
-    dpi, left = 100, 220
+    dpi, left = 100, 300
     width, height = left + rows[0][1].shape[1], sum(strip.shape[0] for _, strip in rows)
     page = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(left / dpi, height / dpi), dpi=dpi)

@@ -72,14 +72,24 @@ def test_cells_differ_as_their_names_say():
 # Its numbers.
 
 
-def test_psnr_and_spread():
+def test_psnr():
     a = np.zeros((2, 2, 2, 3), dtype=np.uint8)
     b = a.copy()
     b[0] += 51  # error 51 of 255: 20 log10(5) dB
     b[1] += 255
     assert sr_matrix.psnr(b, a) == pytest.approx(20 * np.log10(5) / 2)
-    assert sr_matrix.spread(b) == pytest.approx(102)
-    assert sr_matrix.spread(a) == 0
+
+
+def test_variety():
+    same, flat = np.zeros((2, 2, 2, 3), dtype=np.uint8), np.zeros((2, 2, 2, 3), dtype=np.uint8)
+    same[:, 0] = 200  # two pictures alike, each with contrast
+    flat[1] = 200  # two pictures of one colour each
+    half = same.copy()
+    half[1, 1] = 200  # alike in one half, apart in the other
+    assert sr_matrix.variety(same) == 0
+    assert sr_matrix.variety(flat) == pytest.approx(1)
+    assert sr_matrix.variety(half) == pytest.approx(50 / (200 * np.sqrt(3) / 4))
+    assert sr_matrix.variety(np.zeros_like(same)) == 0
 
 
 def slow_rank_correlation(a: list[float], b: list[float]) -> float:
@@ -106,7 +116,7 @@ def test_moving_average():
 def trained(**last: float) -> Trained:
     """A cell of three looks at 10, 20 and 30 images, whose last has these numbers."""
     log = [{"images_shown": i, "loss/critic": -float(i)} for i in range(2, 31, 2)]
-    looks = [{"images_shown": 10 * k, "spread": 1.0, "psnr_db": 20.0 - k, "l1": float(k)} for k in (1, 2, 3)]
+    looks = [{"images_shown": 10 * k, "variety": 1.0, "psnr_db": 20.0 - k, "l1": float(k)} for k in (1, 2, 3)]
     looks[-1] |= last
     return Trained(Cell("c", "C", "gan", "sr-gan"), 1, log, looks)
 
@@ -125,7 +135,7 @@ def test_rows():
         ({"psnr_db": 18.0}, "above bicubic"),
         ({"psnr_db": 17.9}, "below bicubic"),
         ({"psnr_db": 9.9}, "failed"),
-        ({"psnr_db": 19.0, "spread": 0.49}, "collapsed"),
+        ({"psnr_db": 19.0, "variety": 0.49}, "collapsed"),
     ],
 )
 def test_verdicts(last: dict[str, float], expected: str):

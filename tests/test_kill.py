@@ -75,7 +75,7 @@ def found_at_the_kill(run: Path, reference: Reference) -> str:
     if newest is None:
         return "before the first checkpoint" + (f", writing {left[0]}" if left else "")
     stage = reference.schedule.at(int(newest))
-    doing = f"writing {left[0]}" if left else "in a step, or between two files"
+    doing = f"writing {left[0]}" if left else "starting, in a step, or between two files"
     return f"{int(newest):>4} images in the newest checkpoint, {stage.phase.name:<9} {doing}"
 
 

@@ -245,6 +245,22 @@ def test_initial_weights_have_hes_deviation():
     assert not convolution.bias.any()
 
 
+@pytest.mark.parametrize("kind", [*UPSCALERS, "dcgan"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_generators_begin_near_grey(kind: str, batch_norm: bool):
+    network = build(GENERATORS, {"kind": kind, "features": 16, "batch_norm": batch_norm}, 1).double()
+    x = randn(8, 128) if kind == "dcgan" else randn(8, 3, 16, 16)
+    assert 0.01 < network(x).std() < 0.5
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_residual_blocks_begin_near_their_shortcut(batch_norm: bool):
+    network = build(GENERATORS, {"kind": "resnet-sr", "features": 16, "batch_norm": batch_norm}, 1).double()
+    for block, maps in zip(network.blocks, (3, 64, 32), strict=True):
+        x = randn(4, maps, 8, 8)
+        assert 0 < block.body(x).std() < 0.1 * block.shortcut(x).std()
+
+
 def test_a_deconvolution_keeps_the_variance():
     """Which tells that its fan-in is a quarter of the kernel."""
     with torch.random.fork_rng(devices=[]):

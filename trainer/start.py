@@ -18,7 +18,8 @@ from pgsr.errors import PgsrError
 from . import config
 from .batches import batches_for
 from .dryrun import dry_run
-from .folder import Run, is_held, provenance
+from .folder import Run, provenance
+from .lock import is_held
 from .loop import Trainer
 from .memory import keep_freed_memory
 from .parallel import ALONE, Ranks, local_device, ranks_of_run

@@ -15,7 +15,7 @@ from pgsr.errors import PgsrError
 from . import config, record
 from .dryrun import duration
 from .estimate import multiply_adds
-from .folder import is_held
+from .lock import is_held
 from .schedule import Schedule, Stage, build
 
 

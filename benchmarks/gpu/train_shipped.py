@@ -86,7 +86,7 @@ def _trained(run: Run, minutes: float) -> dict[str, Any]:
     shown = trainer.state.images_shown
     if not shown:
         raise PgsrError(f"not one step in {minutes} minutes: give it more")
-    _last_samples(run)
+    run.write_samples()  # of where it stopped, between two sheets that were due
     return {
         "recipe": trainer.recipe.name,
         "device": _device_name(trainer),
@@ -99,13 +99,6 @@ def _trained(run: Run, minutes: float) -> dict[str, Any]:
         "images_per_second": (shown - before) / seconds,
         "peak_memory_bytes": _peak_memory_bytes(trainer),
     }
-
-
-def _last_samples(run: Run) -> None:
-    """A sheet of where the training stopped, between two that were due."""
-    run.write_samples()
-    assert run.events is not None
-    run.events.close()
 
 
 def _keep(folder: Path, out: Path) -> list[Path]:

@@ -26,7 +26,19 @@ NORMS = ("batch", "layer", "none")
 
 
 # ----------------------------------------------------------------------------
-# Layers and their initial weights: normal, of He's variance for the activation that follows.
+# Layers and their initial weights: normal, of He's variance for the activation that follows. As in the
+# sources, generators begin near grey (their last layer has deviation 0.02) and residual blocks near their
+# shortcut (variance 1e-3 of He's): otherwise tanh begins saturated, and learns nothing for long.
+
+LAST_DEVIATION = 0.02
+RESIDUAL_SCALE = math.sqrt(1e-3)
+
+
+def last(layer: nn.Module) -> nn.Module:
+    """A generator's last layer."""
+    assert isinstance(layer.weight, Tensor)
+    nn.init.normal_(layer.weight, 0.0, LAST_DEVIATION)
+    return layer
 
 
 def activation_of(kind: str) -> nn.Module:
@@ -123,7 +135,7 @@ def _deconvolutions(features: int, kernel: int, norm: str, activation: str) -> l
     for factor in (8, 4, 2):
         layer = deconvolution(factor * features, factor * features // 2, kernel, activation)
         steps += normed(layer, norm, activation)
-    return [*steps, deconvolution(features, 3, kernel), nn.Tanh()]
+    return [*steps, last(deconvolution(features, 3, kernel)), nn.Tanh()]
 
 
 class ShortcutBlock(nn.Module):
@@ -136,6 +148,9 @@ class ShortcutBlock(nn.Module):
         super().__init__()
         first = normed(convolution(inputs, outputs, 3, 1, activation), norm, activation)
         second = normed(convolution(outputs, outputs, 3), norm, activation)[:-1]
+        scaled = second[-1]  # the norm, which hides its layer's scale, or the layer
+        assert isinstance(scaled.weight, Tensor)
+        scaled.weight.data.mul_(RESIDUAL_SCALE)
         self.body = nn.Sequential(*first, *second)
         self.shortcut = nn.Identity() if inputs == outputs else convolution(inputs, outputs, 1)
 
@@ -169,7 +184,7 @@ class ResNetUpscaler(nn.Module):
             activation_of(activation),
             convolution(features, features, 1, 1, activation),
             activation_of(activation),
-            convolution(features, 3, 1),
+            last(convolution(features, 3, 1)),
             nn.Tanh(),
         )
 
@@ -194,7 +209,8 @@ class MLPUpscaler(nn.Module):
         self.scale, self.input_size, self.side = scale, input_size, scale * input_size
         widths = (3 * input_size**2, *[8 * features] * 3)
         self.layers = nn.Sequential(
-            *_dense_layers(widths, _batch(batch_norm), activation), dense(8 * features, 3 * self.side**2)
+            *_dense_layers(widths, _batch(batch_norm), activation),
+            last(dense(8 * features, 3 * self.side**2)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
