@@ -180,6 +180,7 @@ def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option("--resolution", type=int, default=32, show_default=True, help="The paper's is 128.")
 @click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each; 10M there.")
 @click.option("--maps", type=click.IntRange(16), default=64, show_default=True, help="At most; 512 there.")
+@click.option("--rates", type=float, default=1.0, show_default=True, help="Times all learning rates.")
 @click.option("--rung", "rungs", multiple=True, help="a, b, ..., e-star, ...; may be repeated.")
 @click.option("--swd-images", type=click.IntRange(0), default=1024, show_default=True, help="Of either set.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all.")

@@ -4,15 +4,17 @@ configurations trained, a sheet of each on one picture, and their sliced Wassers
     pgsr-bench ladder --data faces.zip --resolution 32 --images 100000 --out report
 
 The recipes ladder-a ... ladder-h are the paper's. Here their networks end at a lower resolution and have
-fewer maps, and all counts of images shrink alike; everything else is the recipe's own. Each rung is a run
-folder in OUT, which the same command goes on with, or passes over once it is finished.
+fewer maps, and all counts of images shrink alike; everything else is the recipe's own. A short run does not
+get far at their rates, so --rates multiplies all of them: the equalized weights of (f) to (h) are larger than
+the others and need rates as much larger, so one rate for all would compare nothing. Each rung is a run folder
+in OUT, which the same command goes on with, or passes over once it is finished.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,7 @@ class Settings:
     images: int  # real images shown to rungs (a) to (g); (h) sees half as many again
     maps: int  # at most, where the paper has 512
     rungs: tuple[str, ...]
+    rates: float  # times the recipes' learning rates
     swd_images: int  # of either set; 0: no distances
     overrides: tuple[str, ...]  # "key=value", for every rung
     device: str
@@ -87,6 +90,8 @@ class Settings:
             check_choice("--rung", rung, RUNGS)
         if self.resolution not in (16, 32, 64, 128):
             raise PgsrError(f"--resolution {self.resolution} is not 16, 32, 64 or 128")
+        if not 0 < self.rates < float("inf"):
+            raise PgsrError(f"--rates {self.rates} is not above 0")
         if self.images < 1000:
             raise PgsrError(f"--images {self.images}: a rung needs at least 1000")
 
@@ -125,6 +130,8 @@ def _reductions(full: Recipe, settings: Settings) -> list[str]:
         changes[f"{network}.resolution"] = side
         changes[f"{network}.feature_max"] = settings.maps
         changes[f"{network}.feature_base"] = options["feature_base"] * settings.maps // PAPER_MAPS
+    for name, optimizer in (("generator", full.generator_optimizer), ("critic", full.critic_optimizer)):
+        changes[f"{name}_optimizer.learning_rate"] = round(settings.rates * optimizer.learning_rate, 12)
     return [f"{key}={value}" for key, value in changes.items()]
 
 
@@ -136,7 +143,7 @@ def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Trains a rung to its end, wherever it stands. Raises PgsrError if it is stopped or another's folder."""
     folder = settings.out / f"ladder-{rung}"
     written = folder / "config.json"
-    if written.is_file() and json.loads(written.read_text()) != json.loads(json.dumps(recipe.as_dict())):
+    if written.is_file() and not _same(config.from_dict(json.loads(written.read_text())), recipe):
         raise PgsrError(f"{folder} is a run of other settings: give those again, or name another --out")
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
     shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)
@@ -149,6 +156,11 @@ def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
                 raise PgsrError(f"stopped in {folder}: the same command goes on")
     last = schedule.at(schedule.total_images - 1)
     return {"images": schedule.total_images, "generator_steps": last.step + 1}
+
+
+def _same(one: Recipe, other: Recipe) -> bool:
+    """But for what is said about them."""
+    return replace(one, about=other.about, source=other.source) == other
 
 
 def faces(folder: Path, count: int, device: torch.device) -> Iterator[NDArray[np.uint8]]:
@@ -197,6 +209,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
             "resolution": side,
             "images": settings.images,
             "maps": settings.maps,
+            "rates": settings.rates,
             "swd_images": count,
             "overrides": list(settings.overrides),
         },
@@ -239,7 +252,8 @@ def legend(result: Mapping[str, Any]) -> list[str]:
     count = settings["swd_images"]
     return [
         f"{settings['resolution']}x{settings['resolution']}, at most {settings['maps']} maps, "
-        f"{settings['images']:,} real images shown; the paper: 128x128, 512 maps, 10,000,000",
+        f"{settings['images']:,} real images shown, learning rates times {settings['rates']:g}; "
+        "the paper: 128x128, 512 maps, 10,000,000",
         *([f"SWD: sliced Wasserstein distance x 1000, {count:,} images of either set"] if count else []),
         "paper: its averages over four levels, CelebA; distances of other sizes and counts do not compare",
         *[f"all rungs with {setting}" for setting in settings["overrides"]],

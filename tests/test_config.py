@@ -29,6 +29,7 @@ def test_shipped_recipes_round_trip_through_json(name: str):
     recipe = config.load(name)
     assert recipe.name == name
     assert recipe.about
+    assert "paper" in recipe.source
     again = config.from_dict(json.loads(json.dumps(recipe.as_dict())))
     assert again == recipe
     assert again.as_dict() == recipe.as_dict()

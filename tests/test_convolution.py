@@ -98,10 +98,17 @@ def test_layers_get_what_the_library_computes(images, weights, padding: int, cha
     if channels_last:
         x, weight = (v.to(memory_format=torch.channels_last) for v in (x, weight))
     groups = images[1] if weights[1] == 1 and weights[0] == images[1] else 1
+    expected = F.conv2d(x, weight, bias, padding=padding, groups=groups)
+    weight.requires_grad_()
     found = convolve(x, weight, bias, padding)
-    torch.testing.assert_close(
-        found, F.conv2d(x, weight, bias, padding=padding, groups=groups), rtol=1e-4, atol=1e-4
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found.square().sum().backward()
+    (gradient,) = torch.autograd.grad(
+        F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, groups=groups).square().sum(),
+        weight,
     )
+    assert weight.grad is not None
+    assert ((weight.grad - gradient).norm() / gradient.norm()).item() < 1e-5
 
 
 def test_autocast_reaches_the_convolutions():

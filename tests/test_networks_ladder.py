@@ -352,7 +352,7 @@ STEPS = {
 def test_each_rung_changes_what_the_paper_says_and_nothing_else(pair: tuple[str, str]):
     one, other = (recipe_of(rung) for rung in pair)
     changed = {k for k in one.keys() | other.keys() if one.get(k) != other.get(k)}
-    assert changed - {"name", "about"} == STEPS[pair]
+    assert changed - {"name", "about", "source"} == STEPS[pair]
 
 
 def test_the_baseline_is_section_a_2s():
@@ -373,7 +373,7 @@ def test_the_baseline_is_section_a_2s():
 @pytest.mark.parametrize("rung", ladder.RUNGS)
 def test_rungs_have_the_papers_widths_and_length(rung: str):
     recipe = config.load(f"ladder-{rung}")
-    assert recipe.about.startswith(f"paper 2, Table 1 ({rung[0]}{'*' if rung == 'e-star' else ''})")
+    assert recipe.source == f"paper 2, Table 1 ({'e*' if rung == 'e-star' else rung})"
     with torch.device("meta"):
         networks = build(GENERATORS, recipe.generator), build(DISCRIMINATORS, recipe.discriminator)
     widths = [512, 512, 256, 128, 64, 32] if rung != "h" else [512, 512, 512, 512, 256, 128]
@@ -396,6 +396,7 @@ def settings_of(out: Path, **changes: Any) -> ladder.Settings:
         "resolution": 32,
         "images": 100_000,
         "maps": 64,
+        "rates": 1.0,
         "rungs": tuple(ladder.RUNGS),
         "swd_images": 0,
         "overrides": (),
@@ -415,7 +416,10 @@ def test_a_reduced_rung_keeps_the_papers_proportions(rung: str, tmp_path: Path):
     if rung not in ("a", "h"):
         assert small.schedule.fade_images == 6_000
         assert [p.name for p in built.phases][:3] == ["stable 4", "fade 8", "stable 8"]
-    again = ladder.reduced(rung, settings_of(tmp_path, resolution=128))
+    again = ladder.reduced(rung, settings_of(tmp_path, resolution=128, rates=5.0))
+    for name in ("generator_optimizer", "critic_optimizer"):
+        rates = [getattr(recipe, name).learning_rate for recipe in (full, small, again)]
+        assert rates == pytest.approx([rates[0], rates[0], 5 * rates[0]])
     assert again.schedule.at["128"].stable_images in (40_000, 70_000, 100_000)
 
 
@@ -458,6 +462,7 @@ def test_the_command_trains_draws_and_goes_on(command, toy: Path, tmp_path: Path
     [
         ({"rungs": ("i",)}, "--rung = 'i' is not one of"),
         ({"resolution": 48}, "--resolution 48 is not 16, 32, 64 or 128"),
+        ({"rates": 0.0}, "--rates 0.0 is not above 0"),
         ({"images": 10}, "--images 10: a rung needs at least 1000"),
     ],
 )

@@ -174,6 +174,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
+    source: str = ""  # the paper, section, table or figure that it reproduces
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "generator", resolved(GENERATORS, self.generator))

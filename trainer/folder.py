@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pgsr import __version__, images
@@ -22,6 +24,7 @@ from . import record as records
 from .events import Events
 from .lock import held
 from .loop import Trainer
+from .previews import scale_sheet
 from .schedule import Stage
 from .state import restore, state_tensors
 from .watch import Diverged, Stability, check_tensors
@@ -89,7 +92,8 @@ class Run:
         state = self.trainer.state
         records.forget_after(self.metrics, state.images_shown, state.learning_rate_scale)
         for path in (self.folder / "samples").glob("*.png"):
-            if path.stem.isdigit() and int(path.stem) > state.images_shown:
+            shown = path.stem.removesuffix("-scales")
+            if shown.isdigit() and int(shown) > state.images_shown:
                 path.unlink()
 
     # ------------------------------------------------------------------------
@@ -126,10 +130,16 @@ class Run:
         count, shown = self.trainer.recipe.run.sample_grid, self.trainer.state.images_shown
         pixels = images.to_uint8(self.trainer.preview(count).float().cpu().numpy())
         page = images.sheet(pixels, columns=max(1, int(count**0.5)))
-        with replacing(self.folder / "samples" / f"{shown:09d}.png") as temporary:
+        self._write_picture("samples", f"{shown:09d}", page)
+        scales = scale_sheet(self.trainer)  # None for generators of one scale
+        if scales is not None:
+            self._write_picture("scales", f"{shown:09d}-scales", scales)
+
+    def _write_picture(self, name: str, stem: str, page: NDArray[np.uint8]) -> None:
+        with replacing(self.folder / "samples" / f"{stem}.png") as temporary:
             Image.fromarray(page).save(temporary, "PNG")
         assert self.events is not None
-        self.events.image("samples", page, shown)
+        self.events.image(name, page, self.trainer.state.images_shown)
 
     def write_checkpoint(self) -> None:
         """Writes a checkpoint of now and removes the ones no longer kept. Raises Diverged, on every rank,

@@ -60,8 +60,11 @@ def chosen_device(wish: str) -> torch.device:
 
 
 def list_recipes() -> str:
-    """One line a recipe that comes with the package."""
-    return "\n".join(f"{name:<28}{config.load(name).about}" for name in config.recipe_names())
+    """A table of the recipes that come with the package: name, where in the papers, what it is."""
+    recipes = [config.load(name) for name in config.recipe_names()]
+    names = max(len(r.name) for r in recipes) + 2
+    sources = max(len(r.source) for r in recipes) + 2
+    return "\n".join(f"{r.name:<{names}}{r.source:<{sources}}{r.about}" for r in recipes)
 
 
 def _start_from(path: Path, run: Run) -> None:

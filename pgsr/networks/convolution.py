@@ -105,13 +105,14 @@ class Winograd:
             weight = weight.flip(2, 3).transpose(0, 1)
         maps = weight.shape[0]
         bank = (G.to(x) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, c, maps)
-        result = torch.empty((n, h, w, maps), dtype=x.dtype)
+        result = torch.empty((n, maps, h, w), dtype=x.dtype, memory_format=torch.channels_last)
         outwards = AT.to(x)
         for part, into in zip(_parts(x, x), _parts(result, x), strict=True):
+            places = into.permute(0, 2, 3, 1).view(-1, h // 4, 4, w // 4, 4, maps)
             products = torch.bmm(_tiles(part), bank).view(36, -1)
             blocks = (outwards @ products).view(4, 4, len(part), h // 4, w // 4, maps)
-            into.view(-1, h // 4, 4, w // 4, 4, maps).copy_(blocks.permute(2, 3, 0, 4, 1, 5))
-        return result.permute(0, 3, 1, 2)
+            places.copy_(blocks.permute(2, 3, 0, 4, 1, 5))
+        return result
 
     @staticmethod
     def weight_gradient(x: Tensor, gradient: Tensor, padding: int, size: int) -> Tensor:
