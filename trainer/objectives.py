@@ -33,7 +33,6 @@ class Adversarial:
     critic: Callable[[Tensor, Tensor, Memory], Tensor]  # (real scores, fake scores, memory) -> loss
     generator: Callable[[Tensor, Tensor | None], Tensor]  # (fake scores, real scores) -> loss
     compares: bool = False  # whether the generator's loss needs the real scores
-    per_image: bool = True  # whether a loss is a mean over images, so that it may be summed from parts
     memory: Mapping[str, float] = field(default_factory=dict)  # as it is before the first step
     # (memory, config, mean real score, mean fake score of the critic's step, of the generator's step)
     remember: Callable[[Memory, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = _nothing
@@ -91,7 +90,6 @@ OBJECTIVES: dict[str, Adversarial] = {
         critic=lambda real, fake, memory: _relativistic_hinge(real, fake),
         generator=lambda fake, real: _relativistic_hinge(fake, real),
         compares=True,
-        per_image=False,
     ),
     # Least squares, real 1 and fake 0 (Mao et al. 2016), and the noise that paper 2 needs with it.
     "lsgan": Adversarial(

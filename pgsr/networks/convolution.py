@@ -212,7 +212,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, kind: Kind, padding: int, size
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """A stride-1 convolution, vanilla or depthwise (weights [C, 1, k, k]): [N, C, H, W] -> [N, C', H', W']."""
+    """A stride-1 convolution, vanilla or depthwise (weights [C, 1, k, k]): [N, C, H, W] -> [N, D, H', W']."""
     kind: Kind = Vanilla
     if weight.shape[1] == 1 and x.shape[1] == weight.shape[0]:
         kind = Depthwise
