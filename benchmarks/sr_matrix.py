@@ -282,9 +282,22 @@ def run_cell(cell: Cell, settings: Settings, held: HeldOut, device: torch.device
 
 
 def _require_same(folder: Path, recipe: config.Recipe) -> None:
+    """Raises PgsrError if the folder holds a recipe that trains otherwise; new settings have defaults."""
     written = folder / "config.json"
-    if written.is_file() and json.loads(written.read_text()) != json.loads(json.dumps(recipe.as_dict())):
+    if not written.is_file():
+        return
+    try:
+        same = _deciding(config.from_dict(json.loads(written.read_text()))) == _deciding(recipe)
+    except (ValueError, PgsrError):
+        same = False
+    if not same:
         raise PgsrError(f"{folder} was trained with other settings: name another --out")
+
+
+def _deciding(recipe: config.Recipe) -> dict[str, Any]:
+    """What of a recipe decides the weights."""
+    words = ("name", "about", "source", "run")
+    return {key: value for key, value in recipe.as_dict().items() if key not in words}
 
 
 def _train_cell(

@@ -238,8 +238,20 @@ def test_wrong_options_are_named(
 
 
 def test_other_settings_need_another_folder(matrix: Callable[..., Result], tmp_path: Path):
-    (tmp_path / "m" / "mlp-gan").mkdir(parents=True)
-    (tmp_path / "m" / "mlp-gan" / "config.json").write_text("{}")
+    folder = tmp_path / "m" / "mlp-gan"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     done = matrix(tmp_path / "m", cells=("mlp-gan",))
     assert done.exit_code == 1
     assert "was trained with other settings: name another --out" in done.stderr
+
+
+def test_a_setting_that_was_added_since_has_its_default(tmp_path: Path):
+    chosen = recipe("mlp-gan")
+    written = chosen.as_dict()
+    del written["data"]["held_out"], written["objective"]["content"]
+    (tmp_path / "config.json").write_text(json.dumps(written | {"data": written["data"] | {"held_out": 64}}))
+    sr_matrix._require_same(tmp_path, chosen)
+    (tmp_path / "config.json").write_text(json.dumps(written))  # 0 held out
+    with pytest.raises(PgsrError, match="other settings"):
+        sr_matrix._require_same(tmp_path, chosen)

@@ -173,7 +173,7 @@ def test_equalized_layers_keep_the_scale():
 def test_recipes_are_the_columns_of_table_4(name: str):
     recipe = config.load(name)
     *_, critic = name.split("-")
-    assert "Table 4" in recipe.about
+    assert "Table 4" in recipe.source
     assert recipe.discriminator["maps"] == {"k4": 2, "k2": 4}[critic]
     gan, own = "-gan-" in name, "norm" in name or "stddev" in name
     assert recipe.objective.adversarial == ("logistic" if gan else "wgan-gp")
