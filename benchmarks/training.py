@@ -46,9 +46,10 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "plain-malloc": Variant(keep_memory=False),
     "lazy-penalty": Variant({"objective.penalty_every": 4}),
+    "simultaneous": Variant({"objective.updates": "simultaneous"}),
     "float32": Variant({"run.precision": "float32"}),
 }
-DEFAULT_VARIANTS = ("plain-malloc", "lazy-penalty")
+DEFAULT_VARIANTS = ("simultaneous", "lazy-penalty", "plain-malloc")
 
 NOTES = (
     "A step is one update of the critic and one of the generator with all that belongs to them: gathering "
@@ -57,8 +58,9 @@ NOTES = (
     "of that resolution alone. A test checks that its loss terms and gradients are those of pgsr-train.",
     "Ours is the recipe progan-64-vanilla or -separable as pgsr-train runs it, at the beginning of the "
     "resolution's stable phase; its networks hold the layers up to the largest resolution measured.",
-    "plain-malloc: without trainer/memory.py; lazy-penalty: the gradient penalty in every 4th step, four "
-    "times as strong, timed over whole periods.",
+    "simultaneous: objective.updates, both updates from one pass of the critic over one batch of fakes; "
+    "lazy-penalty: the gradient penalty in every 4th step, four times as strong, timed over whole periods; "
+    "plain-malloc: without trainer/memory.py.",
     "Ratios are medians of the rounds' ratios, not ratios of medians.",
     "Memory is the peak of a contender's process less what it held after its imports; on CUDA, the most that "
     "PyTorch had allocated there.",

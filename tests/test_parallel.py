@@ -143,6 +143,13 @@ def test_uneven_shares_count_by_their_images(recipe: Path, toy: Path, tmp_path: 
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
 
 
+def test_simultaneous_updates_are_shared_too(recipe: Path, toy: Path, tmp_path: Path):
+    arguments = ("--set", "objective.updates=simultaneous", "--set", "discriminator.stddev_group=1")
+    finish(start(1, recipe, toy, tmp_path / "one", *arguments))
+    finish(start(2, recipe, toy, tmp_path / "two", *arguments))
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
+
+
 def test_torchrun_starts_it(alone: Path, recipe: Path, toy: Path, tmp_path: Path):
     """The command as the README has it; here two ranks go on where one stopped."""
     out = tmp_path / "run"

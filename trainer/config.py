@@ -194,6 +194,8 @@ class Recipe:
         told, named = (network.get("labels", 0) for network in (self.generator, self.discriminator))
         if told != named:
             raise PgsrError(f"generator.labels is {told}, but discriminator.labels is {named}")
+        if told and self.objective.updates == "simultaneous":
+            raise PgsrError("labels are wanted by both networks: set objective.updates to 'alternating'")
         if told and self.data.stacked:
             raise PgsrError("data.stacked makes images of three pictures: it and labels exclude each other")
 

@@ -20,7 +20,7 @@ from pgsr import draws
 from .batches import Batch, batches_for
 from .config import Recipe
 from .content import content_features
-from .objectives import OBJECTIVES, Images, critic_terms, each, generator_terms
+from .objectives import OBJECTIVES, Images, critic_terms, each, generator_terms, scales
 from .parallel import ALONE, Ranks
 from .schedule import Schedule, Stage
 from .state import State, average_decay, new_state, prepare_optimizers, update_average
@@ -65,14 +65,15 @@ class CriticLoss(nn.Module):
         self.recipe, self.state = recipe, state
 
     def forward(
-        self, batch: Batch, blend: Tensor, stage: Stage
+        self, batch: Batch, blend: Tensor, stage: Stage, fakes: Images | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        generate, score = training_form(self.state.generator, stage), training_form(self.network, stage)
-        with torch.no_grad():
-            fakes = each(lambda x: _wide(x), generate(batch.inputs))
+        """`fakes` are the generator's images of the batch, if they are there already."""
+        if fakes is None:
+            with torch.no_grad():
+                fakes = each(_wide, training_form(self.state.generator, stage)(batch.inputs))
         terms = critic_terms(
             self.recipe.objective,
-            score,
+            training_form(self.network, stage),
             pyramid(self.network, batch.reals),
             fakes,
             blend,
@@ -114,6 +115,17 @@ class GeneratorLoss(nn.Module):
         return terms.losses, terms.scores
 
 
+class GeneratorImages(nn.Module):
+    """A batch -> the generator's images, where its gradient is the critic's (simultaneous updates)."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.network = state.generator
+
+    def forward(self, batch: Batch, stage: Stage) -> Images:
+        return each(_wide, training_form(self.network, stage)(batch.inputs))
+
+
 def training_form(network: nn.Module, stage: Stage) -> Callable[[Any], Any]:
     """The network as it trains at a stage; one that does not grow is itself."""
     grown = getattr(network, "every_scale", None) or getattr(network, "grown", None)
@@ -150,7 +162,11 @@ class Trainer:
         self.ranks = ranks
         self.precision = chosen_precision(recipe.run.precision, device)
         self.state = new_state(recipe, device, self.precision)
-        self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
+        self.simultaneous = recipe.objective.updates == "simultaneous"
+        if self.simultaneous:
+            self.generator_images = ranks.wrap(GeneratorImages(self.state))
+        else:
+            self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
         self.critic_loss: nn.Module | None = None
         if self.state.discriminator is not None:
             setattr(self.state.discriminator, "memory", self.state.memory)  # noqa: B010 (not a module)
@@ -168,6 +184,16 @@ class Trainer:
         stage, state = self.stage(), self.state
         prepare_optimizers(state, self.recipe, stage)
         self._seed_torch(stage)
+        update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
+        terms, scores, shown = update(stage)
+        self._remember(scores)
+        update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
+        state.images_shown = shown
+        watched = self._watched(scores) if watch else {}
+        return {name: term.detach() for name, term in (terms | watched).items()}
+
+    def _alternating_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """The critic's, then the generator's through the new critic: terms, scores, images shown."""
         terms: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         shown, seen = stage.images_shown, None
@@ -180,38 +206,60 @@ class Trainer:
             shown += stage.batch
         batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
         losses, means = self._generator_update(batch, stage)
-        terms |= losses
-        scores |= means
-        self._remember(scores)
-        update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
-        state.images_shown = shown
-        watched = self._watched(scores) if watch else {}
-        return {name: term.detach() for name, term in (terms | watched).items()}
+        return terms | losses, scores | means, shown
+
+    def _simultaneous_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """Both from one pass of the critic over one batch of fakes.
+
+        What the critic wants of them is what the generator wants, negated (a zero-sum game), so the critic's
+        gradient at the fakes, turned round, is the generator's. Three passes of eighteen are saved.
+        """
+        assert self.state.critic_optimizer is not None
+        batch = self.batches.for_critic(stage, stage.images_shown)
+        with autocast(self.device, self.precision):
+            made = self.generator_images(batch, stage)
+        fakes = each(lambda x: x.detach().requires_grad_(), made)
+        losses, scores = self._critic_losses(batch, stage, stage.images_shown, fakes)
+        self._backward(self.state.critic_optimizer, losses, batch, stage)
+        self.state.generator_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(scales(made), [-x.grad for x in scales(fakes) if x.grad is not None])
+        self.state.critic_optimizer.step()
+        self.state.generator_optimizer.step()
+        terms = losses | {"generator": -scores["fake"]}
+        return terms, scores | {"made": scores["fake"]}, stage.images_shown + stage.batch
 
     def _critic_update(
         self, batch: Batch, stage: Stage, shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         assert self.critic_loss is not None
         assert self.state.critic_optimizer is not None
-        blend = draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[
-            self.ranks.rank :: self.ranks.count
-        ]
-        with autocast(self.device, self.precision):
-            losses, scores = self.critic_loss(batch, self.batches.tensor(blend), stage)
-        self._descend(self.state.critic_optimizer, losses, batch, stage)
+        losses, scores = self._critic_losses(batch, stage, shown)
+        self._backward(self.state.critic_optimizer, losses, batch, stage)
+        self.state.critic_optimizer.step()
         if self.recipe.objective.clip:
             weights = [p.data for p in self.critic_loss.parameters()]
             torch._foreach_clamp_min_(weights, -self.recipe.objective.clip)
             torch._foreach_clamp_max_(weights, self.recipe.objective.clip)
         return losses, scores
 
+    def _critic_losses(
+        self, batch: Batch, stage: Stage, shown: int, fakes: Images | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        assert self.critic_loss is not None
+        own = slice(self.ranks.rank, None, self.ranks.count)
+        blend = self.batches.tensor(draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[own])
+        with autocast(self.device, self.precision):
+            result: tuple[dict[str, Tensor], dict[str, Tensor]] = self.critic_loss(batch, blend, stage, fakes)
+        return result
+
     def _generator_update(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with _frozen(self.state.discriminator), autocast(self.device, self.precision):
             losses, scores = self.generator_loss(batch, stage)
-        self._descend(self.state.generator_optimizer, losses, batch, stage)
+        self._backward(self.state.generator_optimizer, losses, batch, stage)
+        self.state.generator_optimizer.step()
         return losses, scores
 
-    def _descend(
+    def _backward(
         self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor], batch: Batch, stage: Stage
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -219,7 +267,6 @@ class Trainer:
         if self.ranks.count > 1:
             total = total * self.ranks.weight(len(batch.reals), stage.batch)
         total.backward()
-        optimizer.step()
 
     def _seed_torch(self, stage: Stage) -> None:
         """For networks with noise or dropout inside: their draws too are a function of images shown."""

@@ -33,6 +33,7 @@ class Adversarial:
     critic: Callable[[Tensor, Tensor, Memory], Tensor]  # (real scores, fake scores, memory) -> loss
     generator: Callable[[Tensor, Tensor | None], Tensor]  # (fake scores, real scores) -> loss
     compares: bool = False  # whether the generator's loss needs the real scores
+    zero_sum: bool = False  # whether it is the critic's term of the fakes, negated
     memory: Mapping[str, float] = field(default_factory=dict)  # as it is before the first step
     # (memory, config, mean real score, mean fake score of the critic's step, of the generator's step)
     remember: Callable[[Memory, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = _nothing
@@ -73,6 +74,7 @@ OBJECTIVES: dict[str, Adversarial] = {
     "wgan-gp": Adversarial(
         critic=lambda real, fake, memory: fake.mean() - real.mean(),
         generator=lambda fake, real: -fake.mean(),
+        zero_sum=True,
     ),
     # Non-saturating logistic loss: -log D(x) - log(1 - D(G(z))), and -log D(G(z)) for G, D = sigmoid
     # (paper 3, equations 2 and 4).
@@ -117,6 +119,7 @@ class ObjectiveConfig:
     adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
     adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
     critic_steps: int = 1  # n_critic (paper 2, section A.1)
+    updates: str = "alternating"  # or "simultaneous": both networks' from one pass of the critic
     gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
     gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
     drift: float = 0.0  # epsilon_drift, 0.001 in paper 2
@@ -146,8 +149,21 @@ class ObjectiveConfig:
             raise PgsrError("objective.content = 'critic' needs a critic: set objective.adversarial")
         if self.content_depth < 0:
             raise PgsrError(f"objective.content_depth is {self.content_depth}, but must be at least 0")
+        check_choice("objective.updates", self.updates, ("alternating", "simultaneous"))
+        if self.updates == "simultaneous" and not self._zero_sum():
+            raise PgsrError(
+                "objective.updates = 'simultaneous' needs a zero-sum objective alone (adversarial = 'wgan-gp', "
+                "weight 1, one critic step, no clip, pixel or content loss): leave it 'alternating'"
+            )
         if not 0 <= self.balance <= 1:
             raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")
+
+    def _zero_sum(self) -> bool:
+        """Whether the generator wants nothing but the opposite of what the critic wants of its images."""
+        if self.adversarial == "none" or not OBJECTIVES[self.adversarial].zero_sum:
+            return False
+        alone = self.pixel == self.content == "none" and self.adversarial_weight == 1
+        return alone and self.critic_steps == 1 and not self.clip
 
     def penalised(self, step: int) -> bool:
         """Whether a step of the critic has a gradient penalty."""
