@@ -152,8 +152,8 @@ class ObjectiveConfig:
         check_choice("objective.updates", self.updates, ("alternating", "simultaneous"))
         if self.updates == "simultaneous" and not self._zero_sum():
             raise PgsrError(
-                "objective.updates = 'simultaneous' needs a zero-sum objective alone (adversarial = 'wgan-gp', "
-                "weight 1, one critic step, no clip, pixel or content loss): leave it 'alternating'"
+                "objective.updates = 'simultaneous' needs a zero-sum objective alone (adversarial = "
+                "'wgan-gp', weight 1, one critic step, no clip, pixel or content loss): use 'alternating'"
             )
         if not 0 <= self.balance <= 1:
             raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")

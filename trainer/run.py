@@ -57,7 +57,7 @@ class Progress:
             total=self.trainer.schedule.total_images,
             unit="img",
             file=sys.stderr,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,  # not a log of a thousand bars
             disable=not run.writes,
         )
         self.restart()
