@@ -14,7 +14,8 @@ from pgsr.files import write_bytes, write_text
 from pgsr.images import sheet
 
 from .report import aligned, markdown_table
-from .sr_matrix import OBJECTIVES, HeldOut, Pixels, Settings, Trained, claims, row_of
+from .sr_cells import OBJECTIVES, Settings
+from .sr_scores import HeldOut, Pixels, Trained, claims, row_of
 
 SHOWN = 8  # pictures in a row
 WINDOW = 100  # iterations of the moving average (figure 2)

@@ -12,9 +12,10 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from pgsr.benchmarks import cli, sr_matrix
+from pgsr.benchmarks import cli, sr_cells, sr_matrix, sr_scores
 from pgsr.benchmarks import sr_matrix_report as reports
-from pgsr.benchmarks.sr_matrix import CELLS, Cell, Settings, Trained
+from pgsr.benchmarks.sr_cells import CELLS, Cell, Settings
+from pgsr.benchmarks.sr_scores import Trained
 from pgsr.errors import PgsrError
 
 # ----------------------------------------------------------------------------
@@ -22,12 +23,12 @@ from pgsr.errors import PgsrError
 
 
 def recipe(name: str):
-    return sr_matrix.recipe_of(CELLS[name], Settings(Path("d"), Path("o"), images=320, features=2))
+    return sr_cells.recipe_of(CELLS[name], Settings(Path("d"), Path("o"), images=320, features=2))
 
 
 def test_the_matrix():
-    names = {f"{a}-{o}" for a, o in itertools.product(("resnet", "dcgan", "mlp"), sr_matrix.OBJECTIVES)}
-    names |= {f"{a}-{o}" for a, o in itertools.product(("resnet-plain", "dcgan-tanh"), sr_matrix.OBJECTIVES)}
+    names = {f"{a}-{o}" for a, o in itertools.product(("resnet", "dcgan", "mlp"), sr_cells.OBJECTIVES)}
+    names |= {f"{a}-{o}" for a, o in itertools.product(("resnet-plain", "dcgan-tanh"), sr_cells.OBJECTIVES)}
     names |= {f"resnet-gamma-{g}-{o}" for g, o in itertools.product(("0.5", "0"), ("gan", "wgan"))}
     assert set(CELLS) == names | {"noise-gan", "noise-wgan-gp"}
     assert all(recipe(name) for name in CELLS)  # every one can be built
@@ -35,7 +36,7 @@ def test_the_matrix():
 
 @pytest.mark.parametrize("architecture", ["resnet", "dcgan", "mlp"])
 def test_objectives_have_the_papers_optimizers(architecture: str):
-    gan, wgan, penalised = (recipe(f"{architecture}-{objective}") for objective in sr_matrix.OBJECTIVES)
+    gan, wgan, penalised = (recipe(f"{architecture}-{objective}") for objective in sr_cells.OBJECTIVES)
     for chosen in (gan, wgan, penalised):
         assert chosen.generator_optimizer == chosen.critic_optimizer
     adam = gan.generator_optimizer
@@ -77,7 +78,7 @@ def test_psnr():
     b = a.copy()
     b[0] += 51  # error 51 of 255: 20 log10(5) dB
     b[1] += 255
-    assert sr_matrix.psnr(b, a) == pytest.approx(20 * np.log10(5) / 2)
+    assert sr_scores.psnr(b, a) == pytest.approx(20 * np.log10(5) / 2)
 
 
 def test_variety():
@@ -86,10 +87,10 @@ def test_variety():
     flat[1] = 200  # two pictures of one colour each
     half = same.copy()
     half[1, 1] = 200  # alike in one half, apart in the other
-    assert sr_matrix.variety(same) == 0
-    assert sr_matrix.variety(flat) == pytest.approx(1)
-    assert sr_matrix.variety(half) == pytest.approx(50 / (200 * np.sqrt(3) / 4))
-    assert sr_matrix.variety(np.zeros_like(same)) == 0
+    assert sr_scores.variety(same) == 0
+    assert sr_scores.variety(flat) == pytest.approx(1)
+    assert sr_scores.variety(half) == pytest.approx(50 / (200 * np.sqrt(3) / 4))
+    assert sr_scores.variety(np.zeros_like(same)) == 0
 
 
 def slow_rank_correlation(a: list[float], b: list[float]) -> float:
@@ -101,10 +102,10 @@ def slow_rank_correlation(a: list[float], b: list[float]) -> float:
 
 def test_rank_correlation():
     a, b = [3.0, 1.0, 4.0, 1.5, 9.0], [2.0, 7.0, 1.0, 8.0, 0.5]
-    assert sr_matrix.rank_correlation(a, b) == pytest.approx(slow_rank_correlation(a, b))
-    assert sr_matrix.rank_correlation([1.0, 2.0, 3.0], [1.0, 8.0, 27.0]) == pytest.approx(1)
-    assert sr_matrix.rank_correlation([1.0, 2.0, float("nan")], [1.0, 2.0, 3.0]) is None
-    assert sr_matrix.rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert sr_scores.rank_correlation(a, b) == pytest.approx(slow_rank_correlation(a, b))
+    assert sr_scores.rank_correlation([1.0, 2.0, 3.0], [1.0, 8.0, 27.0]) == pytest.approx(1)
+    assert sr_scores.rank_correlation([1.0, 2.0, float("nan")], [1.0, 2.0, 3.0]) is None
+    assert sr_scores.rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
 
 
 def test_moving_average():
@@ -122,10 +123,10 @@ def trained(**last: float) -> Trained:
 
 
 def test_rows():
-    row = sr_matrix.row_of(trained(), {"bicubic": 18.0, "flat": 10.0})
+    row = sr_scores.row_of(trained(), {"bicubic": 18.0, "flat": 10.0})
     assert row["fallen_db"] == 2.0
     assert row["to_bicubic_db"] == -1.0
-    assert sr_matrix.critic_at_looks(trained()) == [6, 16, 26]  # |critic| rises as PSNR falls and L1 rises
+    assert sr_scores.critic_at_looks(trained()) == [6, 16, 26]  # |critic| rises as PSNR falls and L1 rises
     assert (row["critic_with_psnr"], row["critic_with_l1"]) == (pytest.approx(-1), pytest.approx(1))
 
 
@@ -139,14 +140,14 @@ def test_rows():
     ],
 )
 def test_verdicts(last: dict[str, float], expected: str):
-    assert sr_matrix.verdict(trained(**last), {"bicubic": 18.0, "flat": 10.0}) == expected
+    assert sr_scores.verdict(trained(**last), {"bicubic": 18.0, "flat": 10.0}) == expected
 
 
 def test_a_diverged_cell_counts_as_failed():
     cell = trained()
     cell.diverged = "loss/critic is nan"
-    rows = [sr_matrix.row_of(cell, {"bicubic": 18.0, "flat": 10.0})]
-    assert sr_matrix.claims(rows)["gan"]["failed"] == ["c"]
+    rows = [sr_scores.row_of(cell, {"bicubic": 18.0, "flat": 10.0})]
+    assert sr_scores.claims(rows)["gan"]["failed"] == ["c"]
 
 
 # ----------------------------------------------------------------------------
