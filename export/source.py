@@ -65,13 +65,8 @@ def read_source(path: Path, label: int | None = None) -> Source:
         raise PgsrError(f"the weights of {path} do not fit its recipe: {error}") from error
     draws_faces = "latent_size" in options
     labels = options.get("labels", 0)
-    if label is not None and draws_faces and not labels:
-        raise PgsrError(f"--label {label}: {path} was trained without labels")
-    if labels:
-        if label is None or not 0 <= label < labels:
-            raise PgsrError(f"{path} draws pictures of {labels} labels: name one with --label, from 0")
-        assert isinstance(network, ProGANGenerator)
-        network = OneLabel(network, label)
+    if draws_faces:
+        network = told(network, labels, label, path)
     return Source(
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
@@ -86,6 +81,21 @@ def read_source(path: Path, label: int | None = None) -> Source:
         },
         input_size=options.get("input_size", 0),
     )
+
+
+def told(network: nn.Module, labels: int, label: int | None, path: Path) -> nn.Module:
+    """A generator told one of its labels; itself if it has none.
+
+    Raises PgsrError for a label that is needed and not given, or given and not there.
+    """
+    if not labels:
+        if label is not None:
+            raise PgsrError(f"--label {label}: {path} was trained without labels")
+        return network
+    if label is None or not 0 <= label < labels:
+        raise PgsrError(f"{path} draws pictures of {labels} labels: name one with --label, from 0")
+    assert isinstance(network, ProGANGenerator)
+    return OneLabel(network, label)
 
 
 def at_resolution(sources: list[Source], resolution: int) -> list[Source]:

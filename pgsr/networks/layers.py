@@ -152,6 +152,17 @@ class VanillaFirstLayer(EqualizedWeight):
         return x + self.bias.view(1, -1, 1, 1)
 
 
+class PlacedBiasFirstLayer(VanillaFirstLayer):
+    """The same with a bias for each of the 4 x 4 places: 16 L C + 16 C parameters."""
+
+    def __init__(self, latent_size: int, maps: int) -> None:
+        super().__init__(latent_size, maps)
+        self.bias = nn.Parameter(torch.zeros(maps * 16))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.scaled(), self.bias).view(z.shape[0], -1, 4, 4)
+
+
 class SeparableFirstLayer(nn.Module):
     """[N, L] -> [N, C, 4, 4]: each latent value spread over 4 x 4 by its own kernel, then pointwise."""
 
@@ -168,6 +179,7 @@ class SeparableFirstLayer(nn.Module):
 FIRST_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
     "vanilla": VanillaFirstLayer,
     "separable": SeparableFirstLayer,
+    "placed": PlacedBiasFirstLayer,
 }
 
 
@@ -210,17 +222,20 @@ class Activation(nn.Module):
     def __init__(
         self,
         maps: int,
-        normalization: str,  # "pixel", a name in NORMS, or "none"
+        normalization: str,  # "pixel", "pixel-before" (the activation), a name in NORMS, or "none"
         activation: str = "leaky",
     ) -> None:
         super().__init__()
         self.norm = NORMS[normalization](maps) if normalization in NORMS else None
         self.activation = ACTIVATIONS[activation]
         self.pixel = normalization == "pixel"
+        self.pixel_before = normalization == "pixel-before"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x = self.norm(x)
+        if self.pixel_before:
+            x = pixel_norm(x)
         x = self.activation(x)
         return pixel_norm(x) if self.pixel else x
 

@@ -70,7 +70,8 @@ class GeneratorBlock(nn.Module):
 
 
 class FirstGeneratorBlock(nn.Module):
-    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4]. Normalised after both layers, as the original code is."""
+    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4]. Normalised after both layers, as the original code is, unless
+    `first_normalized` is off."""
 
     def __init__(
         self,
@@ -80,10 +81,11 @@ class FirstGeneratorBlock(nn.Module):
         first_layer: str,
         normalization: str = "pixel",
         activation: str = "leaky",
+        first_normalized: bool = True,
     ) -> None:
         super().__init__()
         self.first = FIRST_LAYERS[first_layer](latent_size, maps)
-        self.act1 = Activation(maps, normalization, activation)
+        self.act1 = Activation(maps, normalization if first_normalized else "none", activation)
         self.conv = CONVOLUTIONS[convolution](maps, maps, 3)
         self.act2 = Activation(maps, normalization, activation)
 
@@ -109,14 +111,18 @@ class ProGANGenerator(nn.Module):
         labels: int = 0,  # kinds of pictures that it is told apart
         # The rest is for the ladder of paper 2's Table 1 (section A.2).
         normalize_latents: bool = True,  # to the hypersphere
-        normalization: str = "pixel",  # or "batch", "none"
+        normalization: str = "pixel",  # or "batch", "none", "pixel-before"
         activation: str = "leaky",  # or "relu"
         output: str = "linear",  # or "tanh"
         equalized: bool = True,  # learning rate; without it, He's initialisation alone
+        # Forms that other implementations have, for what is imported from them.
+        first_normalized: bool = True,  # the first layer's values too
+        first_bias: str = "map",  # of the vanilla first layer: one a map; or "place", 16 a map
     ) -> None:
         super().__init__()
         check_choice("convolution", convolution, CONVOLUTIONS)
-        check_choice("normalization", normalization, ("pixel", "batch", "none"))
+        check_choice("normalization", normalization, ("pixel", "batch", "none", "pixel-before"))
+        check_choice("first_bias", first_bias, ("map", "place"))
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("output", output, ("linear", "tanh"))
         self.resolutions = resolutions_up_to(resolution)
@@ -124,8 +130,14 @@ class ProGANGenerator(nn.Module):
         self.normalize_latents, self.tanh = normalize_latents, output == "tanh"
         maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
         first_layer = convolution if separable_ends else "vanilla"
+        if first_bias == "place":
+            if first_layer != "vanilla":
+                raise PgsrError('first_bias = "place" needs a vanilla first layer: separable_ends = false')
+            first_layer = "placed"
         acts = (normalization, activation)
-        first = FirstGeneratorBlock(latent_size + labels, maps[0], convolution, first_layer, *acts)
+        first = FirstGeneratorBlock(
+            latent_size + labels, maps[0], convolution, first_layer, *acts, first_normalized
+        )
         self.blocks = nn.ModuleList([first])
         self.blocks.extend(
             GeneratorBlock(inputs, outputs, convolution, *acts) for inputs, outputs in pairwise(maps)

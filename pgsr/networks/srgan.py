@@ -69,9 +69,10 @@ class SRResNet(nn.Module):
         features: int = 64,  # n64
         blocks: int = 16,  # B
         convolution: str = "vanilla",  # or "separable" (paper 1)
+        unit_inputs: bool = False,  # the first layer sees [0, 1], so that borders are padded with black
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.unit_inputs = scale, unit_inputs
         self.head = convolution_of(convolution, 3, features, 9)
         self.head_prelu = nn.PReLU()
         self.blocks = nn.Sequential(*[ResidualBlock(features, convolution) for _ in range(blocks)])
@@ -88,7 +89,7 @@ class SRResNet(nn.Module):
         self.tail = convolution_of(convolution, features, 3, 9)
 
     def forward(self, x: Tensor) -> Tensor:
-        head = self.head_prelu(self.head(x))
+        head = self.head_prelu(self.head((x + 1) / 2 if self.unit_inputs else x))
         trunk = head + self.trunk_bn(self.trunk(self.blocks(head)))
         return self.tail(self.upsampling(trunk))
 

@@ -1,0 +1,155 @@
+"""A file of weights -> what it holds, as dicts, lists and tensors. No code of the file runs.
+
+.safetensors by its library; PyTorch's files (the zip of today and the stream before 1.6) by
+`torch.load(weights_only=True)` and, where they hold classes, by inert.py; bare pickles by inert.py alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pgsr.errors import PgsrError
+
+from . import inert
+from .plain import STORED, Plain, Record, Storages, state_dict
+
+DAMAGE = (
+    *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, SafetensorError),
+    *(TypeError, ValueError, LookupError, OverflowError, MemoryError, RuntimeError),
+)
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in PyTorch's files before 1.6
+
+
+def contents(path: Path) -> Any:
+    """Raises PgsrError, which names the file, if it cannot be read as data alone."""
+    if not path.is_file():
+        raise PgsrError(f"no file at {path}")
+    try:
+        return _contents(path)
+    except PgsrError as error:
+        raise PgsrError(f"{path} cannot be imported: {error}") from error
+    except DAMAGE as error:
+        raise PgsrError(
+            f"{path} cannot be imported: it is damaged or no file of weights ({error})"
+        ) from error
+
+
+def _contents(path: Path) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if start[8:9] == b"{":
+        return load_file(path)
+    if start[:4] == b"PK\x03\x04":
+        return _zipped(path)
+    return _stream(path)
+
+
+def _only_weights(path: Path) -> Any:
+    """What PyTorch's own restricted reader makes of a file; None if it holds classes."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return None
+    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise PgsrError(f"it is damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _zipped(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(n.endswith("/constants.pkl") or "/code/" in n for n in names):
+            raise PgsrError("it is a TorchScript archive, which is code: save the state_dict instead")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise PgsrError("it is a compressed archive, which PyTorch's files are not: unpack it first")
+        tops = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
+        if len(tops) != 1:
+            raise PgsrError("it is an archive of something else than PyTorch's weights")
+        found = _only_weights(path)
+        if found is not None:
+            return found
+        order = archive.read(f"{tops[0]}byteorder") if f"{tops[0]}byteorder" in names else b"little"
+        if order != b"little":
+            raise PgsrError("it was written on a big-endian machine: save it again as .safetensors")
+        with archive.open(f"{tops[0]}data.pkl") as file:
+            tree = inert.read(file)
+        return _modules(Plain(Storages(lambda key: archive.read(f"{tops[0]}data/{key}"))).of(tree))
+
+
+def _stream(path: Path) -> Any:
+    """PyTorch's files before 1.6, or one pickle."""
+    with open(path, "rb") as file:
+        first = inert.read(file)
+        if first != LEGACY_MAGIC:
+            return Plain().of(first)
+        found = _only_weights(path)
+        if found is not None:
+            return found
+        inert.read(file)  # version
+        machine = inert.read(file)
+        if not isinstance(machine, dict) or not machine.get("little_endian", True):
+            raise PgsrError("it was written on a big-endian machine: save it again as .safetensors")
+        tree = inert.read(file)
+        return _modules(Plain(Storages(_stored(file, _widths(tree)).__getitem__)).of(tree))
+
+
+def _stored(file: IO[bytes], widths: dict[str, int]) -> dict[str, bytes]:
+    """The storages behind the last pickle: for each of its keys a count and as many numbers."""
+    found: dict[str, bytes] = {}
+    for key in inert.read(file):
+        (count,) = struct.unpack("<q", file.read(8))
+        size = count * widths.get(str(key), 0)
+        found[str(key)] = data = file.read(max(0, size))
+        if len(data) != size:
+            raise EOFError("it is cut short")
+    return found
+
+
+def _walk(tree: Any) -> list[Any]:
+    """Every value in a pickle once."""
+    seen: dict[int, Any] = {}
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, bool, type(None))):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
+        elif isinstance(value, inert.Made):
+            waiting += [value.args, value.state, value.items, [v for _, v in value.pairs]]
+        elif isinstance(value, inert.Persistent):
+            waiting.append(value.key)
+    return list(seen.values())
+
+
+def _widths(tree: Any) -> dict[str, int]:
+    """Bytes a number of each storage."""
+    found = {}
+    for value in _walk(tree):
+        key = value.key if isinstance(value, inert.Persistent) else None
+        if isinstance(key, tuple) and len(key) > 2 and isinstance(key[1], inert.Name):
+            dtype = STORED.get(key[1].name)
+            if dtype is None:
+                raise PgsrError(f"it holds numbers of an unknown type, {key[1]}")
+            found[str(key[2])] = dtype.itemsize
+    return found
+
+
+def _modules(tree: Any) -> Any:
+    """A module that was saved whole becomes its state dict; so do those in a dict."""
+    if isinstance(tree, Record) and tree.get("_modules") is not None:
+        return state_dict(tree)
+    if isinstance(tree, dict):
+        return {k: _modules(v) if isinstance(v, Record) else v for k, v in tree.items()}
+    return tree

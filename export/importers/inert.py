@@ -1,0 +1,250 @@
+"""Pickles read as data: an interpreter of the pickle machine that imports nothing and calls nothing.
+
+A pickle is a program for a small stack machine, and Python's own reader runs what it names. Here a name is
+only written down (`Name`), and where the program would call it or make an object of it there stands a record
+of that (`Made`): what was to be called, on what, and the state that was to be set. Which records mean arrays
+or tensors is decided in plain.py. A program that names part of Python, numpy or PyTorch beyond what saved
+weights need is refused by that name, so that a file that was made to do harm is reported as one.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from pgsr.errors import PgsrError
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a pickle would have imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Made:
+    """What a pickle would have made by calling `name`."""
+
+    name: Name
+    args: tuple[Any, ...]
+    state: Any = None  # what it would have been told by __setstate__
+    items: list[Any] = field(default_factory=list)  # what would have been appended to it
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)  # what would have been stored in it
+
+
+@dataclass(frozen=True)
+class Persistent:
+    """A reference to something outside the pickle; in PyTorch's files, a storage."""
+
+    key: Any
+
+
+MARK = object()
+
+# ----------------------------------------------------------------------------
+# Names. Of these libraries only what saved weights name; of others any class, since nothing is made of it.
+
+GUARDED = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "exceptions", "numpy", "torch"}
+PERMITTED = re.compile(
+    r"collections\.(OrderedDict|defaultdict|Counter)"
+    r"|copyreg\._reconstructor|copy_reg\._reconstructor"
+    r"|_codecs\.encode"
+    r"|(builtins|__builtin__)\.(object|dict|list|tuple|set|frozenset|int|float|bool|str|bytes|bytearray|complex"
+    r"|slice|long|unicode)"
+    r"|argparse\.Namespace|pathlib\.\w*Path|datetime\.(datetime|timedelta)"
+    r"|numpy\.(ndarray|dtype)|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)"
+    r"|numpy\.(core|_core)\.numeric\._frombuffer"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch(\.cuda)?\.\w+Storage|torch\.storage\.\w+Storage"
+    r"|torch\.(Tensor|Size|device|dtype|float16|float32|float64|bfloat16|int8|uint8|int16|int32|int64|bool)"
+    r"|torch\.(cuda\.)?(\w+Tensor)|torch\.serialization\._get_layout"
+    r"|torch\.nn\.(parameter\.(Parameter|Buffer)|Parameter)"
+    r"|torch\.nn\.modules\.\w+\.\w+|torch\.nn\.parallel\.\w+\.\w+|torch\.optim\.\w+\.\w+"
+    r"|torch\.autograd\.variable\.Variable|torch\.nn\.functional\.(tanh|relu|leaky_relu)|torch\.tanh"
+)
+
+
+def name(module: str, attribute: str) -> Name:
+    """Raises PgsrError for a name that no file of weights needs."""
+    found = Name(module, attribute)
+    if module.partition(".")[0] in GUARDED and not PERMITTED.fullmatch(str(found)):
+        raise PgsrError(
+            f"it is a pickle that names {found}, which weights have no need of: do not trust it "
+            "(nothing of it was run)"
+        )
+    return found
+
+
+# ----------------------------------------------------------------------------
+# The machine.
+
+
+class Machine:
+    """The stack and the memo of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is MARK:
+            raise ValueError("a mark where a value belongs")
+        return value
+
+    def to_mark(self) -> list[Any]:
+        """Everything above the last mark, which goes too."""
+        at = len(self.stack) - 1
+        while self.stack[at] is not MARK:
+            at -= 1
+            if at < 0:
+                raise ValueError("no mark")
+        values = self.stack[at + 1 :]
+        del self.stack[at:]
+        return values
+
+    def global_(self, argument: str) -> None:
+        module, _, attribute = argument.partition(" ")
+        self.stack.append(name(module, attribute))
+
+    def stack_global(self) -> None:
+        attribute, module = self.pop(), self.pop()
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise ValueError("a name that is not text")
+        self.stack.append(name(module, attribute))
+
+    def make(self, called: Any, args: Any, more: Any = None) -> None:
+        """Where Python would call `called`."""
+        if not isinstance(called, Name) or not isinstance(args, tuple):
+            raise ValueError("a call of something that is no name")
+        self.stack.append(Made(called, args, state=more))
+
+    def instance(self, argument: str) -> None:
+        args = tuple(self.to_mark())
+        self.global_(argument)
+        self.make(self.pop(), args)
+
+    def object_(self) -> None:
+        called, *args = self.to_mark()
+        self.make(called, tuple(args))
+
+    def build(self) -> None:
+        state, made = self.pop(), self.stack[-1]
+        if not isinstance(made, Made):
+            raise ValueError("state for something that was not made")
+        made.state = state
+
+    def append(self, values: list[Any]) -> None:
+        into = self.stack[-1]
+        if isinstance(into, Made):
+            into.items.extend(values)
+        elif isinstance(into, list):
+            into.extend(values)
+        elif isinstance(into, set):
+            into.update(values)
+        else:
+            raise ValueError("values for something that is no list")
+
+    def store(self, values: list[Any]) -> None:
+        into = self.stack[-1]
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        if isinstance(into, Made):
+            into.pairs.extend(pairs)
+        elif isinstance(into, dict):
+            into.update(pairs)
+        else:
+            raise ValueError("pairs for something that is no dict")
+
+    def refer(self, key: Any) -> None:
+        """PyTorch wrote a class with its source text, as ("module", class, file, text): the class alone."""
+        if isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Name):
+            self.put(key[1])
+        else:
+            self.put(Persistent(key))
+
+    def dict_(self) -> None:
+        values = self.to_mark()
+        self.put({})
+        self.store(values)
+
+    def last(self, n: int) -> list[Any]:
+        values = [self.pop() for _ in range(n)]
+        return values[::-1]
+
+    def put(self, value: Any) -> None:
+        self.stack.append(value)
+
+
+CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": MARK}
+LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
+    "PROTO": lambda m, a: None,
+    "FRAME": lambda m, a: None,
+    "READONLY_BUFFER": lambda m, a: None,
+    "POP": lambda m, a: m.stack.pop(),
+    "POP_MARK": lambda m, a: m.to_mark(),
+    "DUP": lambda m, a: m.put(m.stack[-1]),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, a: m.put(m.memo[a])),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, a: m.memo.__setitem__(a, m.stack[-1])),
+    "MEMOIZE": lambda m, a: m.memo.__setitem__(len(m.memo), m.stack[-1]),
+    "EMPTY_LIST": lambda m, a: m.put([]),
+    "EMPTY_DICT": lambda m, a: m.put({}),
+    "EMPTY_TUPLE": lambda m, a: m.put(()),
+    "EMPTY_SET": lambda m, a: m.put(set()),
+    "LIST": lambda m, a: m.put(m.to_mark()),
+    "TUPLE": lambda m, a: m.put(tuple(m.to_mark())),
+    "FROZENSET": lambda m, a: m.put(frozenset(m.to_mark())),
+    "DICT": lambda m, a: m.dict_(),
+    "TUPLE1": lambda m, a: m.put(tuple(m.last(1))),
+    "TUPLE2": lambda m, a: m.put(tuple(m.last(2))),
+    "TUPLE3": lambda m, a: m.put(tuple(m.last(3))),
+    "APPEND": lambda m, a: m.append(m.last(1)),
+    "APPENDS": lambda m, a: m.append(m.to_mark()),
+    "ADDITEMS": lambda m, a: m.append(m.to_mark()),
+    "SETITEM": lambda m, a: m.store(m.last(2)),
+    "SETITEMS": lambda m, a: m.store(m.to_mark()),
+    "GLOBAL": Machine.global_,
+    "STACK_GLOBAL": lambda m, a: m.stack_global(),
+    "INST": Machine.instance,
+    "OBJ": lambda m, a: m.object_(),
+    "REDUCE": lambda m, a: m.make(*m.last(2)),
+    "NEWOBJ": lambda m, a: m.make(*m.last(2)),
+    "NEWOBJ_EX": lambda m, a: m.make(*m.last(3)),
+    "BUILD": lambda m, a: m.build(),
+    "PERSID": lambda m, a: m.refer(a),
+    "BINPERSID": lambda m, a: m.refer(m.pop()),
+}
+
+
+def read(file: IO[bytes]) -> Any:
+    """The value of the pickle at the file's place, which afterwards is behind it.
+
+    Raises PgsrError for a pickle that is damaged, or that names what weights have no need of.
+    """
+    machine = Machine()
+    try:
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name == "STOP":
+                return machine.pop()
+            if operation.name in LITERALS:
+                machine.put(argument)
+            elif operation.name in CONSTANTS:
+                machine.put(CONSTANTS[operation.name])
+            else:
+                OPERATIONS[operation.name](machine, argument)
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, RecursionError) as error:
+        raise PgsrError(f"its pickle is damaged or of no known kind ({error})") from error
+    raise PgsrError("its pickle is cut short")

@@ -1,0 +1,267 @@
+"""Records of a pickle -> plain data: dicts, lists, numbers, arrays and tensors.
+
+Arrays and tensors are put together here from their bytes, by what numpy and PyTorch write when they save;
+everything else that a pickle would have made stays a `Record` of its name and state.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgsr.errors import PgsrError
+
+from .inert import Made, Name, Persistent
+
+STORED = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """An object that was not made: its class and what it would have held."""
+
+    name: str
+    args: tuple[Any, ...]
+    state: Any
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        return self.state.get(attribute, default) if isinstance(self.state, dict) else default
+
+
+class Storages:
+    """The numbers that a pickle of PyTorch refers to, by key, of the type each reference names."""
+
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self.read = read
+        self.found: dict[str, Tensor] = {}
+
+    def storage(self, reference: Any) -> Tensor:
+        """[numbers]. `reference` is ("storage", type, key, device, count, ...)."""
+        if not (isinstance(reference, tuple) and len(reference) >= 5 and reference[0] == "storage"):
+            raise ValueError("a reference that is no storage")
+        if any(part is not None for part in reference[5:]):
+            raise ValueError("a view of a storage, which PyTorch no longer writes: save it again")
+        kind, key = reference[1], str(reference[2])
+        dtype = STORED.get(kind.name) if isinstance(kind, Name) else None
+        if dtype is None:
+            raise ValueError(f"a storage of type {kind}")
+        if key not in self.found:
+            data = bytearray(self.read(key))
+            self.found[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.found[key]
+
+
+def no_storages(key: str) -> bytes:
+    raise ValueError(f"storage {key}, which a pickle alone does not hold")
+
+
+class Plain:
+    """The conversion of one pickle; what is referred to twice is converted once."""
+
+    def __init__(self, storages: Storages | None = None) -> None:
+        self.storages = storages or Storages(no_storages)
+        self.known: dict[int, tuple[Any, Any]] = {}  # by id: (original, kept alive, and its conversion)
+
+    def of(self, value: Any) -> Any:
+        """Raises PgsrError for arrays and tensors that do not fit their bytes."""
+        try:
+            return self._of(value)
+        except (ValueError, TypeError, IndexError, KeyError, RuntimeError, OverflowError) as error:
+            raise PgsrError(f"its pickle is damaged ({error})") from error
+
+    def _of(self, value: Any) -> Any:
+        if id(value) in self.known:
+            return self.known[id(value)][1]
+        if isinstance(value, Made):
+            return self._keep(value, self._made(value))
+        if isinstance(value, tuple):
+            return self._keep(value, tuple(self._of(v) for v in value))
+        if isinstance(value, list):
+            listed: list[Any] = self._keep(value, [])
+            listed.extend(self._of(v) for v in value)
+            return listed
+        if isinstance(value, dict):
+            stored: dict[Any, Any] = self._keep(value, {})
+            stored.update((k, self._of(v)) for k, v in value.items())
+            return stored
+        return str(value) if isinstance(value, Name) else value
+
+    def _keep(self, original: Any, converted: Any) -> Any:
+        self.known[id(original)] = (original, converted)
+        return converted
+
+    def _made(self, made: Made) -> Any:
+        called = str(made.name)
+        if called in MAKERS:
+            return MAKERS[called](self, made)
+        if called.startswith(("collections.", "builtins.dict", "__builtin__.dict")):
+            first = self._of(made.args[0]) if made.args else []
+            pairs = first.items() if isinstance(first, dict) else first if isinstance(first, list) else []
+            return {**dict(pairs), **{k: self._of(v) for k, v in made.pairs}}
+        state: dict[str, Any] = {}
+        record = Record(_class(made), (), state)  # known before what it holds, which may hold it
+        self._keep(made, record)
+        held = self._of(made.state)
+        if isinstance(held, tuple) and len(held) == 2 and isinstance(held[0], dict):
+            held = held[0]  # (__dict__, slots)
+        state.update(held if isinstance(held, dict) else {})
+        return record
+
+    # What numpy writes.
+
+    def array(self, made: Made) -> Any:
+        _, shape, dtype, fortran, data = self._of(made.state)
+        return _array(self._raw(data), dtype, shape, "F" if fortran else "C")
+
+    def buffer(self, made: Made) -> Any:
+        data, dtype, shape, order = (self._of(a) for a in made.args)
+        return _array(self._raw(data), dtype, shape, order)
+
+    def scalar(self, made: Made) -> Any:
+        dtype, data = (self._of(a) for a in made.args)
+        return _array(self._raw(data), dtype, (1,), "C")[0].item()
+
+    def dtype(self, made: Made) -> np.dtype[Any]:
+        """Numbers alone: no objects, no fields."""
+        code = made.args[0]
+        if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1|bool", code):
+            raise ValueError(f"an array of type {code!r}")
+        order = made.state[1] if isinstance(made.state, tuple) else "="
+        return np.dtype(code).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
+
+    def encoded(self, made: Made) -> bytes:
+        text, coding = made.args
+        if coding not in ("latin1", "latin-1"):
+            raise ValueError(f"text in {coding!r}")
+        return bytes(text, "latin-1")
+
+    def builtin(self, made: Made) -> Any:
+        """What early protocols write as calls of their types: empty bytes, bytearrays, sets."""
+        given = [self._of(a) for a in made.args[:1]]
+        kind = {"bytes": bytes, "bytearray": bytearray, "set": set, "frozenset": frozenset}[made.name.name]
+        if kind in (bytes, bytearray):
+            return kind(self._raw(given[0])) if given else kind()
+        return kind(given[0]) if given and isinstance(given[0], list) else kind()
+
+    def _raw(self, data: Any) -> bytes:
+        """An array's bytes; Python 2 wrote them as text of eight bits a letter."""
+        if not isinstance(data, (str, bytes, bytearray)):
+            raise ValueError("bytes that are none")
+        return data.encode("latin-1") if isinstance(data, str) else bytes(data)
+
+    # What PyTorch writes.
+
+    def tensor(self, made: Made) -> Tensor:
+        """A view of a storage. Raises ValueError if it reaches beyond it."""
+        reference, offset, size, stride = made.args[:4]
+        if not isinstance(reference, Persistent):
+            raise ValueError("a tensor without a storage")
+        storage = self.storages.storage(reference.key)
+        size, stride = _sides(self._of(size)), _sides(self._of(stride))
+        last = offset + sum((s - 1) * t for s, t in zip(size, stride, strict=True))
+        if math.prod(size) == 0:
+            return torch.empty(size, dtype=storage.dtype)
+        if offset < 0 or last >= storage.numel():
+            raise ValueError("a tensor larger than its storage")
+        return storage.as_strided(size, stride, offset)
+
+    def parameter(self, made: Made) -> Any:
+        found = self._of(made.args[0])
+        if not isinstance(found, Tensor):
+            raise ValueError("a parameter that is no tensor")
+        return found
+
+    def typed(self, made: Made) -> Any:
+        """torch._tensor._rebuild_from_type_v2(function, type, arguments, state)."""
+        function, _, args, _ = made.args
+        return self._of(Made(function, args))
+
+    def size(self, made: Made) -> Any:
+        return tuple(self._of(made.args[0]))
+
+
+def _class(made: Made) -> str:
+    """The class of an object; those of protocol 0 and 1 come through a function that makes them."""
+    through = str(made.name) in ("copyreg._reconstructor", "copy_reg._reconstructor") and made.args
+    return str(made.args[0] if through else made.name)
+
+
+def _sides(values: Any) -> tuple[int, ...]:
+    sides = tuple(values)
+    if not all(isinstance(s, int) and s >= 0 for s in sides):
+        raise ValueError("a shape that is none")
+    return sides
+
+
+def _array(data: bytes, dtype: Any, shape: Any, order: str) -> Any:
+    if not isinstance(dtype, np.dtype):
+        raise ValueError("an array of unknown type")
+    sides = _sides(shape)
+    if math.prod(sides) * dtype.itemsize != len(data):
+        raise ValueError("an array that does not fit its bytes")
+    flat = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)
+    return flat.reshape(sides, order="F" if order == "F" else "C")
+
+
+MAKERS: dict[str, Callable[[Plain, Made], Any]] = {
+    "numpy.core.multiarray._reconstruct": Plain.array,
+    "numpy._core.multiarray._reconstruct": Plain.array,
+    "numpy.core.numeric._frombuffer": Plain.buffer,
+    "numpy._core.numeric._frombuffer": Plain.buffer,
+    "numpy.core.multiarray.scalar": Plain.scalar,
+    "numpy._core.multiarray.scalar": Plain.scalar,
+    "numpy.dtype": Plain.dtype,
+    "_codecs.encode": Plain.encoded,
+    **{
+        f"{module}.{kind}": Plain.builtin
+        for module in ("builtins", "__builtin__")
+        for kind in ("bytes", "bytearray", "set", "frozenset")
+    },
+    "torch._utils._rebuild_tensor": Plain.tensor,
+    "torch._utils._rebuild_tensor_v2": Plain.tensor,
+    "torch._utils._rebuild_parameter": Plain.parameter,
+    "torch._utils._rebuild_parameter_with_state": Plain.parameter,
+    "torch.nn.parameter.Parameter": Plain.parameter,
+    "torch.autograd.variable.Variable": Plain.parameter,
+    "torch._tensor._rebuild_from_type_v2": Plain.typed,
+    "torch.Size": Plain.size,
+}
+
+
+# ----------------------------------------------------------------------------
+# Modules that were saved whole.
+
+
+def state_dict(record: Record, prefix: str = "", depth: int = 32) -> dict[str, Tensor]:
+    """The parameters and buffers of a module that was not made, by the names PyTorch gives them."""
+    if depth == 0:
+        raise PgsrError("its modules hold one another without end")
+    found: dict[str, Tensor] = {}
+    for kind in ("_parameters", "_buffers"):
+        held = record.get(kind)
+        if isinstance(held, Mapping):
+            found.update({f"{prefix}{k}": v for k, v in held.items() if isinstance(v, Tensor)})
+    modules = record.get("_modules")
+    if isinstance(modules, Mapping):
+        for name, module in modules.items():
+            if isinstance(module, Record):
+                found.update(state_dict(module, f"{prefix}{name}.", depth - 1))
+    return found

@@ -1,0 +1,349 @@
+"""Files that want to do harm, or are damaged: nothing of them runs, and each is one sentence."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import peers
+from pgsr.errors import PgsrError
+from pgsr.export.importers import import_file
+from pgsr.export.importers.contents import contents
+from pgsr.export.importers.inert import Made, Name, Persistent, read
+from pgsr.export.importers.plain import Plain, Storages
+
+
+class Runs:
+    """What runs `function(*arguments)` in every reader that runs pickles."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+def written(path: Path) -> Runs:
+    return Runs(exec, f"import pathlib; pathlib.Path({str(path)!r}).write_text('ran')")
+
+
+def in_a_pickle(value: Any) -> bytes:
+    return pickle.dumps(value)
+
+
+def in_a_network(value: Any) -> bytes:
+    arrays = peers.nvidia_arrays(peers.Draw(1, torch.float32), 4, [4, 4], True, 0.0)
+    with peers.saved_as(tfutil=[peers.Network]):
+        return pickle.dumps(peers.nvidia_networks(arrays, arrays, use_wscale=value))
+
+
+def in_a_zip(value: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(3)}, "epoch": value}, out)
+    return out.getvalue()
+
+
+def in_a_stream(value: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save({"a": torch.zeros(3), "b": value}, out, _use_new_zipfile_serialization=False)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("place", [in_a_pickle, in_a_network, in_a_zip, in_a_stream])
+def test_code_in_a_file_does_not_run(place: Callable[[Any], bytes], tmp_path: Path):
+    harm, file = tmp_path / "harm", tmp_path / "weights.pth"
+    file.write_bytes(place(written(harm)))
+    with pytest.raises(PgsrError, match=r"weights.pth cannot be .* names \w+.exec, which .*not trust it"):
+        import_file(file)
+    assert not harm.exists()
+    if place is in_a_pickle:  # it is no harmless file
+        pickle.loads(file.read_bytes())
+        assert harm.exists()
+
+
+def program(form: str, module: str, name: str) -> bytes:
+    """A pickle that calls module.name("x") in one of the ways a pickle can."""
+    short = b"\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(name)]) + name.encode()
+    named = f"{module}\n{name}\n".encode()
+    return {
+        "global": b"\x80\x02c" + named + b"(X\x01\x00\x00\x00xtR.",
+        "stack global": b"\x80\x04" + short + b"\x93(\x8c\x01xtR.",
+        "instance": b"(S'x'\ni" + named + b".",
+        "object": b"(c" + named + b"S'x'\no.",
+        "new object": b"\x80\x02c" + named + b"(X\x01\x00\x00\x00xt\x81.",
+        "with keywords": b"\x80\x04" + short + b"\x93(\x8c\x01xt}\x92.",
+    }[form]
+
+
+FORMS = ("global", "stack global", "instance", "object", "new object", "with keywords")
+HARMFUL = (
+    *("os.system", "posix.system", "nt.system", "subprocess.Popen", "builtins.eval", "builtins.exec"),
+    *("builtins.getattr", "builtins.__import__", "__builtin__.execfile", "importlib.import_module"),
+    *("runpy.run_path", "pty.spawn", "shutil.rmtree", "code.interact", "operator.attrgetter", "pickle.loads"),
+    *("torch.hub.load", "torch.load", "torch.jit.load", "torch.classes.load_library", "numpy.load"),
+    *("numpy.testing._private.utils.runstring", "torch.utils.cpp_extension.load", "io.open", "sys.exit"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("called", HARMFUL)
+def test_harmful_names_are_refused(form: str, called: str):
+    module, _, name = called.rpartition(".")
+    with pytest.raises(PgsrError, match=f"names {called}, which weights have no need of"):
+        read(io.BytesIO(program(form, module, name)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unknown_classes_are_neither_imported_nor_made(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = read(io.BytesIO(program(form, "evil_module", "Evil")))
+    assert isinstance(made, Made)
+    assert (made.name, made.args) == (Name("evil_module", "Evil"), ("x",))
+    assert Plain().of(made).name == "evil_module.Evil"
+    assert "evil_module" not in sys.modules
+
+
+def test_what_is_made_cannot_be_called_or_changed():
+    """The value of a call as the thing to call, and state for a class, as attacks on readers do."""
+    call_of_a_call = b"\x80\x02cmodel\nA\n)R)R."
+    state_of_a_class = b"\x80\x02cmodel\nA\n}X\x01\x00\x00\x00aK\x01sb."
+    for data in (call_of_a_call, state_of_a_class):
+        with pytest.raises(PgsrError, match="damaged"):
+            read(io.BytesIO(data))
+
+
+def test_extensions_are_refused():
+    with pytest.raises(PgsrError, match="damaged"):
+        read(io.BytesIO(b"\x80\x02\x82\x01."))
+
+
+# ----------------------------------------------------------------------------
+# The machine makes what Python's own makes.
+
+shared = [1, 2]
+VALUES = [
+    None,
+    True,
+    -5,
+    2**80,
+    1.5,
+    "text\u00e9",
+    b"\x00\xff",
+    bytearray(b"ab"),
+    (),
+    (1,),
+    (1, 2, 3, 4),
+    [1, [2, (3,)]],
+    {"a": {1: [2]}},
+    {1, 2},
+    frozenset({3}),
+    [shared, shared],
+    {"k" * 300: list(range(2000))},
+]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_are_read_as_python_reads_them(protocol: int):
+    for value in VALUES:
+        found = Plain().of(read(io.BytesIO(pickle.dumps(value, protocol))))
+        assert found == value
+        assert type(found) is type(value)
+    found = Plain().of(read(io.BytesIO(pickle.dumps([shared, shared], protocol))))
+    assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize("code", ["<f4", ">f4", "<f8", "<f2", "<i8", "|u1", "|b1"])
+def test_arrays_are_read_as_numpy_reads_them(protocol: int, code: str):
+    array = (np.arange(24).reshape(2, 3, 4) % 7).astype(code)
+    for value in (array, np.asfortranarray(array), array[:, ::2], array[0, 0, 0], np.zeros((0, 3), code)):
+        found = Plain().of(read(io.BytesIO(pickle.dumps(value, protocol))))
+        assert np.array_equal(found, value)
+        if value.ndim:
+            assert found.dtype == value.dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_are_read_as_pytorch_reads_them(legacy: bool, tmp_path: Path):
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    tensors = {
+        **{
+            "whole": base,
+            "turned": base.permute(2, 0, 1),
+            "part": base[:, 1:, ::2],
+            "empty": torch.zeros(0, 3),
+        },
+        **{"scalar": torch.tensor(3.5), "expanded": torch.ones(1).expand(4, 2)},
+        **{
+            str(t): base.to(t)
+            for t in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8)
+        },
+        "parameter": torch.nn.Parameter(base[0].clone()),
+    }
+    path = tmp_path / "t.pth"
+    with peers.saved_as(model=[peers.BaseConfig]):  # a class, so that PyTorch's reader gives up
+        held = {"config": peers.BaseConfig(), "tensors": OrderedDict(tensors)}
+        torch.save(held, path, _use_new_zipfile_serialization=not legacy)
+    found = contents(path)["tensors"]
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].dtype == tensor.dtype, name
+        assert not found[name].requires_grad
+
+
+def test_tensors_of_pytorch_0_3():
+    """Parameters were variables made of tensors, ordered dicts were made of lists."""
+    kind = Name("torch.cuda", "FloatStorage")
+    storage = Persistent(("storage", kind, "94", "cuda:0", 6, None))
+    tensor = Made(Name("torch._utils", "_rebuild_tensor"), (storage, 0, (3, 2), (2, 1)))
+    variable = Made(Name("torch.autograd.variable", "Variable"), (tensor,), state=(True, False, None))
+    parameter = Made(Name("torch.nn.parameter", "Parameter"), (tensor,), state=(True, False, None))
+    pairs = [["a", variable], ["b", parameter]]
+    held = Made(Name("collections", "OrderedDict"), (pairs,))
+    data = np.arange(6, dtype="<f4").tobytes()
+    found = Plain(Storages({"94": data}.__getitem__)).of(held)
+    assert all(torch.equal(found[k], torch.arange(6.0).reshape(3, 2)) for k in "ab")
+
+
+# ----------------------------------------------------------------------------
+# Damage.
+
+
+def a_network(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / f"{kind}.pth"
+    if kind == "nvidia":
+        path.write_bytes(in_a_network(True))
+        return path
+    t = peers.zoo_tensors(peers.Draw(1, torch.float32), 4, [4, 4])
+    with peers.saved_as(models__utils__config=[peers.BaseConfig]):
+        torch.save(peers.zoo_file(t, t), path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.parametrize("kind", ["nvidia", "zip", "stream"])
+def test_damaged_files_are_one_sentence(kind: str, tmp_path: Path):
+    """Cut anywhere, or with some bytes changed: an import, or a PgsrError that names the file."""
+    path = a_network(tmp_path, kind)
+    whole = path.read_bytes()
+    assert import_file(path)
+    rng = random.Random(0)
+    complaints = []
+    for trial in range(90):
+        data = bytearray(whole)
+        if trial % 3 == 0:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(trial % 3):
+            place = rng.randrange(min(len(data), 3000))  # among the names rather than the numbers
+            data[place] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            import_file(path).network()
+        except PgsrError as error:
+            complaints.append(str(error))
+    assert len(complaints) > 30
+    assert all(str(path) in text or "finite" in text for text in complaints)
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        ((1, (2, 3), "f4", False, b"\0" * 20), "does not fit its bytes"),
+        ((1, (2**40, 2**40), "f4", False, b""), "does not fit its bytes"),
+        ((1, (-1, -6), "f4", False, b"\0" * 24), "a shape that is none"),
+        ((1, (1,), "O8", False, [object]), "an array of type 'O8'"),
+        ((1, (1,), "V8", False, b"\0" * 8), "an array of type 'V8'"),
+    ],
+)
+def test_arrays_that_are_not_what_they_say(state: tuple[Any, ...], complaint: str):
+    version, shape, code, fortran, data = state
+    dtype = Made(Name("numpy", "dtype"), (code, False, True), state=(3, "<", None, None, None, -1, -1, 0))
+    array = Made(Name("numpy.core.multiarray", "_reconstruct"), (Name("numpy", "ndarray"), (0,), b"b"))
+    array.state = (version, shape, dtype, fortran, data)
+    with pytest.raises(PgsrError, match=complaint):
+        Plain().of(array)
+
+
+def test_tensors_beyond_their_storage(tmp_path: Path):
+    """The storage of a saved file is made shorter than its tensors are."""
+    path = a_network(tmp_path, "zip")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data[: len(data) // 8 * 4] if "/data/" in name else data)
+    with pytest.raises(PgsrError, match="a tensor larger than its storage"):
+        import_file(path)
+
+
+def test_nests_and_knots_end():
+    deep = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    assert isinstance(read(io.BytesIO(deep)), list)
+    doubling = b"\x80\x02]q\x00" + b"".join(b"(h%ch%clq%c" % (i, i, i + 1) for i in range(60))
+    found = Plain().of(read(io.BytesIO(doubling + b".")))
+    assert found[0] is found[1]
+    itself = Plain().of(read(io.BytesIO(b"\x80\x02]q\x00h\x00a.")))
+    assert itself[0] is itself
+
+
+def test_modules_that_hold_themselves(tmp_path: Path):
+    """A module among its own modules."""
+    data = b"\x80\x02cmodel\nG\n)\x81q\x00}(X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00mh\x00sub."
+    out = tmp_path / "m.pth"
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("m/data.pkl", data)
+        archive.writestr("m/byteorder", "little")
+        archive.writestr("m/version", "3\n")
+    with pytest.raises(PgsrError, match=r"m\.pth cannot be imported"):
+        import_file(out)
+
+
+def test_compressed_archives_are_refused(tmp_path: Path):
+    """A few bytes that unpack to gigabytes."""
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02]." + bytes(100_000))
+    with pytest.raises(PgsrError, match="a compressed archive, which PyTorch's files are not"):
+        import_file(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path):
+    path = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(PgsrError, match="TorchScript archive, which is code: save the state_dict instead"):
+        import_file(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"PK\x03\x04nothing",
+        struct.pack("<Q", 2**60) + b"{" + b" " * 20,
+        b"\x80\x04.",
+        b"GIF89a" * 9,
+    ],
+)
+def test_other_files(data: bytes, tmp_path: Path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(data)
+    with pytest.raises(PgsrError, match=r"x\.bin cannot be imported: "):
+        import_file(path)
