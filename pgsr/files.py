@@ -87,3 +87,9 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PgsrError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
+    base = os.environ.get("PGSR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pgsr"
+    return Path(base).expanduser()

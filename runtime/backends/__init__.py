@@ -4,7 +4,7 @@
         pixels = runner.run(latents)   # float32 [N, L] -> uint8 [N, S, S, 3]
 
 To add one: a module with `open_graph(bundle, graph, settings) -> Runner` that lets the ImportError of its
-library through and raises PgsrError for all else, and a line in BACKENDS.
+library through and raises PgsrError for all else, and a line in BACKENDS. docs/backends.md has an example.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pgsr.errors import PgsrError, check_choice, missing_package
 
 
 class Runner(Protocol):
-    """An opened graph."""
+    """An opened graph: three methods. `run` may be called from several threads at once."""
 
     provider: str  # what it really runs on, in the backend's own words
 
@@ -62,16 +62,28 @@ class Settings:
         """N of cuda:N."""
         return int(self.device.partition(":")[2] or 0)
 
+    @property
+    def device_kind(self) -> str:
+        """auto, cpu or cuda."""
+        return self.device.partition(":")[0]
+
 
 @dataclass(frozen=True)
 class Backend:
     module: str  # in this package
+    library: str  # what it imports
     extra: str  # what to install for it
+    devices: tuple[str, ...]  # cpu, cuda
+    opener: str = "open_graph"  # the module's function
 
 
-# In the order in which "auto" looks for one that is installed.
+# In the order of preference where two are equally fast.
 BACKENDS = {
-    "onnxruntime": Backend(".ort", "cpu"),
+    "onnxruntime": Backend(".ort", "onnxruntime", "cpu", ("cpu", "cuda")),
+    "openvino": Backend(".openvino", "openvino", "openvino", ("cpu",)),
+    "tensorrt": Backend(".trt", "tensorrt", "trt", ("cuda",)),
+    "tensorrt-rtx": Backend(".trt", "tensorrt_rtx", "trt-rtx", ("cuda",), "open_rtx"),
+    "onnxruntime-tensorrt": Backend(".ort", "onnxruntime", "gpu", ("cuda",), "open_tensorrt"),
 }
 
 Opener = Callable[[Bundle, Graph, Settings], Runner]
@@ -81,7 +93,7 @@ def open_runner(
     bundle: Bundle,
     device: str = "auto",  # auto, cpu, cuda or cuda:N
     precision: str = "fp32",  # one of pgsr.bundle.PRECISIONS
-    backend: str = "auto",  # one of BACKENDS, or the first that is installed
+    backend: str = "auto",  # one of BACKENDS, or the fastest that is present (choice.py)
     graph: str = "chain",  # one of pgsr.bundle.GRAPHS
     threads: int = 0,
     batch: int = 16,
@@ -91,22 +103,21 @@ def open_runner(
     chosen = bundle.graph(graph, precision)
     if backend != "auto":
         check_choice("backend", backend, ("auto", *BACKENDS))
-        try:
-            return _opener(BACKENDS[backend])(bundle, chosen, settings)
-        except ImportError as error:
-            raise missing_package(f"the {backend} backend", BACKENDS[backend].extra, error) from error
-    absent = []
-    for entry in BACKENDS.values():
-        try:
-            return _opener(entry)(bundle, chosen, settings)
-        except ImportError as error:
-            absent.append(str(error))
-    raise PgsrError(
-        "nothing to run the networks with is installed: pip install 'pgsr[cpu]', or 'pgsr[gpu]' for "
-        f"an NVIDIA GPU ({'; '.join(absent)})"
-    )
+        return open_backend(backend, bundle, chosen, settings)
+    from .choice import open_fastest
+
+    return open_fastest(bundle, chosen, settings)
 
 
-def _opener(backend: Backend) -> Opener:
-    opener: Opener = importlib.import_module(backend.module, __name__).open_graph
-    return opener
+def open_backend(name: str, bundle: Bundle, graph: Graph, settings: Settings) -> Runner:
+    """A graph on one backend of BACKENDS. Raises PgsrError if it is not installed or cannot be used."""
+    entry = BACKENDS[name]
+    if settings.device_kind not in ("auto", *entry.devices):
+        raise PgsrError(
+            f"--backend {name} runs on {' and '.join(entry.devices)}, not on --device {settings.device}"
+        )
+    try:
+        opener: Opener = getattr(importlib.import_module(entry.module, __name__), entry.opener)
+        return opener(bundle, graph, settings)
+    except ImportError as error:
+        raise missing_package(f"the {name} backend", entry.extra, error) from error

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU or CUDA. The only file that imports onnxruntime."""
+"""ONNX Runtime on the CPU, CUDA or TensorRT. The only file that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
+from pgsr.files import cache_root, make_folder
 
 from . import Settings
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
@@ -89,7 +91,8 @@ def _open_cpu(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> 
     # Threads that wait for work by spinning would take the cores from those that encode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = _session(onnxruntime, path, options, [CPU])
-    return OrtRunner(session, graph, CPU, rows_at_least=2)
+    # An upscaler alone is run a tile at a time, always, and computing it twice would be half as fast.
+    return OrtRunner(session, graph, CPU, rows_at_least=1 if graph.name == "upscaler" else 2)
 
 
 def _open_cuda(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
@@ -97,13 +100,54 @@ def _open_cuda(onnxruntime: Any, path: str, graph: Graph, settings: Settings) ->
     options = _options(onnxruntime)
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    details = {
+    session = _session(onnxruntime, path, options, [(CUDA, cuda_options(settings))])
+    return OrtRunner(session, graph, CUDA, rows_at_least=settings.batch)
+
+
+def cuda_options(settings: Settings) -> dict[str, str]:
+    return {
         "device_id": str(settings.device_index),
         "cudnn_conv_algo_search": "HEURISTIC",  # timing them would choose another one in another run
         "use_tf32": "0",  # fp32 means fp32; who wants speed asks for fp16
     }
-    session = _session(onnxruntime, path, options, [(CUDA, details)])
-    return OrtRunner(session, graph, CUDA, rows_at_least=settings.batch)
+
+
+def open_tensorrt(bundle: Bundle, graph: Graph, settings: Settings) -> OrtRunner:
+    """ONNX Runtime's TensorRT provider; CUDA takes what TensorRT does not. It keeps its engines in the cache.
+
+    Raises ImportError without onnxruntime, PgsrError if the file or the device cannot be used.
+    """
+    import onnxruntime
+
+    path = str(bundle.path(graph))
+    if TENSORRT not in onnxruntime.get_available_providers():
+        raise PgsrError(
+            "this ONNX Runtime has no TensorRT: pip uninstall onnxruntime, then pip install 'pgsr[gpu]' "
+            "'tensorrt<11'"
+        )
+    _load_cuda_libraries(onnxruntime)
+    options = _options(onnxruntime)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    providers = [(TENSORRT, tensorrt_options(graph, settings)), (CUDA, cuda_options(settings))]
+    session = _session(onnxruntime, path, options, providers)
+    return OrtRunner(session, graph, TENSORRT, rows_at_least=settings.batch)
+
+
+def tensorrt_options(graph: Graph, settings: Settings) -> dict[str, str]:
+    """One batch size, in the graph's own precision: without trt_fp16_enable networks are strongly typed."""
+    folder = str(make_folder(cache_root() / "engines" / f"onnxruntime-{graph.sha256[:16]}"))
+    options = {
+        "device_id": str(settings.device_index),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
+    port = graph.inputs[0]
+    if not any(isinstance(side, str) for side in port.shape[1:]):
+        shape = f"{port.name}:{'x'.join(map(str, (settings.batch, *port.shape[1:])))}"
+        options |= {f"trt_profile_{name}_shapes": shape for name in ("min", "opt", "max")}
+    return options
 
 
 def _options(onnxruntime: Any) -> Any:

@@ -1,0 +1,104 @@
+"""pgsr-generate --backends: what is there, what is missing, and the sentence that installs it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from pgsr.errors import PgsrError
+from pgsr.gpu import find_gpu
+
+from . import BACKENDS
+from .choice import is_installed
+
+# The packages that bring a library, and what to install where the extra alone is not enough.
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx",),
+}
+INSTALL = {"onnxruntime-tensorrt": "pip uninstall onnxruntime, then pip install 'pgsr[gpu]' 'tensorrt<11'"}
+CUDA_PACKAGES = ("pycuda.driver", "cuda.bindings")  # one of them, for TensorRT itself
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A backend on this machine."""
+
+    name: str
+    version: str  # "" if it is not installed
+    devices: tuple[str, ...]  # on which it can run now
+    missing: str  # why not, and what to do; "" if nothing is missing
+
+    def line(self) -> str:
+        """For a person to read."""
+        if self.devices:
+            told = f"{self.version}, runs on {' and '.join(self.devices)}"
+        else:
+            told = f"{self.version}, cannot run here" if self.version else "not installed"
+        return f"{self.name:<21} {told}{'; ' if self.missing else ''}{self.missing}"
+
+
+def present() -> list[Presence]:
+    """Every backend of BACKENDS, in the order of preference."""
+    return [_presence(name) for name in BACKENDS]
+
+
+def _presence(name: str) -> Presence:
+    entry = BACKENDS[name]
+    install = INSTALL.get(name, f"pip install 'pgsr[{entry.extra}]'")
+    if not is_installed(entry.library):
+        return Presence(name, "", (), install)
+    try:
+        library = importlib.import_module(entry.library)
+    except (ImportError, OSError) as error:
+        return Presence(name, "", (), f"it is installed but does not load ({error}): {install}")
+    told = _version(entry.library)
+    devices, missing = _cuda_of(name, library, install) if "cuda" in entry.devices else ((), "")
+    if "cpu" in entry.devices:
+        devices = ("cpu", *devices)
+    return Presence(name, told, devices, missing)
+
+
+def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...], str]:
+    """(("cuda",), "") where a backend can run on the GPU, else ((), what is missing)."""
+    if name.startswith("onnxruntime"):
+        provider = "TensorrtExecutionProvider" if name.endswith("tensorrt") else "CUDAExecutionProvider"
+        if provider not in library.get_available_providers():  # type: ignore[attr-defined]
+            gpu = INSTALL.get(name, "pip uninstall onnxruntime, then pip install 'pgsr[gpu]'")
+            return (), f"for NVIDIA GPUs: {gpu}"
+    elif not any(_found(package) for package in CUDA_PACKAGES):
+        return (), f"it needs cuda-python or pycuda: {install}"
+    try:
+        find_gpu()
+    except PgsrError as error:
+        return (), str(error)
+    return ("cuda",), ""
+
+
+def _found(module: str) -> bool:
+    try:
+        return is_installed(module)
+    except ImportError:  # its parent is not there
+        return False
+
+
+def _version(library: str) -> str:
+    for package in PACKAGES[library]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown version"
+
+
+def report() -> tuple[dict[str, object], str]:
+    """For --json, and for a person."""
+    found = present()
+    told = [
+        {"name": b.name, "version": b.version, "devices": list(b.devices), "missing": b.missing}
+        for b in found
+    ]
+    return {"backends": told}, "\n".join(backend.line() for backend in found)

@@ -1,0 +1,175 @@
+"""OpenVINO on the CPU. The only file that imports openvino.
+
+A batch is cut into parts of a fixed size, so that an image's arithmetic never depends on what is computed
+with it; parts run one after the other with all cores (LATENCY), or several at once with some cores each
+(THROUGHPUT and asynchronous requests), whichever is faster here. That is measured once and remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.bundle import Bundle, Graph
+from pgsr.errors import PgsrError
+
+from .. import remembered
+from . import Settings
+from .choice import CLEARLY, example
+
+
+@dataclass(frozen=True)
+class Mode:
+    hint: str  # OpenVINO's PERFORMANCE_HINT
+    rows: int  # images in a part
+
+
+MODES = {"latency": Mode("LATENCY", 8), "asynchronous": Mode("THROUGHPUT", 2)}
+
+# What is computed in, by the graph's precision; fp16 only where the CPU has it.
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+
+
+class OpenVinoRunner:
+    """A compiled model's requests. They are waited for in turn, without OpenVINO's queue and its callbacks:
+    those have been seen to wait for Python's lock while the queue was freed under it."""
+
+    def __init__(self, requests: list[Any], rows: int, provider: str) -> None:
+        self.provider = provider
+        self._requests = requests
+        self._rows = rows  # images in a part; 0 where the graph takes any shape
+        self._lock = threading.Lock()  # one caller at a time; the cores are busy anyway
+
+    def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """[N, ...] -> [N, ...]. Raises PgsrError if the graph cannot be run, for want of memory say."""
+        n, rows = len(values), self._rows or len(values)
+        done: list[NDArray[Any]] = []
+        busy: deque[Any] = deque()
+        try:
+            with self._lock:
+                for start in range(0, n, rows):
+                    if len(busy) == len(self._requests):
+                        done.append(_result(busy.popleft()))
+                    request = self._requests[start // rows % len(self._requests)]
+                    request.start_async([_filled(values[start : start + rows], rows)])
+                    busy.append(request)
+                done += [_result(request) for request in busy]
+        except Exception as error:  # its exceptions have no common base but this one
+            raise PgsrError(
+                f"OpenVINO could not run a batch of {n}; try a smaller --batch ({_last_line(error)})"
+            ) from error
+        return np.concatenate(done)[:n]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests = []
+
+
+def _result(request: Any) -> NDArray[Any]:
+    """What a started request makes; copied, because its memory is used again."""
+    request.wait()
+    result: NDArray[Any] = request.get_output_tensor(0).data.copy()
+    return result
+
+
+def _filled(part: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    """The part with its last image repeated up to `rows`."""
+    missing = rows - len(part)
+    if missing:
+        part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+    return np.ascontiguousarray(part)
+
+
+def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:
+    """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
+    path = str(bundle.path(graph))
+    import openvino
+
+    core = openvino.Core()
+    hint = _precision(core, graph.precision)
+    if _any_size(graph):
+        return _open(openvino, core, path, graph, settings, hint, MODES["latency"])
+    key = {
+        "machine": remembered.machine(),
+        "version": str(openvino.__version__),
+        "graph": graph.sha256,
+        "threads": settings.threads,
+    }
+    name = remembered.recall("openvino", key)
+    if name in MODES:
+        return _open(openvino, core, path, graph, settings, hint, MODES[name])
+    opened = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
+    name = _faster(opened, example(graph, min(settings.batch, 16)))
+    remembered.remember("openvino", key, name)
+    return opened[name]
+
+
+def _any_size(graph: Graph) -> bool:
+    return any(isinstance(side, str) for side in graph.inputs[0].shape[1:])
+
+
+def _precision(core: Any, precision: str) -> str:
+    """OpenVINO's name of what to compute in.
+
+    Raises PgsrError for bf16 on a CPU without it: it would be slower than fp32 and less exact.
+    """
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capabilities:
+        raise PgsrError("--precision bf16: this CPU computes in bf16 only by emulation; use --precision fp32")
+    if precision == "fp16" and "FP16" not in capabilities:
+        return "f32"  # half the weights to read, float32 inside
+    return HINTS[precision]
+
+
+def _open(
+    openvino: Any, core: Any, path: str, graph: Graph, settings: Settings, hint: str, mode: Mode
+) -> OpenVinoRunner:
+    rows = 0 if _any_size(graph) else min(mode.rows, settings.batch)
+    options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
+    if settings.threads:
+        options["INFERENCE_NUM_THREADS"] = settings.threads
+    try:
+        model = core.read_model(path)
+        if rows:
+            model.reshape([rows, *graph.inputs[0].shape[1:]])
+        compiled = core.compile_model(model, "CPU", options)
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        requests = [compiled.create_infer_request() for _ in range(count)]
+    except Exception as error:  # its exceptions have no common base but this one
+        raise PgsrError(f"OpenVINO {openvino.__version__} cannot open {path}: {_last_line(error)}") from error
+    several = f", {count} requests at once" if count > 1 else ""
+    return OpenVinoRunner(requests, rows, f"OpenVINO CPU {hint}{several}")
+
+
+def _faster(opened: Mapping[str, OpenVinoRunner], values: NDArray[np.float32]) -> str:
+    """The mode that makes more images a second; latency, unless the other clearly does."""
+    for runner in opened.values():
+        runner.run(values)  # what is set up with the first batch is not counted
+    seconds = {name: min(_timed(runner, values) for _ in range(2)) for name, runner in opened.items()}
+    logging.getLogger(__name__).info("OpenVINO seconds: %s", seconds)
+    return min(seconds, key=lambda name: seconds[name] * (1 if name == "latency" else CLEARLY))
+
+
+def _timed(runner: OpenVinoRunner, values: NDArray[np.float32]) -> float:
+    began = time.perf_counter()
+    runner.run(values)
+    return time.perf_counter() - began
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's messages begin with where in its sources they were raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

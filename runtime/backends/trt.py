@@ -1,0 +1,324 @@
+"""TensorRT and TensorRT-RTX. The only file that imports them.
+
+An engine is found beside the bundle's graph or in the cache; a stale one is never loaded, and one is built
+when there is none (pgsr/engines.py). It runs in lanes: each has a stream, pinned buffers, an execution
+context and a CUDA graph of its own, so that one batch is copied while another is computed, and two threads
+may call at once. Every batch is filled up to the runner's, so that an image does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.bundle import Bundle, Graph, Port
+from pgsr.engines import Key, Profile, build, quiet_log, read_sidecar, sidecar, sm, why_stale, write_engine
+from pgsr.errors import PgsrError
+from pgsr.files import cache_root, make_folder, write_bytes
+from pgsr.gpu import Gpu, find_gpu
+
+from . import Settings
+from .cuda import Cuda, open_cuda
+
+LANES = 2
+COMMON = Profile(1, 16, 64)  # of the engines that are built here, so that one serves all usual batches
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One input or output of a fixed batch, on the host and on the device."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def plan(graph: Graph, rows: int) -> tuple[Buffer, Buffer]:
+    """The input's and the output's buffers. Raises PgsrError for a graph of pictures of any size."""
+    return _buffer(graph.inputs[0], rows), _buffer(graph.outputs[0], rows)
+
+
+def _buffer(port: Port, rows: int) -> Buffer:
+    rest = [side for side in port.shape[1:] if isinstance(side, int)]
+    if len(rest) != len(port.shape) - 1:
+        raise PgsrError(
+            "TensorRT needs a graph of one picture size; this one takes any: use another --backend"
+        )
+    return Buffer(port.name, (rows, *rest), port.dtype)
+
+
+# ----------------------------------------------------------------------------
+# Engines: found, or built.
+
+
+def find_engine(trt: Any, library: str, bundle: Bundle, graph: Graph, gpu: Gpu, batch: int) -> bytes:
+    """A fresh engine of a graph. Raises PgsrError if there is none and none can be built."""
+    wanted = Key(
+        onnx_sha256=graph.sha256,
+        library=library,
+        version=str(trt.__version__),
+        compute_capabilities=(gpu.compute_capability,),
+        driver=gpu.driver if library == "tensorrt" else None,
+        precision=graph.precision,
+        profile=COMMON if batch <= COMMON.max else Profile(1, batch, batch),
+    )
+    path = cache_path(graph, wanted)
+    reason = "there is none"
+    for found in (*beside(bundle, graph, library), sidecar(path)):
+        engine = read_sidecar(found)
+        if engine is not None:
+            reason = why_stale(engine, wanted, batch) or ""
+            if not reason:
+                return engine.load()
+    log.warning("building a %s engine of %s for %s: %s", library, graph.file, gpu.name, reason)  # on stderr
+    built = build(trt, bundle.path(graph).read_bytes(), wanted, cache_root() / "engines")
+    with contextlib.suppress(
+        PgsrError
+    ):  # a cache that cannot be written costs the next start this time again
+        write_engine(path, wanted, built)
+    return built.data
+
+
+def beside(bundle: Bundle, graph: Graph, library: str) -> Iterator[Path]:
+    """The sidecars that pgsr-export put beside a graph."""
+    yield from sorted(bundle.folder.glob(f"{Path(graph.file).stem}.{library}.*.engine.json"))
+
+
+def cache_path(graph: Graph, wanted: Key) -> Path:
+    """Where the runtime keeps an engine that it built."""
+    gpu = sm(wanted.compute_capabilities[0])
+    name = f"{graph.sha256[:16]}.{wanted.library}.{gpu}.batch{wanted.profile.max}.engine"
+    return cache_root() / "engines" / name
+
+
+# ----------------------------------------------------------------------------
+# Running.
+
+
+class Lane:
+    """One batch at a time: copied to the GPU, computed, and its result copied back, all in one stream."""
+
+    def __init__(self, cuda: Cuda, context: Any, buffers: tuple[Buffer, Buffer], graphs: bool) -> None:
+        given = buffers[0]
+        self._cuda, self._context = cuda, context
+        self._stream = cuda.stream()
+        self._input, self._output = (cuda.pinned(b.shape, b.dtype) for b in buffers)
+        self._addresses = [cuda.device(b.size) for b in buffers]
+        # Only an engine's first context has a profile by itself.
+        if not context.set_optimization_profile_async(0, self._stream):
+            raise PgsrError("the engine has no profile: export the bundle again")
+        cuda.wait(self._stream)
+        if not context.set_input_shape(given.name, given.shape):
+            raise PgsrError(
+                f"the engine does not take a batch of {given.shape[0]}: build it for this --batch"
+            )
+        for buffer, address in zip(buffers, self._addresses, strict=True):
+            context.set_tensor_address(buffer.name, address)
+        self._input[:] = 0
+        self._enqueue()  # what TensorRT sets up with the first batch cannot be recorded
+        cuda.wait(self._stream)
+        self._launch: Callable[[], None] = self._recorded() if graphs else self._enqueue
+
+    def _recorded(self) -> Callable[[], None]:
+        try:
+            return self._cuda.record(self._stream, self._enqueue) or self._enqueue
+        except PgsrError as error:  # slower by some microseconds a launch, and as right
+            log.info("no CUDA graph: %s", error)
+            return self._enqueue
+
+    def _enqueue(self) -> None:
+        self._cuda.upload(self._addresses[0], self._input, self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise PgsrError("TensorRT could not run a batch; try a smaller --batch")
+        self._cuda.download(self._output, self._addresses[1], self._stream)
+
+    def start(self, values: NDArray[np.float32]) -> None:
+        """Begins a batch; of fewer images, the rest stays what it was: rows do not see one another."""
+        self._input[: len(values)] = values
+        self._launch()
+
+    def finish(self) -> NDArray[Any]:
+        """Waits for it; the result is overwritten by the next batch."""
+        self._cuda.wait(self._stream)
+        return self._output
+
+
+class TensorRtRunner:
+    """An engine in its lanes."""
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        lanes: list[Lane],
+        output: Buffer,
+        provider: str,
+        close: Callable[[], None] = lambda: None,  # called before the GPU's memory is freed
+    ) -> None:
+        self.provider = provider
+        self._cuda, self._lanes, self._output = cuda, lanes, output
+        self._close = close
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in lanes:
+            self._free.put(lane)
+
+    def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """[N, ...] -> [N, ...]. Raises PgsrError if the GPU fails, for want of memory say."""
+        rows = self._output.shape[0]
+        result: NDArray[Any] = np.empty((len(values), *self._output.shape[1:]), dtype=self._output.dtype)
+        busy: deque[tuple[Lane, NDArray[Any]]] = deque()  # and where their results go
+        with self._cuda.current():
+            try:
+                for start in range(0, len(values), rows):
+                    lane = self._next(busy)
+                    busy.append((lane, result[start : start + rows]))
+                    lane.start(values[start : start + rows])
+                while busy:
+                    self._free.put(_finished(busy))
+            finally:  # after an error; what they compute is of no use
+                for lane, _ in busy:
+                    with contextlib.suppress(PgsrError):
+                        lane.finish()
+                    self._free.put(lane)
+        return result
+
+    def _next(self, busy: deque[tuple[Lane, NDArray[Any]]]) -> Lane:
+        """A lane of nobody's, or the one this caller began first. Only who has none waits for others, so that
+        no two callers wait for each other."""
+        if not busy:
+            return self._free.get()
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            return _finished(busy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._lanes:  # closed before
+            return
+        with self._cuda.current():
+            self._close()
+            self._lanes.clear()
+        self._cuda.close()
+
+
+def _finished(busy: deque[tuple[Lane, NDArray[Any]]]) -> Lane:
+    """The oldest of the busy lanes, its result put where it goes."""
+    lane, place = busy[0]
+    place[:] = lane.finish()[: len(place)]
+    busy.popleft()
+    return lane
+
+
+def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
+    """TensorRT. Raises ImportError without its packages, PgsrError without a GPU or an engine for it."""
+    import tensorrt
+
+    return _open(tensorrt, "tensorrt", bundle, graph, settings)
+
+
+def open_rtx(bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
+    """TensorRT-RTX. Raises as `open_graph`."""
+    import tensorrt_rtx
+
+    return _open(tensorrt_rtx, "tensorrt-rtx", bundle, graph, settings)
+
+
+def _open(trt: Any, library: str, bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
+    buffers = plan(graph, settings.batch)
+    try:
+        gpu = find_gpu(settings.device_index)
+    except PgsrError as error:
+        raise PgsrError(f"--backend {library} needs an NVIDIA GPU: {error}") from error
+    cuda = open_cuda(settings.device_index)
+    try:
+        with cuda.current():
+            data = find_engine(trt, library, bundle, graph, gpu, settings.batch)
+            return _runner(trt, library, data, cuda, gpu, buffers)
+    except BaseException:
+        cuda.close()
+        raise
+
+
+def _runner(
+    trt: Any, library: str, data: bytes, cuda: Cuda, gpu: Gpu, buffers: tuple[Buffer, Buffer]
+) -> TensorRtRunner:
+    messages = quiet_log(trt)
+    runtime = trt.Runtime(messages)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise PgsrError(f"{library} {trt.__version__} cannot load its engine: {messages.reason()}")
+    for buffer in buffers:
+        held = np.dtype(trt.nptype(engine.get_tensor_dtype(buffer.name))).name
+        if held != buffer.dtype:
+            raise PgsrError(
+                f"the engine's {buffer.name} is {held}, not {buffer.dtype}: export the bundle again"
+            )
+    rtx = library == "tensorrt-rtx"
+    kernels = KernelCache(trt, engine, data, gpu) if rtx else None
+    lanes = []
+    for _ in range(LANES):
+        context = (
+            engine.create_execution_context(kernels.config) if kernels else engine.create_execution_context()
+        )
+        if context is None:
+            raise PgsrError(
+                f"{library} could not set up a batch; try a smaller --batch ({messages.reason()})"
+            )
+        lanes.append(Lane(cuda, context, buffers, graphs=not rtx))
+    # The runtime must outlive the engine, and the engine its contexts: `close` holds them.
+    kept = [runtime, engine]
+
+    def close() -> None:
+        if kernels:
+            kernels.save()
+        lanes.clear()
+        while kept:
+            kept.pop()
+
+    provider = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__} on {gpu.name} by {cuda.name}"
+    return TensorRtRunner(cuda, lanes, buffers[1], provider, close)
+
+
+class KernelCache:
+    """What TensorRT-RTX compiles on the user's GPU, kept from one start to the next."""
+
+    def __init__(self, trt: Any, engine: Any, data: bytes, gpu: Gpu) -> None:
+        name = f"{hashlib.sha256(data).hexdigest()[:16]}.{sm(gpu.compute_capability)}.{gpu.driver}.kernels"
+        self._path = cache_root() / "engines" / name.replace(" ", "-")
+        self.config = engine.create_runtime_config()
+        # One batch size: compiled for it before the first run, and replayed as one CUDA graph.
+        self.config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self.config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache = self.config.create_runtime_cache()
+        if self._path.is_file():
+            self._cache.deserialize(self._path.read_bytes())  # of another version: refused, and begun anew
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        with contextlib.suppress(PgsrError):  # a cache that cannot be written is compiled again
+            make_folder(self._path.parent)
+            write_bytes(self._path, bytes(self._cache.serialize()))

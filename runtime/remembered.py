@@ -1,0 +1,89 @@
+"""What was measured once on this machine: small JSON files in the user's cache directory.
+
+    value = recall("batch", key)          # None if nobody measured that
+    remember("batch", key, 8)
+
+A key is a dictionary of all that could change the value: machine, versions, model. A cache that cannot be
+read or written is as good as an empty one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pgsr.errors import PgsrError
+from pgsr.files import cache_root, make_folder, write_text
+
+Key = Mapping[str, Any]
+
+
+def folder() -> Path:
+    """In the user's cache directory."""
+    return cache_root() / "measured"
+
+
+def recall(kind: str, key: Key) -> Any:
+    """What was remembered under this key, or None."""
+    try:
+        held = json.loads(_path(kind, key).read_text())
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(held, dict) and held.get("key") == json.loads(json.dumps(key))
+    return held.get("value") if fits else None
+
+
+def remember(kind: str, key: Key, value: Any) -> None:
+    """Keeps a value that JSON can hold."""
+    try:
+        path = _path(kind, key)
+        make_folder(path.parent)
+        write_text(path, json.dumps({"key": key, "value": value}, indent=1, sort_keys=True) + "\n")
+    except PgsrError:
+        return  # measured again the next time
+
+
+def _path(kind: str, key: Key) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder() / f"{kind}-{digest[:16]}.json"
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What of this machine decides how fast something is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return {
+        "cpu": sorted(names) or [platform.processor() or platform.machine()],
+        "cores": usable_cores(),
+        "arithmetic threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of the packages among these that are installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

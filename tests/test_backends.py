@@ -1,0 +1,346 @@
+"""The backends: the same faces on each, the fastest one chosen once, what is there and what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bundles as tiny
+from pgsr import bundle as contract
+from pgsr import draws
+from pgsr.bundle import Bundle
+from pgsr.errors import PgsrError
+from pgsr.files import sha256
+from pgsr.gpu import Gpu
+from pgsr.runtime import remembered
+from pgsr.runtime.backends import BACKENDS, Backend, Settings, choice, listing, open_runner, ort
+from pgsr.runtime.cli import main
+
+openvino = pytest.importorskip("openvino", reason="pip install 'pgsr[openvino]'")
+
+COUNT = 5
+RGB_LEVELS = 255
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return contract.read(contract.shipped())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return contract.read(tiny.write_bundle(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def reference(shipped: Bundle) -> np.ndarray:
+    """Images 0 to 4 of seed 11 by ONNX Runtime in float32."""
+    return faces(shipped, "onnxruntime")
+
+
+def faces(bundle: Bundle, backend: str, precision: str = "fp32", **options: Any) -> np.ndarray:
+    latents = draws.latents(11, range(COUNT), bundle.latent_size)
+    with open_runner(bundle, "cpu", precision, backend, threads=1, **options) as runner:
+        return runner.run(latents)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return 10 * float(np.log10(RGB_LEVELS**2 / max(error, 1e-12)))
+
+
+# ----------------------------------------------------------------------------
+# The same faces.
+
+
+def test_openvino_makes_the_faces_of_onnx_runtime(shipped: Bundle, reference: np.ndarray) -> None:
+    made = faces(shipped, "openvino")
+    assert made.shape == reference.shape
+    assert made.dtype == np.uint8
+    difference = np.abs(made.astype(int) - reference.astype(int))
+    print(f"\nfp32: {difference.max()} of 255 at most, {np.mean(difference > 0):.1e} of the values differ")
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_half_precision_is_close(shipped: Bundle, reference: np.ndarray, backend: str) -> None:
+    found = psnr(faces(shipped, backend, "fp16"), reference)
+    print(f"\n{backend} fp16: {found:.1f} dB")
+    assert found >= 45
+
+
+def test_bfloat16_where_the_cpu_has_it(
+    shipped: Bundle, reference: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere it is refused, since it would be slower and less exact; here it is computed all the same, by
+    emulation, to see how exact it is."""
+    graph = dataclasses.replace(shipped.graph("chain"), precision="bf16")
+    bundle = dataclasses.replace(shipped, graphs=(graph,))
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(PgsrError, match=r"--precision bf16: .* use --precision fp32"):
+            faces(bundle, "openvino", "bf16")
+        from pgsr.runtime.backends import openvino as module
+
+        monkeypatch.setattr(module, "_precision", lambda core, precision: "bf16")
+    found = psnr(faces(bundle, "openvino", "bf16"), reference)
+    print(f"\nopenvino bf16: {found:.1f} dB")
+    assert found >= 45
+
+
+def test_openvino_computes_the_network(small: Bundle) -> None:
+    made = faces(small, "openvino")
+    expected = tiny.expected_pixels(draws.latents(11, range(COUNT), tiny.LATENT))
+    assert np.abs(made - expected).max() < 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("mode", ["latency", "asynchronous"])
+def test_openvino_bytes_do_not_depend_on_the_batch(
+    small: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Nor on threads, nor on how many requests run at once."""
+    monkeypatch.setattr(remembered, "recall", lambda kind, key: mode)
+    latents = draws.latents(3, range(21), tiny.LATENT)
+
+    def images(batch: int, threads: int = 1) -> np.ndarray:
+        with open_runner(small, "cpu", "fp32", "openvino", threads=threads, batch=batch) as runner:
+            return np.concatenate([runner.run(latents[i : i + batch]) for i in range(0, 21, batch)])
+
+    all_at_once = images(21)
+    for batch in (1, 2, 5, 16):
+        assert np.array_equal(images(batch), all_at_once)
+    assert np.array_equal(images(16, threads=2), all_at_once)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_several_threads_may_call_at_once(small: Bundle, backend: str) -> None:
+    latents = draws.latents(3, range(48), tiny.LATENT)
+    with open_runner(small, "cpu", "fp32", backend, threads=1, batch=8) as runner:
+        alone = [runner.run(latents[i : i + 8]) for i in range(0, 48, 8)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(runner.run, [latents[i : i + 8] for i in range(0, 48, 8)]))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_openvino_takes_pictures_of_any_size(shipped: Bundle) -> None:
+    """An upscaler's graph leaves height and width open."""
+    pictures = np.random.default_rng(0).uniform(-1, 1, (3, 3, 12, 20)).astype(np.float32)
+    made = []
+    for backend in ("onnxruntime", "openvino"):
+        with open_runner(shipped, "cpu", "fp32", backend, "upscaler", threads=1) as runner:
+            made.append(runner.run(pictures))
+            assert runner.run(pictures[:1, :, :, :16]).shape == (1, 3, 48, 64)
+    assert made[0].shape == (3, 3, 48, 80)
+    assert np.abs(made[0] - made[1]).max() < 1e-4
+
+
+def test_openvino_says_what_is_wrong(tmp_path: Path, small: Bundle) -> None:
+    folder = tiny.write_bundle(tmp_path / "model")
+    path = folder / "chain.onnx"
+    right = sha256(path)
+    path.write_bytes(path.read_bytes()[:100])
+    manifest = folder / contract.MANIFEST
+    manifest.write_text(manifest.read_text().replace(right, sha256(path)))
+    with pytest.raises(PgsrError, match=r"OpenVINO .* cannot open"):
+        open_runner(contract.read(folder), backend="openvino")
+    with pytest.raises(PgsrError, match="runs on cpu, not on --device cuda:1"):
+        open_runner(small, "cuda:1", backend="openvino")
+    with (
+        open_runner(small, backend="openvino") as runner,
+        pytest.raises(PgsrError, match="could not run a batch of 2"),
+    ):
+        runner.run(np.zeros((2, tiny.LATENT + 1), dtype=np.float32))
+
+
+def test_a_missing_package_is_a_sentence(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, entry in BACKENDS.items():
+        monkeypatch.setitem(sys.modules, entry.library, None)
+        with pytest.raises(PgsrError, match=rf"the {name} backend .*pip install 'pgsr\[{entry.extra}\]'"):
+            open_runner(small, backend=name)
+
+
+# ----------------------------------------------------------------------------
+# auto.
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> list[list[str]]:
+    """Lets `measure` give back these speeds, and says what it was asked to measure."""
+    asked: list[list[str]] = []
+
+    def measure(runners: Any, values: Any) -> dict[str, float]:
+        asked.append(list(runners))
+        return {name: speeds[name] for name in runners}
+
+    monkeypatch.setattr(choice, "measure", measure)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("speed", "provider"), [(2.0, "OpenVINO"), (1.05, "CPUExecutionProvider"), (0.5, "CPUExecution")]
+)
+def test_auto_takes_the_fastest_and_measures_once(
+    small: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, speed: float, provider: str
+) -> None:
+    """Where they are equally fast, the one that BACKENDS names first."""
+    asked = counted(monkeypatch, {"onnxruntime": 1.0, "openvino": speed})
+    for _ in range(2):
+        for options in ({}, {"threads": 2}, {"batch": 3}, {"device": "cpu"}):
+            with open_runner(small, **options) as runner:
+                assert runner.provider.startswith(provider)
+    assert asked == [["onnxruntime", "openvino"]]
+
+
+@pytest.mark.parametrize("what", ["version", "machine", "graph", "gpu"])
+def test_auto_measures_again_when_something_changed(
+    small: Bundle, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    asked = counted(monkeypatch, {"onnxruntime": 1.0, "openvino": 2.0})
+    open_runner(small)
+    bundle = small
+    if what == "version":
+        monkeypatch.setattr(remembered, "versions", lambda *names: {"openvino": "1"})
+    elif what == "machine":
+        monkeypatch.setattr(remembered, "machine", lambda: {"cpu": ["another"]})
+    elif what == "graph":
+        bundle = contract.read(tiny.write_bundle(tmp_path / "other", seed=1))
+    else:
+        monkeypatch.setattr(choice, "find_gpu", lambda index=0: Gpu(0, "a GPU", "8.9", "1"))
+    open_runner(bundle)
+    assert len(asked) == 2
+
+
+def test_auto_really_measures(shipped: Bundle, own_cache: Path) -> None:
+    with open_runner(shipped, batch=2) as runner:
+        first = runner.provider
+    (held,) = (own_cache / "measured").glob("backend-*.json")
+    name = json.loads(held.read_text())["value"]
+    assert name in ("onnxruntime", "openvino")
+    assert first.startswith("CPUExecutionProvider" if name == "onnxruntime" else "OpenVINO")
+
+
+def test_auto_passes_over_what_does_not_open(
+    small: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when it was the fastest once."""
+    asked = counted(monkeypatch, {"onnxruntime": 1.0, "openvino": 2.0})
+    assert open_runner(small).provider.startswith("OpenVINO")
+    from pgsr.runtime.backends import openvino as module
+
+    def broken(*_: Any) -> Any:
+        raise PgsrError("OpenVINO has a cold")
+
+    monkeypatch.setattr(module, "open_graph", broken)
+    assert open_runner(small).provider == ort.CPU
+    assert asked[-1] == ["onnxruntime"]
+    assert "openvino is not used: OpenVINO has a cold" in caplog.text
+    monkeypatch.setattr(ort, "open_graph", broken)
+    with pytest.raises(PgsrError, match=r"onnxruntime: .* a cold; openvino: .* a cold"):
+        open_runner(small)
+
+
+def test_a_runner_that_fails_is_not_the_fastest() -> None:
+    class Runner:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def run(self, values: np.ndarray) -> np.ndarray:
+            if self.fails:
+                raise PgsrError("out of memory")
+            return values
+
+    values = np.zeros((2, 3), dtype=np.float32)
+    speeds = choice.measure({"a": Runner(True), "b": Runner(False)}, values)  # type: ignore[dict-item]
+    assert list(speeds) == ["b"]
+    assert speeds["b"] > 0
+    with pytest.raises(PgsrError, match="out of memory"):
+        choice.measure({"a": Runner(True)}, values)  # type: ignore[dict-item]
+
+
+def test_only_what_has_the_device_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "is_installed", lambda library: True)
+    on_gpu = [name for name, entry in BACKENDS.items() if "cuda" in entry.devices]
+    assert choice.candidates(Settings("cpu")) == ["onnxruntime", "openvino"]
+    assert choice.candidates(Settings("cuda:1")) == on_gpu
+    monkeypatch.setattr(choice, "gpu_present", lambda index=0: None)
+    assert choice.candidates(Settings("auto")) == ["onnxruntime", "openvino"]
+    monkeypatch.setattr(choice, "gpu_present", lambda index=0: Gpu(0, "a GPU", "8.9", "1"))
+    assert choice.candidates(Settings("auto")) == list(BACKENDS)
+
+
+def test_examples_have_the_shape_of_the_input(shipped: Bundle) -> None:
+    assert choice.example(shipped.graph("chain"), 3).shape == (3, shipped.latent_size)
+    assert choice.example(shipped.graph("upscaler"), 2).shape == (2, 3, choice.SIDE, choice.SIDE)
+
+
+# ----------------------------------------------------------------------------
+# The list.
+
+
+def test_the_command_lists_all(command: Callable[..., Any]) -> None:
+    done = command(main, "--backends")
+    assert done.exit_code == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(BACKENDS)
+    told = {b["name"]: b for b in json.loads(command(main, "--backends", "--json").stdout)["backends"]}
+    assert told["openvino"]["devices"] == ["cpu"]
+    assert told["openvino"]["missing"] == ""
+    assert "cpu" in told["onnxruntime"]["devices"]
+
+
+def test_what_is_missing_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for entry in BACKENDS.values():
+        monkeypatch.setitem(sys.modules, entry.library, None)
+    for found in listing.present():
+        assert not found.devices
+        assert "not installed; " in found.line()
+        assert "pip install 'pgsr[" in found.missing
+
+
+def test_a_library_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(listing.importlib, "import_module", broken)
+    monkeypatch.setattr(listing, "is_installed", lambda library: True)
+    (found,) = [b for b in listing.present() if b.name == "tensorrt"]
+    assert "does not load (libnvinfer.so.10" in found.missing
+    assert "pgsr[trt]" in found.missing
+
+
+def test_a_gpu_backend_is_there_with_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "is_installed", lambda library: True)
+    monkeypatch.setattr(listing.importlib, "import_module", lambda name: object())
+    monkeypatch.setitem(BACKENDS, "only", Backend(".trt", "tensorrt", "trt", ("cuda",)))
+    monkeypatch.setattr(listing, "find_gpu", lambda: Gpu(0, "a GPU", "8.9", "1"))
+    assert listing._presence("only").devices == ("cuda",)
+    monkeypatch.setattr(listing, "_found", lambda module: False)
+    assert "cuda-python or pycuda" in listing._presence("only").missing
+
+
+# ----------------------------------------------------------------------------
+# ONNX Runtime's TensorRT provider, as far as it can be seen without a GPU.
+
+
+def test_the_tensorrt_provider_gets_one_batch_size(shipped: Bundle, own_cache: Path) -> None:
+    asked = ort.tensorrt_options(shipped.graph("chain"), Settings("cuda:2", batch=7))
+    shape = f"latents:7x{shipped.latent_size}"
+    assert [asked[f"trt_profile_{name}_shapes"] for name in ("min", "opt", "max")] == [shape] * 3
+    assert asked["device_id"] == "2"
+    assert Path(asked["trt_engine_cache_path"]).is_dir()
+    assert "trt_fp16_enable" not in asked  # it would make networks weakly typed
+    assert "trt_profile_min_shapes" not in ort.tensorrt_options(shipped.graph("upscaler"), Settings())
+
+
+def test_the_tensorrt_provider_that_is_not_there(small: Bundle) -> None:
+    import onnxruntime
+
+    if ort.TENSORRT in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has TensorRT")
+    with pytest.raises(PgsrError, match=r"no TensorRT: .*'pgsr\[gpu\]' 'tensorrt<11'"):
+        open_runner(small, "cuda", backend="onnxruntime-tensorrt")
