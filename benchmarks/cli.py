@@ -26,6 +26,11 @@ def main() -> None:
     "--large-batch", type=int, default=4, show_default=True, help="Of the upscaler and of the chain."
 )
 @click.option("--images", type=int, default=8, show_default=True, help="Of an end-to-end call.")
+@click.option("--shipped-images", type=int, default=64, show_default=True, help="Of the shipped model's.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="May be repeated [default: fp32, bf16 if it is fast]."
+)
+@click.option("--backend", "backends", multiple=True, help="May be repeated [default: all installed].")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Timed calls of everything.")
 @click.option("--resolution", type=click.IntRange(1), default=64, show_default=True, help="The generator's.")
 @click.option("--latent-size", type=click.IntRange(1), default=512, show_default=True)
@@ -39,14 +44,14 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for throughput.json, .md and .png.")
 @json_option
 def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
-    """Time generator, upscaler, both, and latents to files: vanilla and separable, eager and exported.
+    """Time every stage from latents to files: naive, vanilla, separable, the model that ships; all backends.
 
     The defaults are the papers' full widths, and take minutes on a small machine.
     """
     with packages("measuring", "bench"):
-        from .report import text, write_report
         from .systems import Widths
         from .throughput import Settings, run
+        from .throughput_report import text, write_report
     widths = Widths(**{name: options.pop(name) for name in Widths.__dataclass_fields__})
     result = run(Settings(widths=widths, **options), lambda line: click.echo(line, err=True))
     if out is not None:
@@ -117,6 +122,35 @@ def training(out: Path | None, as_json: bool, variants: tuple[str, ...], **optio
     emit(result, text(result), as_json)
 
 
+@main.command()
+@click.option("--resolutions", default="64,128,256,1024", show_default=True, callback=_numbers)
+@click.option("--timed", default="64", show_default=True, callback=_numbers, help="Timed, too; 0: none.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Images a call.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Timed calls of everything.")
+@click.option("--each/--no-each", default=True, help="Time every rewrite by itself.  [default: each]")
+@click.option("--int8/--no-int8", default=True, help="Time 8-bit graphs.  [default: int8]")
+@click.option("--latent-size", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--feature-base", type=click.IntRange(1), default=16384, show_default=True)
+@click.option("--feature-max", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for rewrites.json, .md and .png.")
+@json_option
+def rewrites(out: Path | None, timed: tuple[int, ...], as_json: bool, **options: Any) -> None:
+    """Count and time what each rewrite of pgsr-export gains, on every backend, beside eager PyTorch.
+
+    The defaults are the paper's full widths, and take minutes on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .rewrites import Settings, run
+        from .rewrites_report import text, write_report
+    settings = Settings(timed=tuple(side for side in timed if side), **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    if out is not None:
+        with packages("the report's picture", "bench"):
+            write_report(result, out)
+    emit(result, text(result), as_json)
+
+
 @main.command("sr-matrix")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Photographs, at least 64x64.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for runs and report.")
@@ -135,7 +169,8 @@ def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
     The same command goes on where it was stopped. The defaults are the paper's widths and want a GPU.
     """
     with packages("measuring", "bench"):
-        from .sr_matrix import CELLS, Settings, run
+        from .sr_cells import CELLS, Settings
+        from .sr_matrix import run
         from .sr_matrix_report import result_of, text, write_report
     names = tuple(CELLS) if cells == "all" else tuple(cells.split(","))
     settings = Settings(cells=names, **options)
@@ -220,3 +255,84 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
     if out is not None:
         write_report(report, picture, out)
     emit(report, text(report), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip.")
+@click.option("--large-data", type=click.Path(path_type=Path), help="Of the upscaled size [default: --data].")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
+@click.option("--images", type=int, default=16384, show_default=True, help="Of each set, at most.")
+@click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")
+@click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--features", type=click.Path(path_type=Path), help="Inception, .pt (TorchScript) or .onnx.")
+@click.option("--feature-side", type=int, default=299, show_default=True, help="Of its images; 0: any.")
+@click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
+@click.option(
+    "--feature-range", default="auto", show_default=True, help="bytes, 255, unit, signed or imagenet."
+)
+@click.option("--lpips", type=click.Path(path_type=Path), help="LPIPS as TorchScript.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--threads", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
+@json_option
+def quality(out: Path | None, features: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
+    with packages("measuring", "bench"):
+        from . import feature_network
+        from .quality import as_dict, run
+        from .quality_report import text, write_report
+        from .quality_sets import Settings
+    side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
+    network = None if features is None else feature_network.Settings(features, side, resize, meaning)
+    found = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
+    if out is not None:
+        with packages("the report's picture", "bench"):
+            write_report(found, out)
+    emit(as_dict(found), text(found), as_json)
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@json_option
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two quality.json score by score; scores that were made differently are refused."""
+    with packages("comparing", "bench"):
+        from .quality_report import compare as compared
+    emit(*compared(first, second), as_json)
+
+
+@main.command()
+@click.option("--images", default="1000,4096,16384", show_default=True, callback=_numbers)
+@click.option("--resolution", type=int, default=64, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda[:N]")
+@click.option("--threads", type=int, default=0, show_default=True)
+@json_option
+def swd(as_json: bool, **options: Any) -> None:
+    """Time the sliced Wasserstein distance, and its memory, by the number of images."""
+    with packages("measuring", "bench"):
+        from .swd_cost import run, text
+    result = run(**options)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Photographs [default: drawn pictures].")
+@click.option("--from-size", type=click.IntRange(0), default=0, help="Of the originals [default: their own].")
+@click.option("--to-size", type=int, default=64, show_default=True, help="What they are reduced to.")
+@click.option("--pictures", type=int, default=8, show_default=True)
+@click.option("--rounds", type=int, default=7, show_default=True, help="Timed calls of every filter.")
+@click.option("--enlarge", default="bicubic", show_default=True, help="Filter back, for PSNR; or same.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for resample.json, .md and .png.")
+@json_option
+def resample(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Time and judge the filters that reduce photographs (paper 1, Table 1)."""
+    with packages("measuring", "bench"):
+        from .resample import Settings, run
+        from .resample_report import text, write_report
+    result, originals = run(Settings(**options), lambda line: click.echo(line, err=True))
+    if out is not None:
+        write_report(result, originals, out)
+    emit(result, text(result), as_json)

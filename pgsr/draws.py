@@ -33,6 +33,8 @@ PURPOSES = {
     "film": 14,  # the latents that an interpolation video blurs, one a frame
     "centre": 15,  # latents among which truncation looks for the typical face
     "label": 16,  # of the images the generator is trained on
+    "wild": 17,  # drawn pictures in the wild
+    "evaluation": 18,  # latents and photographs that quality is measured by
 }
 
 

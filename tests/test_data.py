@@ -355,7 +355,7 @@ def test_photographs_are_the_pictures_reduced(folder: Path, own_cache: Path):
 
 def test_the_second_load_decodes_nothing(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = data.load_photographs(folder, 16).pixels.copy()
-    monkeypatch.setattr(data, "decode", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
     assert (data.load_photographs(folder, 16).pixels == first).all()
     with pytest.raises(pytest.fail.Exception):
         data.load_photographs(folder, 8)  # another size is another array

@@ -44,6 +44,8 @@ def test_purposes_keep_their_numbers():
         "film": 14,
         "centre": 15,
         "label": 16,
+        "wild": 17,
+        "evaluation": 18,
     }
 
 

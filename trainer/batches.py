@@ -137,6 +137,14 @@ class LatentBatches(Batches):
         drawn = [int(draws.uniforms(seed, "label", p, 1)[0] * self.count) for p in positions if self.kinds]
         return self.batch(latents, reals, drawn)
 
+    def evaluation(self, positions: range) -> Tensor:
+        """Latents for measuring quality, with the labels of as many photographs."""
+        rows = self.latents("evaluation", positions)
+        if self.labels is None:
+            return rows
+        shown = self.labels[data_indices(self.recipe.seed, positions, self.count)]
+        return self.told(rows, torch.from_numpy(shown).to(self.device))
+
     def preview(self, count: int) -> Tensor:
         """Fixed latents: the same that `pgsr-generate --seed` of the recipe's seed uses; labels in turn."""
         rows = self.tensor(draws.latents(self.recipe.seed, range(count), self.latent_size))

@@ -1,4 +1,4 @@
-"""Photographs: a folder or zip of pictures -> one memory-mapped uint8 array a size.
+"""Photographs: a folder, zip, tar shards or lmdb of pictures -> one memory-mapped uint8 array a size.
 
 Every picture is decoded once; the array stays in the user's cache directory under the data set's
 fingerprint, so a second run starts at once and memory holds only the pages in use.
@@ -6,17 +6,14 @@ fingerprint, so a second run starts at once and memory holds only the pages in u
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -26,16 +23,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, replacing
+from pgsr.files import cache_root, make_folder, replacing
+
+from .pictures import (
+    LABELS,
+    MAX_DAMAGED,
+    UNREADABLE,
+    Damage,
+    Pictures,
+    open_pictures,
+    reading,
+)
 
 T = TypeVar("T")
-
-# What reading a zip raises where it is damaged, encrypted or packed in a way Python does not know.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
-
-LABELS = "labels.json"  # in a prepared archive: {"names": one a label, "labels": one a picture, in order}
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -46,67 +46,15 @@ FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }  # paper 1, Table 1
 
-
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of a folder or a zip, in the order of their names."""
-
-    source: Path
-    names: tuple[str, ...]
-    fingerprint: str  # of names and contents, and of labels
-
-    def __len__(self) -> int:
-        return len(self.names)
+UNREAD = "cannot be read"  # how the reason begins where a picture is damaged
 
 
-@contextmanager
-def reading(pictures: Pictures) -> Iterator[Callable[[str], bytes]]:
-    """A function from a picture's name to its file; raises one of UNREADABLE for a damaged one."""
-    if pictures.source.is_dir():
-        yield lambda name: (pictures.source / name).read_bytes()
-        return
-    with zipfile.ZipFile(pictures.source) as archive:
-        yield archive.read  # safe from several threads
-
-
-def open_pictures(source: Path) -> Pictures:
-    """Lists a folder or zip without decoding anything.
-
-    Raises PgsrError if there is nothing there, it is neither, or it holds no pictures.
-    """
-    if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-        names = [p.relative_to(source).as_posix() for p in files]
-        identity = [
-            f"{n} {p.stat().st_size} {p.stat().st_mtime_ns}" for n, p in zip(names, files, strict=True)
-        ]
-    elif source.is_file():
-        names, identity = _zip_members(source)
-    else:
-        raise PgsrError(f"no folder or zip of pictures at {source}")
-    if not names:
-        raise PgsrError(f"{source} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    fingerprint = hashlib.sha256("\n".join(identity).encode()).hexdigest()
-    return Pictures(source, tuple(names), fingerprint)
-
-
-def _zip_members(source: Path) -> tuple[list[str], list[str]]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in SUFFIXES]
-            labels = [m for m in archive.infolist() if m.filename == LABELS]
-    except UNREADABLE as error:
-        raise PgsrError(f"{source} is not a zip archive of pictures: {error}") from error
-    members.sort(key=lambda m: m.filename)
-    identity = [f"{m.filename} {m.file_size} {m.CRC:08x}" for m in (*members, *labels)]
-    return [m.filename for m in members], identity
-
-
-def decode(data: bytes) -> Image.Image:
-    """A whole RGB picture, turned as its EXIF says. Raises OSError or ValueError if it is damaged."""
+def decode(data: bytes, turn: bool = True) -> Image.Image:
+    """A whole RGB picture, turned as its EXIF says unless `turn` is false. Raises OSError or ValueError if it
+    is damaged."""
     with Image.open(io.BytesIO(data)) as picture:
         picture.load()
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return (ImageOps.exif_transpose(picture) if turn else picture).convert("RGB")
 
 
 def square(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
@@ -119,14 +67,14 @@ def square(picture: Image.Image, size: int, resampling: Image.Resampling) -> Ima
     return picture.resize((size, size), resampling, box=box)
 
 
-def problem(data: bytes, size: int) -> tuple[Image.Image | None, str]:
+def problem(data: bytes, size: int, turn: bool = True) -> tuple[Image.Image | None, str]:
     """The decoded picture, or None and why it cannot be used at `size`."""
     try:
-        picture = decode(data)
+        picture = decode(data, turn)
     except Image.DecompressionBombError as error:
         return None, f"too large ({error})"
     except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
-        return None, f"cannot be read ({error})"
+        return None, f"{UNREAD} ({error})"
     if min(picture.size) < size:
         return None, f"too small ({picture.width}x{picture.height})"
     return picture, ""
@@ -171,9 +119,7 @@ def load_photographs(source: Path, size: int) -> Photographs:
     Raises PgsrError if fewer than two are left, or labels do not fit the pictures.
     """
     pictures = open_pictures(source)
-    own = tuple(n for n in pictures.names if n.startswith(f"{size}/"))
-    if own:
-        pictures = Pictures(pictures.source, own, pictures.fingerprint)
+    pictures = of_size(pictures, size)
     cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}.npy"
     skipped: list[str] = []
     pixels = _mapped(cached)
@@ -188,12 +134,33 @@ def load_photographs(source: Path, size: int) -> Photographs:
     return Photographs(pixels, pictures.fingerprint, tuple(skipped), labels, names)
 
 
+def of_size(pictures: Pictures, size: int) -> Pictures:
+    """The pictures of that size alone, where pgsr-data prepared it: SIZE/KEY.png in a zip, KEY.SIZE.png in
+    tar shards; else all."""
+    if pictures.kind == "shards":
+        ends = tuple(f".{size}.{suffix}" for suffix in ("png", "jpg"))
+        own = [i for i, name in enumerate(pictures.names) if name.endswith(ends)]
+    else:
+        own = [i for i, name in enumerate(pictures.names) if name.startswith(f"{size}/")]
+    if not own:
+        return pictures
+    labels = None if pictures.labels is None else tuple(pictures.labels[i] for i in own)
+    return replace(pictures, names=tuple(pictures.names[i] for i in own), labels=labels)
+
+
 def load_labels(pictures: Pictures, usable: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """The label of each picture and the labels' names; (None, ()) if the archive has none.
 
     Raises PgsrError if they are damaged, or a picture is not usable, so that it is unknown whose is whose.
     """
-    if pictures.source.is_dir():
+    if pictures.labels is not None:
+        if len(pictures.labels) != usable:
+            raise PgsrError(
+                f"{len(pictures) - usable} labelled pictures in {pictures.source} cannot be used, so it "
+                "is unknown whose labels are whose: prepare them with pgsr-data"
+            )
+        return np.array(pictures.labels, dtype=np.int64), pictures.label_names
+    if pictures.kind != "zip":
         return None, ()
     try:
         with zipfile.ZipFile(pictures.source) as archive:
@@ -205,7 +172,7 @@ def load_labels(pictures: Pictures, usable: int) -> tuple[NDArray[np.int64] | No
         labels = every[[int(Path(name).stem) for name in pictures.names]]
         if labels.shape != (usable,) or labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(f"{len(every)} labels of {len(names)} names for {usable} pictures")
-    except (*UNREADABLE, KeyError, IndexError, TypeError, OverflowError) as error:
+    except (*UNREADABLE, IndexError, TypeError, OverflowError) as error:
         raise PgsrError(f"{LABELS} of {pictures.source} does not fit ({error}): prepare it again") from error
     return labels, names
 
@@ -220,8 +187,7 @@ def _mapped(cached: Path) -> NDArray[np.uint8] | None:
 
 def cache_folder() -> Path:
     """Where decoded data sets are kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
-    base = os.environ.get("PGSR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pgsr"
-    return make_folder(Path(base).expanduser() / "data")
+    return make_folder(cache_root() / "data")
 
 
 def _decode_all(pictures: Pictures, size: int, cached: Path, skipped: list[str]) -> None:
@@ -252,23 +218,30 @@ def _npy_header(file: IO[bytes], count: int, size: int) -> None:
 
 
 def each_picture(
-    pictures: Pictures, size: int, work: Callable[[Image.Image], T]
+    pictures: Pictures, size: int, work: Callable[[Image.Image], T], max_damaged: int = MAX_DAMAGED
 ) -> Iterator[tuple[str, T | None, str]]:
-    """(name, work(picture), "") of each picture in order, or (name, None, why it cannot be used)."""
+    """(name, work(picture), "") of each picture in order, or (name, None, why it cannot be used).
+
+    Raises PgsrError if more than `max_damaged` cannot be read.
+    """
 
     def one(name: str) -> tuple[str, T | None, str]:
         try:
             data = read(name)
         except UNREADABLE as error:
-            return name, None, f"cannot be read ({error})"
+            return name, None, f"{UNREAD} ({error})"
         picture, why = problem(data, size)
         return name, None if picture is None else work(picture), why
 
+    damage = Damage(max_damaged)
     hidden = not sys.stderr.isatty()
     progress = click.progressbar(length=len(pictures), label="decoding", file=sys.stderr, hidden=hidden)
     workers = ThreadPoolExecutor(max_workers=os.cpu_count())
     with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):
             chunk = pictures.names[start : start + 256]
-            yield from pool.map(one, chunk)
+            for name, result, why in pool.map(one, chunk):
+                yield name, result, why
+                if why.startswith(UNREAD):
+                    damage.count(name)
             bar.update(len(chunk))

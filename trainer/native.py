@@ -28,6 +28,8 @@ from PIL import Image
 
 from pgsr.errors import PgsrError
 
+from .pictures import is_picture
+
 IMAGES = re.compile(r"images[-.]idx3-ubyte(\.gz)?$")
 BATCH = re.compile(r"^(data|test)_batch(_\d+)?\.bin$")
 PICKLES = re.compile(r"^(data_batch_\d+|test_batch)$")  # CIFAR-10's Python version
@@ -204,25 +206,27 @@ def _cifar_records(source: Path, name: str, data: bytes) -> NDArray[np.uint8]:
     return records
 
 
-def _open_tar(source: Path) -> Native:
-    """Members are read, never extracted, so their paths lead nowhere."""
+def _open_tar(source: Path) -> Native | None:
+    """None for a tar of pictures. Members are read, never extracted, so their paths lead nowhere."""
     try:
         with _unpacked(source) as stream:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 result = _read_tar(source, archive)
-            while stream.read(2**20):  # to the end, where gzip keeps its checksum
+            while result is not None and stream.read(2**20):  # to the end, where gzip keeps its checksum
                 pass
     except DAMAGED as error:
         raise PgsrError(f"{source} is damaged, or not a tar archive: {error}") from error
     return result
 
 
-def _read_tar(source: Path, archive: tarfile.TarFile) -> Native:
+def _read_tar(source: Path, archive: tarfile.TarFile) -> Native | None:
     members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
     _refuse_pickles(source, members)
     batches: dict[str, Read] = {
         name: partial(_tar_member, archive, m) for name, m in members.items() if BATCH.search(name)
     }
+    if not batches and any(map(is_picture, members)):
+        return None
     if not batches:
         raise PgsrError(f"{source} holds no data_batch_1.bin: it is not CIFAR-10's binary version")
     meta = members.get("batches.meta.txt")
