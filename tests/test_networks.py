@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -580,6 +582,26 @@ def test_compact_upscaler_starts_near_replication(scale: int, convolution: str):
     for p in network.tail.parameters():
         nn.init.zeros_(p)
     assert torch.equal(network(x), nearest)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_compact_upscaler_can_start_as_pillows_bicubic(scale: int):
+    """Away from borders, where Pillow weighs what is left of its kernel and we replicate pixels."""
+    network = CompactUpscaler(scale=scale, features=4, layers=1, base="bicubic")
+    for p in network.tail.parameters():
+        nn.init.zeros_(p)
+    x = torch.rand(1, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+    wanted = [
+        np.asarray(Image.fromarray(plane.numpy()).resize((10 * scale, 12 * scale), Image.Resampling.BICUBIC))
+        for plane in x[0]
+    ]
+    edge = 2 * scale
+    with torch.no_grad():
+        difference = network(x)[0].numpy() - np.stack(wanted)
+    assert np.abs(difference[:, edge:-edge, edge:-edge]).max() < 1e-6
+    flat = torch.full((1, 3, 6, 6), 0.25)
+    assert torch.equal(network(flat), torch.full((1, 3, 6 * scale, 6 * scale), 0.25))
+    assert not any("base" in name for name in network.state_dict())
 
 
 # ----------------------------------------------------------------------------

@@ -36,6 +36,12 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=8")
 @click.option("--seed", type=int, help="Short for --set seed=N.")
+@click.option(
+    "--eval-every",
+    type=click.IntRange(1),
+    metavar="IMAGES",
+    help="Measure SWD so often and keep the best checkpoint; short for --set run.evaluate_images=N.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--minutes", type=float, help="Stop cleanly after this time; --resume goes on.")
 @click.option(
@@ -54,7 +60,12 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @json_option
 @version_option
 def main(
-    settings: tuple[str, ...], seed: int | None, status: Path | None, plot: Path | None, **options: Any
+    settings: tuple[str, ...],
+    seed: int | None,
+    eval_every: int | None,
+    status: Path | None,
+    plot: Path | None,
+    **options: Any,
 ) -> None:
     """Train RECIPE (a name from --list, or a .toml file) on photographs."""
     if status is not None or plot is not None:
@@ -66,6 +77,8 @@ def main(
         from .start import Options, start
     if seed is not None:
         settings = (*settings, f"seed={seed}")
+    if eval_every is not None:
+        settings = (*settings, f"run.evaluate_images={eval_every}")
     start(Options(settings=settings, **options))
 
 

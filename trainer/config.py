@@ -145,15 +145,18 @@ class RunConfig:
     keep_checkpoints: int = 3  # beside the last of each phase
     sample_grid: int = 64  # fixed latents in a sample sheet
     stability_images: int = 0  # between two looks at how far fixed samples moved; 0: an epoch of the data
+    evaluate_images: int = 0  # between two looks at the sliced Wasserstein distance; 0: none
+    swd_images: int = 2_000  # of either set then, at most as many as there are photographs
     explosion: float = 1e6  # a loss beyond it has diverged; 0: none has. WGAN's scores reach thousands
     precision: str = "auto"  # "float32", "bfloat16", "float64"; auto: bfloat16 where the device has it
 
     def __post_init__(self) -> None:
         check_choice("run.precision", self.precision, ("auto", "float32", "bfloat16", "float64"))
-        for name in ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid"):
+        counts = ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid")
+        for name in (*counts, "swd_images"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("stability_images", "explosion"):
+        for name in ("stability_images", "evaluate_images", "explosion"):
             if not getattr(self, name) >= 0:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 0")
 

@@ -20,6 +20,7 @@ from pgsr.checkpoint import Checkpoint, files_of, load, newest, save
 from pgsr.errors import PgsrError
 from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, write_text
 
+from . import evaluate
 from . import record as records
 from .events import Events
 from .lock import held
@@ -43,6 +44,7 @@ class Run:
     rollbacks: int = 0  # to one checkpoint or another, without getting past `diverged_at`
     diverged_at: int = 0  # images shown when a loss last went wrong
     events: Events | None = None  # of the rank that writes, while it does
+    best: int | None = None  # images shown where the generator was best (pgsr.trainer.evaluate), likewise
 
     @property
     def writes(self) -> bool:
@@ -83,8 +85,8 @@ class Run:
             make_folder(self.folder / folder)
             remove_leftovers(self.folder / folder)
         remove_leftovers(self.folder)
-        self._prune()
         self._forget_later()
+        self._prune()
         self.events = Events(self.folder / "tensorboard", self.trainer.state.images_shown + 1)
 
     def _forget_later(self) -> None:
@@ -95,6 +97,11 @@ class Run:
             shown = path.stem.removesuffix("-scales")
             if shown.isdigit() and int(shown) > state.images_shown:
                 path.unlink()
+        self._find_best()
+
+    def _find_best(self) -> None:
+        line = evaluate.best(records.read(self.metrics))
+        self.best = None if line is None else line["images_shown"]
 
     # ------------------------------------------------------------------------
     # What is written now and then.
@@ -117,6 +124,8 @@ class Run:
 
     def _append(self, record: Mapping[str, Any]) -> None:
         records.append(self.metrics, record)
+        if evaluate.AVERAGE in record:
+            self._find_best()
         assert self.events is not None
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "images_shown"}
         named = {k if "/" in k else f"run/{k}": v for k, v in numbers.items()}
@@ -173,7 +182,9 @@ class Run:
         milestones = {phase.end for phase in self.trainer.schedule.phases}
         passing = [p for p in files_of(self.folder) if int(p.stem) not in milestones]
         for path in passing[: -self.trainer.recipe.run.keep_checkpoints]:
-            path.unlink(missing_ok=True)
+            if int(path.stem) != self.best:
+                path.unlink(missing_ok=True)
+        evaluate.point_at(self.folder, self.best)
 
     # ------------------------------------------------------------------------
     # Going back to a checkpoint.

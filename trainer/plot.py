@@ -16,6 +16,7 @@ CURVES = {  # keys of metrics.jsonl that begin so -> the title they are drawn un
     "loss/": "losses",
     "learning_rate/": "learning rate",
     "watch/gradient norm ": "gradient norms",
+    "swd/": "sliced Wasserstein distance × 1000 of the averaged generator (--eval-every)",
     "stability/": "mean squared change of fixed samples from epoch to epoch (paper 4, Figure 2)",
 }
 

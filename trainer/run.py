@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 from torch import Tensor
 from tqdm import tqdm
 
+from . import evaluate
 from .folder import Run
 from .parallel import named_failures
 from .schedule import Stage
@@ -74,6 +76,14 @@ class Progress:
         (began, first), (now, last) = self.recent[0], self.recent[-1]
         return round((last - first) / (now - began), 2)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self.recent = deque([(then + spent, shown) for then, shown in self.recent], maxlen=20)
+
     def moved(self) -> None:
         self.bar.update(self.trainer.state.images_shown - self.bar.n)
 
@@ -89,6 +99,7 @@ def train(run: Run, stop: StopRequest, on_nan: str = "stop") -> bool:
     last checkpoint and on with half the learning rate. Raises PgsrError if the folder cannot be written or
     another process of the run is gone.
     """
+    evaluate.check(run.trainer)
     with run.writing():
         progress = Progress(run)
         if on_nan == "rollback" and not run.trainer.state.images_shown:
@@ -134,6 +145,9 @@ def _write_what_is_due(
     if due.log:
         if due.stability and run.writes:
             values |= run.stability.measure(trainer, stage)
+        if due.evaluation:  # by every rank alike: one alone would keep the others waiting too long
+            with progress.paused():
+                values |= evaluate.measure(trainer)
         run.log(stage, {"images_per_second": progress.images_per_second(), **values})
         progress.bar.set_postfix_str(f"{stage.phase.name} alpha {stage.alpha:.2f}")
     if due.samples:

@@ -12,7 +12,7 @@ from typing import Any
 from pgsr.checkpoint import files_of, load_description
 from pgsr.errors import PgsrError
 
-from . import config, record
+from . import config, evaluate, record
 from .dryrun import duration
 from .estimate import multiply_adds
 from .lock import is_held
@@ -52,11 +52,20 @@ def status_of(run: Path) -> tuple[dict[str, Any], str]:
         "images_per_second": last.get("images_per_second"),
         "seconds_left": _seconds_left(recipe, schedule, shown, last),
         "losses": {k.removeprefix("loss/"): v for k, v in last.items() if k.startswith("loss/")},
+        "best": _best(lines),
         "rollbacks": [line for line in lines if "rollback" in line],
         "last_line_seconds_ago": _age(run / "metrics.jsonl"),
         "checkpoints": [{"file": path.name, "seconds_ago": _age(path)} for path in files],
     }
     return result, _text(result)
+
+
+def _best(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Where the generator was best, if that was measured."""
+    line = evaluate.best(lines)
+    if line is None:
+        return None
+    return {"images_shown": line["images_shown"], "swd": line[evaluate.AVERAGE], "file": evaluate.BEST}
 
 
 def _schedule(recipe: config.Recipe, files: Sequence[Path]) -> Schedule | None:
@@ -123,6 +132,9 @@ def _text(found: Mapping[str, Any]) -> str:
         left = found["seconds_left"]
         about = f"; about {duration(left)} left" if left and found["state"] != "finished" else ""
         rows.append(("speed", f"{found['images_per_second']:g} images a second{about}"))
+    if found["best"]:
+        best = found["best"]
+        rows.append(("best", f"SWD {best['swd']:.2f} at {best['images_shown']:,} images: {best['file']}"))
     rows += [("rollback", f"{r['rollback']}, to {r['images_shown']:,} images") for r in found["rollbacks"]]
     rows += [("checkpoint", c["file"] + _ago(",", c["seconds_ago"])) for c in found["checkpoints"][-5:]]
     if not found["checkpoints"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pgsr.errors import PgsrError
 
 from .loop import Trainer, single_form
+from .metrics.swd import COARSEST
 from .schedule import Stage
 
 STABILITY_SAMPLES = 36  # paper 4, Figure 2
@@ -30,6 +31,7 @@ class Due:
     samples: bool = False
     checkpoint: bool = False
     stability: bool = False
+    evaluation: bool = False
 
 
 def due_after(trainer: Trainer, stage: Stage) -> Due:
@@ -42,11 +44,15 @@ def due_after(trainer: Trainer, stage: Stage) -> Due:
         return after // every > stage.images_shown // every
 
     stability = not trainer.batches.paired and crossed(run.stability_images or trainer.batches.count)
+    evaluation = bool(
+        run.evaluate_images and stage.resolution >= COARSEST and (crossed(run.evaluate_images) or ended)
+    )
     return Due(
-        log=crossed(run.log_images) or ended or stability,
+        log=crossed(run.log_images) or ended or stability or evaluation,
         samples=crossed(run.sample_images) or ended,
-        checkpoint=crossed(run.checkpoint_images) or ended,
+        checkpoint=crossed(run.checkpoint_images) or ended or evaluation,  # the best is to be kept
         stability=stability,
+        evaluation=evaluation,
     )
 
 

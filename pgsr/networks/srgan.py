@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,10 +95,58 @@ class SRResNet(nn.Module):
         return self.tail(self.upsampling(trunk))
 
 
-class CompactUpscaler(nn.Module):
-    """Everything at the low resolution, one PixelShuffle last, on top of replicated pixels.
+class BicubicPhases(nn.Module):
+    """Bicubic enlargement (Keys 1981, a = -0.5; borders replicated) before its PixelShuffle.
 
-    The layers only learn what replication misses, so the network starts as a nearest upscaler.
+    [N, 3, H, W] -> [N, 3 s s, H, W]: a 5 x 5 convolution for each place of the s x s output pixels.
+    """
+
+    weight: Tensor
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        taps = torch.tensor([[cubic(t - offset(i, scale)) for t in range(-2, 3)] for i in range(scale)])
+        planes = torch.einsum("ik,jl->ijkl", taps, taps).reshape(scale**2, 5, 5)
+        weight = torch.zeros(3, scale**2, 3, 5, 5)
+        for colour in range(3):
+            weight[colour, :, colour] = planes
+        self.register_buffer("weight", weight.flatten(0, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), self.weight)
+
+
+def offset(i: int, scale: int) -> float:
+    """Where the centre of output pixel i of an input pixel lies, in input pixels from that one's centre."""
+    return (i + 0.5) / scale - 0.5
+
+
+def cubic(t: float) -> float:
+    """The cubic convolution kernel of Keys (1981), a = -0.5, as photograph software has it."""
+    t = abs(t)
+    if t <= 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
+
+
+class NearestPhases(nn.Module):
+    """Replication before its PixelShuffle: [N, 3, H, W] -> [N, 3 s s, H, W]."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.copies = scale**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.copies, dim=1)
+
+
+BASES: dict[str, type[nn.Module]] = {"nearest": NearestPhases, "bicubic": BicubicPhases}
+
+
+class CompactUpscaler(nn.Module):
+    """Everything at the low resolution, one PixelShuffle last, on top of a plain enlargement.
+
+    The layers only learn what the enlargement misses, and the network starts as that enlargement.
     """
 
     def __init__(
@@ -106,10 +155,13 @@ class CompactUpscaler(nn.Module):
         features: int = 32,
         layers: int = 8,  # 3 x 3 layers between the first and the last
         convolution: str = "vanilla",
+        base: str = "nearest",  # or "bicubic", which leaves no grid of input pixels to be learnt away
     ) -> None:
         super().__init__()
         doublings(scale)
+        check_choice("base", base, BASES)
         self.scale = scale
+        self.base = BASES[base](scale)
         widths = [3] + [features] * (layers + 1)
         steps: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
@@ -120,8 +172,7 @@ class CompactUpscaler(nn.Module):
             nn.init.zeros_(parameter) if parameter.dim() == 1 else parameter.data.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        detail = F.pixel_shuffle(self.tail(self.body(x)), self.scale)
-        return detail + F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+        return F.pixel_shuffle(self.base(x) + self.tail(self.body(x)), self.scale)
 
 
 class SRGANDiscriminator(nn.Module):
