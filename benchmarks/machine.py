@@ -16,7 +16,10 @@ from pgsr import __version__
 from pgsr.errors import PgsrError
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
-PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "numpy", "pillow"),
+    *("fpng", "isal", "simplejpeg"),
+)
 
 # In a process of its own: the numbers of threads of numpy's libraries are settled when they are loaded.
 PEAK_PROGRAM = """
@@ -29,6 +32,19 @@ seconds = []
 for _ in range(rounds + 1):
     began = time.perf_counter()
     np.matmul(a, b, out=out)
+    seconds.append(time.perf_counter() - began)
+print(statistics.median(seconds[1:]))
+"""
+HALF_PEAK_PROGRAM = """
+import statistics, sys, time
+import torch
+size, rounds, threads = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+a, b = torch.randn(2, size, size).bfloat16()
+seconds = []
+for _ in range(rounds + 1):
+    began = time.perf_counter()
+    a @ b
     seconds.append(time.perf_counter() - began)
 print(statistics.median(seconds[1:]))
 """
@@ -83,8 +99,17 @@ def usable_cores() -> int:
 
 def peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
     """GFLOP/s of a float32 matrix product of size x size in numpy, the median of `rounds`."""
+    return _peak([PEAK_PROGRAM, str(size), str(rounds)], threads, size)
+
+
+def half_peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
+    """Likewise of a bfloat16 product in PyTorch."""
+    return _peak([HALF_PEAK_PROGRAM, str(size), str(rounds), str(threads)], threads, size)
+
+
+def _peak(program: list[str], threads: int, size: int) -> float:
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    command = [sys.executable, "-c", PEAK_PROGRAM, str(size), str(rounds)]
+    command = [sys.executable, "-c", *program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise PgsrError(f"the matrix product could not be timed: {done.stderr.strip()[-200:]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,9 @@ class System:
             return plain.to_pixels(self.upscaler(self.generator(x)))
 
 
-def new_system(widths: Widths, convolution: str, folder: Path) -> System:
+def new_system(
+    widths: Widths, convolution: str, folder: Path, precisions: Sequence[str] = ("fp32",)
+) -> System:
     """Networks with random weights, exported into `folder` by the functions that pgsr-export uses."""
     generator = build(GENERATORS, widths.generator(convolution), seed=0).eval().requires_grad_(False)
     upscaler = build(GENERATORS, widths.upscaler(convolution), seed=1).eval().requires_grad_(False)
@@ -89,7 +91,7 @@ def new_system(widths: Widths, convolution: str, folder: Path) -> System:
         }
     )
     counts = {p.name: multiply_adds(Chain(list(p.networks), "fp32", False), example(widths, p)) for p in todo}
-    exported = _export(widths, todo, make_folder(folder))
+    exported = _export(widths, todo, make_folder(folder), precisions)
     if convolution == "vanilla":
         generator, upscaler = plain_networks(widths, generator, upscaler)
     else:
@@ -110,7 +112,7 @@ def inputs(widths: Widths, stage: str, count: int) -> Tensor:
     return torch.from_numpy(noise).view(count, 3, widths.resolution, widths.resolution).clamp(-1, 1)
 
 
-def _export(widths: Widths, todo: list[Plan], folder: Path) -> Bundle:
+def _export(widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence[str]) -> Bundle:
     bundle.write(
         Bundle(
             folder=folder,
@@ -119,15 +121,15 @@ def _export(widths: Widths, todo: list[Plan], folder: Path) -> Bundle:
             latent_size=widths.latent_size,
             resolution=widths.resolution,
             scale=widths.scale,
-            graphs=tuple(_write_graph(widths, plan, folder) for plan in todo),
+            graphs=tuple(_write_graph(widths, plan, p, folder) for p in precisions for plan in todo),
             licence="random weights",
         )
     )
     return bundle.read(folder)
 
 
-def _write_graph(widths: Widths, plan: Plan, folder: Path) -> Graph:
-    converted = convert(plan, "fp32", example(widths, plan, 2))
+def _write_graph(widths: Widths, plan: Plan, precision: str, folder: Path) -> Graph:
+    converted = convert(plan, precision, example(widths, plan, 2))
     write_bytes(folder / converted.graph.file, converted.model, durable=False)
     return converted.graph
 

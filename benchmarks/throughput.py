@@ -1,14 +1,15 @@
-"""Images a second of each stage, vanilla and separable, eager PyTorch beside the exported graphs.
+"""Images a second of every stage: the naive chain, ours of the same widths, and the model that ships.
 
-One run times everything, side by side, on the CPU: see pgsr.benchmarks.timing. A stage's four contenders
-take turns, so their ratios hold although the machine's speed wanders.
+One run times everything, side by side, on the CPU: see pgsr.benchmarks.timing. The contenders of a stage take
+turns, so that their ratios hold although the machine's speed wanders. Every backend that is installed is one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,40 +18,53 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from pgsr import bundle, draws
 from pgsr.bundle import Bundle
-from pgsr.errors import PgsrError
-from pgsr.files import make_folder
+from pgsr.errors import PgsrError, check_choice
+from pgsr.files import make_folder, write_bytes
 from pgsr.runtime import Synthesizer
+from pgsr.runtime.backends import Settings as RunnerSettings
 from pgsr.runtime.backends import open_runner
+from pgsr.runtime.backends.choice import candidates
+from pgsr.runtime.encoders import ENCODERS, installed, open_encoder
 from pgsr.runtime.generate import Job, generate
+from pgsr.runtime.writers import FORMATS
 
 from . import plain
-from .machine import Machine, describe, usable_cores
-from .systems import CONVOLUTIONS, STAGES, System, Widths, inputs, new_system, predicted
+from .machine import Machine, describe, half_peak_gflops, usable_cores
+from .systems import CONVOLUTIONS, System, Widths, inputs, new_system, predicted
 from .timing import Contender, Timing, measure
 
 Report = Callable[[str], None]  # is told what is going on
 
-END_TO_END = "end to end"
-EAGER, GRAPH = "eager", "onnxruntime"  # the latter is the runtime's backend, too
+GENERATOR, UPSCALER, NETWORK, END_TO_END = "generator", "upscaler", "network", "end to end"
+ENCODE, WRITE = "encode", "write"
+GRAPHS = {GENERATOR: "generator", UPSCALER: "upscaler", NETWORK: "chain", END_TO_END: "chain"}
 
-# Largest differences allowed between a system's two halves, which must do the same work.
+PRECISIONS = ("fp32", "fp16", "bf16")  # int8 wants trained networks
+NAIVE, EAGER = "naive", "eager"  # ways; the others are a backend and a precision
+
+# Largest differences allowed between a float32 graph and its network, which must do the same work.
 RELATIVE_LIMIT = 1e-3  # of images, against their largest value
 STEPS_LIMIT = 1  # of pixels
 
+ENCODED = 16  # pictures of an encoding or writing call
+
 NOTES = (
-    "Weights are random: the networks' speed does not depend on them. PNG files of what they draw take "
-    "another time to encode than faces do.",
-    "Eager vanilla is benchmarks/plain.py, a pipeline as one would first write it; eager separable is the "
-    "training network. Both are PyTorch in float32, NCHW, without gradients.",
-    "End to end is latents to PNG files in a folder: eager writes Pillow's default PNG after each batch; the "
-    "graph is pgsr-generate's own path, which encodes on threads while the next batch is computed.",
+    "Weights of vanilla and separable are random: the networks' speed does not depend on them. PNG files of "
+    "what they draw take another time to encode than faces do.",
+    "Naive is benchmarks/plain.py, a pipeline as one would first write it: eager PyTorch in float32, NCHW, "
+    "one step after the other, Pillow's default PNG. Eager separable is the training network in its place.",
+    "Network is latents to pixels in memory; end to end is latents to PNG files in a folder, pgsr-generate's "
+    "own path. Both are timed in the same rounds, on the same images; their ratio is the last column.",
     "Ratios are medians of the rounds' ratios, not ratios of medians.",
-    "GFLOP/s count two operations a multiply-add; the peak is numpy's float32 matrix product of 2048 x 2048 "
-    "on as many threads.",
+    "Multiply-adds are those of the network as written; GFLOP/s and shares of the peak count what is really "
+    "computed, after the rewrites, two operations a multiply-add. The peak is a "
+    "matrix product of 2048 x 2048 on as many threads: numpy's in float32, PyTorch's in bfloat16.",
+    f"Encode and write are of {ENCODED} pictures on one thread.",
 )
 
 
@@ -61,26 +75,29 @@ class Settings:
     widths: Widths = field(default_factory=Widths)
     batch: int = 8  # images a call of the generator
     large_batch: int = 4  # of the upscaler and of the chain
-    images: int = 8  # an end-to-end call
+    images: int = 8  # of an end-to-end call
+    shipped_images: int = 64  # of the model that ships
     rounds: int = 5
     model: Path | None = None  # a bundle to measure as well; None: the shipped one
     threads: int = 0  # of arithmetic; 0: one a usable core
+    precisions: tuple[str, ...] = ()  # none: fp32, and bf16 where the processor has it
+    backends: tuple[str, ...] = ()  # none: every one that is installed
 
     def __post_init__(self) -> None:
         for name in ("batch", "large_batch"):  # the runtime fills smaller batches up
             if getattr(self, name) < 2:
                 option = name.replace("_", "-")
                 raise PgsrError(f"--{option} is {getattr(self, name)}, but must be at least 2")
-        for name in ("images", "rounds"):
+        for name in ("images", "shipped_images", "rounds"):
             if getattr(self, name) < 1:
-                raise PgsrError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+                option = name.replace("_", "-")
+                raise PgsrError(f"--{option} is {getattr(self, name)}, but must be at least 1")
+        for precision in self.precisions:
+            check_choice("--precision", precision, PRECISIONS)
         if self.threads < 0:
             raise PgsrError(f"--threads is {self.threads}, but must be at least 0")
         if not self.threads:
             object.__setattr__(self, "threads", usable_cores())
-
-    def batch_of(self, stage: str) -> int:
-        return self.batch if stage == "generator" else self.large_batch
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -96,22 +113,22 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     report("timing the peak")
     machine = describe(settings.threads)
     with tempfile.TemporaryDirectory(prefix="pgsr-bench-") as name, torch_threads(settings.threads):
-        scratch = Path(name)
-        systems = []
-        for convolution in CONVOLUTIONS:
-            report(f"exporting the {convolution} networks")
-            systems.append(new_system(settings.widths, convolution, scratch / convolution))
-        rows = [row for stage in STAGES for row in _stage_rows(settings, systems, stage, machine, report)]
-        rows += _end_to_end_rows(settings, systems, scratch, machine, report)
-        rows += _shipped_rows(settings, scratch, machine, report)
+        bench = Bench(settings, machine, Path(name), report)
+        systems = [bench.system(convolution) for convolution in CONVOLUTIONS]
+        rows = [row for stage in (GENERATOR, UPSCALER) for row in bench.stage(systems, stage)]
+        rows += bench.chains(systems)
+        rows += bench.shipped_stages()
+        rows += bench.files()
+        peaks = bench.peaks
     return {
         "benchmark": "throughput",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.as_dict(),
+        "peaks": peaks,
         "settings": settings.as_dict(),
         "rows": rows,
         "equation_3": _equation_3(settings.widths, systems),
-        "notes": [*NOTES, *_shipped_note(settings)],
+        "notes": [*NOTES, *bench.notes],
     }
 
 
@@ -126,31 +143,284 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# ----------------------------------------------------------------------------
-# The stages: the same inputs through both halves of both systems.
+@dataclass(frozen=True)
+class Way:
+    """How an exported graph is run."""
+
+    backend: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
 
 
-def _stage_rows(
-    settings: Settings, systems: list[System], stage: str, machine: Machine, report: Report
-) -> list[dict[str, Any]]:
-    batch = settings.batch_of(stage)
-    x = inputs(settings.widths, stage, batch)
-    contenders: list[Contender] = []
-    differences: dict[str, float] = {}
-    with contextlib.ExitStack() as stack:
-        for system in systems:
-            runner = stack.enter_context(
-                open_runner(system.bundle, "cpu", "fp32", GRAPH, stage, settings.threads, batch)
+@dataclass(frozen=True)
+class Entry:
+    """A contender and what its row says."""
+
+    system: str  # vanilla, separable or the model's name
+    way: str
+    stage: str
+    images: int  # a call
+    call: Callable[[], object]
+    multiply_adds: int = 0  # of an image, by the network as written
+    graph_adds: int = 0  # after the rewrites, where that is what runs
+
+    @property
+    def key(self) -> str:
+        return f"{self.system}, {self.way}, {self.stage}"
+
+
+class Bench:
+    """A measurement under way."""
+
+    def __init__(self, settings: Settings, machine: Machine, scratch: Path, report: Report) -> None:
+        self.settings, self.machine, self.scratch, self.report = settings, machine, scratch, report
+        self.notes: list[str] = []
+        has_half = any("bf16" in name for name in machine.instruction_sets)
+        self.precisions = settings.precisions or (("fp32", "bf16") if has_half else ("fp32",))
+        self.peaks = {"fp32": machine.peak_gflops}
+        if "bf16" in self.precisions:
+            self.peaks["bf16"] = half_peak_gflops(settings.threads)
+        known = settings.backends or candidates(RunnerSettings("cpu"))
+        self.ways = [Way(backend, precision) for backend in known for precision in self.precisions]
+        self._folders = 0
+
+    def system(self, convolution: str) -> System:
+        self.report(f"exporting the {convolution} networks")
+        folder = self.scratch / convolution
+        return new_system(self.settings.widths, convolution, folder, self.precisions)
+
+    # ------------------------------------------------------------------------
+    # Generator and upscaler: the same inputs through both systems' networks, eager and on every backend.
+
+    def stage(self, systems: Sequence[System], stage: str) -> list[dict[str, Any]]:
+        batch = self.settings.batch if stage == GENERATOR else self.settings.large_batch
+        x = inputs(self.settings.widths, GRAPHS[stage], batch)
+        entries: list[Entry] = []
+        with contextlib.ExitStack() as opened:
+            for system in systems:
+                adds = system.multiply_adds[stage]
+                eager = _bound(system.eager, stage, x)
+                entries.append(Entry(system.convolution, _eager_way(system), stage, batch, eager, adds))
+                expected = eager()
+                for way in self.ways:
+                    call = self._runner_call(opened, system.bundle, way, stage, batch, x.numpy())
+                    if call is None:
+                        continue
+                    if way.precision == "fp32":
+                        checked_difference(stage, system, expected, call())
+                    graph = system.bundle.graph(GRAPHS[stage], way.precision)
+                    done = graph.multiply_adds
+                    entries.append(Entry(system.convolution, way.name, stage, batch, call, adds, done))
+            return self._measured(entries, stage)
+
+    def _runner_call(
+        self,
+        opened: contextlib.ExitStack,
+        model: Bundle,
+        way: Way,
+        stage: str,
+        batch: int,
+        values: NDArray[np.float32],
+    ) -> Callable[[], Any] | None:
+        """A call of the graph, or None, noted, where the backend cannot run it."""
+        try:
+            runner = opened.enter_context(
+                open_runner(
+                    model, "cpu", way.precision, way.backend, GRAPHS[stage], self.settings.threads, batch
+                )
             )
-            eager, graph = _bound(system.eager, stage, x), _bound(runner.run, x.numpy())
-            differences[system.convolution] = checked_difference(stage, system, eager(), graph())
-            contenders += [
-                Contender(f"{system.convolution} {EAGER}", batch, eager),
-                Contender(f"{system.convolution} {GRAPH}", batch, graph),
-            ]
-        timings = measure(contenders, settings.rounds, report=_rounds(report, stage, settings.rounds))
-    rows = [_row(stage, system, timings, machine) for system in systems]
-    return [{**row, "largest_difference": differences[row["convolution"]]} for row in rows]
+            runner.run(values)
+        except PgsrError as error:
+            self._note(way, error)
+            return None
+        return _bound(runner.run, values)
+
+    def _note(self, way: Way, error: PgsrError) -> None:
+        note = f"{way.name} is not measured: {error}"
+        if note not in self.notes:
+            self.notes.append(note)
+            self.report(note)
+
+    # ------------------------------------------------------------------------
+    # Latents to pixels, and latents to files.
+
+    def chains(self, systems: Sequence[System]) -> list[dict[str, Any]]:
+        """Of both systems, naive or eager and on every backend, and of the model that ships."""
+        with contextlib.ExitStack() as opened:
+            entries = [entry for system in systems for entry in self._chain(opened, system)]
+            entries += self._shipped_chain(opened)
+            return self._measured(entries, END_TO_END)
+
+    def _chain(self, opened: contextlib.ExitStack, system: System) -> list[Entry]:
+        images, batch = self.settings.images, self.settings.large_batch
+        latents = inputs(self.settings.widths, "chain", images)
+        adds, name, eager = system.multiply_adds["chain"], system.convolution, _eager_way(system)
+        part = latents[:batch]  # eager is slow, and does one batch after the other anyway
+        entries = [
+            Entry(name, eager, NETWORK, len(part), _bound(system.eager, "chain", part), adds),
+            Entry(name, eager, END_TO_END, len(part), self._plain_files(system, part), adds),
+        ]
+        expected = system.eager("chain", part)
+        for way in self.ways:
+            synthesizer = self._opened(opened, system.bundle, way, batch)
+            if synthesizer is not None:
+                if way.precision == "fp32":
+                    checked_difference("chain", system, expected, synthesizer.render(part.numpy()))
+                entries += self._both(synthesizer, name, way, images, adds)
+        return entries
+
+    @property
+    def model(self) -> Bundle | None:
+        """The one named, or that which comes with the package, if any does."""
+        folder = self.settings.model or bundle.shipped()
+        if self.settings.model is None and not (folder / bundle.MANIFEST).is_file():
+            return None
+        return bundle.read(folder)
+
+    def _shipped_chain(self, opened: contextlib.ExitStack) -> list[Entry]:
+        if self.model is None:
+            self.notes.append(
+                "No model comes with this copy of the package, so none was measured: name one with --model."
+            )
+            return []
+        entries: list[Entry] = []
+        for way in self.ways:
+            synthesizer = self._opened(opened, self.model, way, 0)
+            if synthesizer is not None:
+                adds, count = synthesizer.graph.multiply_adds, self.settings.shipped_images
+                entries += self._both(synthesizer, self.model.name, way, count, adds)
+        return entries
+
+    def shipped_stages(self) -> list[dict[str, Any]]:
+        """The generator and the upscaler of the model that ships, on every backend."""
+        model = self.model
+        held = {(g.name, g.precision): g.multiply_adds for g in model.graphs} if model else {}
+        entries, batch = [], self.settings.batch
+        with contextlib.ExitStack() as opened:
+            for stage in (GENERATOR, UPSCALER):
+                for way in self.ways:
+                    if model is None or (stage, way.precision) not in held:
+                        continue
+                    call = self._runner_call(opened, model, way, stage, batch, _example(model, stage, batch))
+                    if call is not None:
+                        adds = held[stage, way.precision]
+                        entries.append(Entry(model.name, way.name, stage, batch, call, adds))
+            return self._measured(entries, "the model's stages") if entries else []
+
+    def _opened(
+        self, opened: contextlib.ExitStack, model: Bundle, way: Way, batch: int
+    ) -> Synthesizer | None:
+        """None, noted, where the backend cannot run the chain. A batch of 0 is found by measuring."""
+        try:
+            synthesizer = Synthesizer(
+                model.folder, "cpu", way.precision, way.backend, batch, self.settings.threads
+            )
+            synthesizer.tune()
+        except PgsrError as error:
+            self._note(way, error)
+            return None
+        return opened.enter_context(synthesizer)
+
+    def _both(self, synthesizer: Synthesizer, system: str, way: Way, images: int, adds: int) -> list[Entry]:
+        done = synthesizer.graph.multiply_adds
+        return [
+            Entry(system, way.name, NETWORK, images, _pixels(synthesizer, images), adds, done),
+            Entry(system, way.name, END_TO_END, images, self._files(synthesizer, images), adds, done),
+        ]
+
+    def _plain_files(self, system: System, latents: Tensor) -> Callable[[], int]:
+        batch = self.settings.large_batch
+        return lambda: plain.write_images(system.generator, system.upscaler, latents, batch, self._folder())
+
+    def _files(self, synthesizer: Synthesizer, images: int) -> Callable[[], int]:
+        threads = self.settings.threads
+        return lambda: generate(synthesizer, Job(self._folder(), images, threads=threads)).made
+
+    def _folder(self) -> Path:
+        """A new one for every call, so that nothing in it is there already."""
+        self._folders += 1
+        return make_folder(self.scratch / "files" / str(self._folders))
+
+    # ------------------------------------------------------------------------
+    # Encoders and files.
+
+    def files(self) -> list[dict[str, Any]]:
+        """Pictures to bytes by every encoder that is installed, and bytes to files."""
+        pictures = self._pictures()
+        entries = [Entry("Pillow's defaults", "png", ENCODE, len(pictures), _encoded(pictures, _naive_png))]
+        for name in ENCODERS:
+            for encoder in installed(name):
+                quality = FORMATS[name].quality
+                call = _encoded(pictures, _encoding(open_encoder(name, encoder).encode, quality))
+                entries.append(Entry(encoder, name, ENCODE, len(pictures), call))
+        data = open_encoder("png").encode(pictures[0], None, {})
+        entries.append(
+            Entry(f"{len(data) / 1e3:.0f} kB", "whole or not", WRITE, ENCODED, self._written(data))
+        )
+        return self._measured(entries, ENCODE)
+
+    def _pictures(self) -> list[NDArray[np.uint8]]:
+        """Faces of the model, or noise without one."""
+        if self.model is None:
+            return list(np.random.default_rng(0).integers(0, 256, (ENCODED, 256, 256, 3), dtype=np.uint8))
+        way = self.ways[0]
+        folder, threads = self.model.folder, self.settings.threads
+        with Synthesizer(folder, "cpu", "fp32", way.backend, 4, threads) as synthesizer:
+            return list(synthesizer.images(count=ENCODED))
+
+    def _written(self, data: bytes) -> Callable[[], None]:
+        def call() -> None:
+            folder = self._folder()
+            for i in range(ENCODED):
+                write_bytes(folder / f"{i}.png", data, durable=False)
+
+        return call
+
+    # ------------------------------------------------------------------------
+    # Timings -> rows.
+
+    def _measured(self, entries: Sequence[Entry], what: str) -> list[dict[str, Any]]:
+        rounds = self.settings.rounds
+        contenders = [Contender(entry.key, entry.images, entry.call) for entry in entries]
+        timings = measure(
+            contenders, rounds, report=lambda done: self.report(f"{what}: round {done} of {rounds}")
+        )
+        return [self._row(entry, entries, timings) for entry in entries]
+
+    def _row(self, entry: Entry, entries: Sequence[Entry], timings: Mapping[str, Timing]) -> dict[str, Any]:
+        timing = timings[entry.key]
+
+        def ratio(other: Entry | None) -> float | None:
+            return None if other is None else timing.ratio_to(timings[other.key])
+
+        naive = _find(entries, way=NAIVE, stage=entry.stage)
+        network = _find(entries, system=entry.system, way=entry.way, stage=NETWORK)
+        return {
+            "stage": entry.stage,
+            "system": entry.system,
+            "way": entry.way,
+            "multiply_adds": entry.multiply_adds,
+            "graph_multiply_adds": entry.graph_adds or entry.multiply_adds,
+            **self._speed(timing, entry),
+            "ratio_to_naive": ratio(naive),
+            "share_of_network": ratio(network) if entry.stage == END_TO_END else None,
+        }
+
+    def _speed(self, timing: Timing, entry: Entry) -> dict[str, Any]:
+        """A timing with the arithmetic it stands for."""
+        gflops = 2e-9 * (entry.graph_adds or entry.multiply_adds) * timing.images_per_second
+        peak = self.peaks.get(entry.way.rpartition(" ")[2], self.peaks["fp32"])
+        share = gflops / peak if entry.multiply_adds else None
+        return {**timing.as_dict(), "gflops": gflops, "share_of_peak": share}
+
+
+def _find(entries: Sequence[Entry], **wanted: str) -> Entry | None:
+    """The first entry with these values."""
+    found = (e for e in entries if all(getattr(e, name) == value for name, value in wanted.items()))
+    return next(found, None)
 
 
 def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -158,12 +428,48 @@ def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
 
 
-def _rounds(report: Report, stage: str, rounds: int) -> Callable[[int], None]:
-    return lambda done: report(f"{stage}: round {done} of {rounds}")
+def _eager_way(system: System) -> str:
+    return NAIVE if system.convolution == "vanilla" else EAGER
+
+
+def _pixels(synthesizer: Synthesizer, images: int) -> Callable[[], None]:
+    def call() -> None:
+        for _ in synthesizer.batches(0, range(images)):
+            pass
+
+    return call
+
+
+def _example(model: Bundle, stage: str, batch: int) -> NDArray[np.float32]:
+    """Latents [N, L], or images [N, 3, R, R] for the upscaler."""
+    if stage == GENERATOR:
+        return draws.latents(0, range(batch), model.latent_size)
+    side = model.resolution
+    return np.clip(draws.latents(0, range(batch), 3 * side**2), -1, 1).reshape(batch, 3, side, side)
+
+
+def _encoded(
+    pictures: list[NDArray[np.uint8]], encode: Callable[[NDArray[np.uint8]], bytes]
+) -> Callable[[], None]:
+    def call() -> None:
+        for picture in pictures:
+            encode(picture)
+
+    return call
+
+
+def _encoding(encode: Callable[..., bytes], quality: int | None) -> Callable[[NDArray[np.uint8]], bytes]:
+    return lambda picture: encode(picture, quality, {"seed": 0, "index": 0})
+
+
+def _naive_png(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def checked_difference(stage: str, system: System, eager: NDArray[Any], graph: NDArray[Any]) -> float:
-    """The largest difference between the halves. Raises PgsrError if they do not compute the same."""
+    """The largest difference between network and graph. Raises PgsrError if they do not compute the same."""
     a, b = eager.astype(np.float64), graph.astype(np.float64)
     difference = float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
     limit = STEPS_LIMIT if eager.dtype == np.uint8 else RELATIVE_LIMIT * max(1.0, float(np.abs(a).max()))
@@ -173,133 +479,6 @@ def checked_difference(stage: str, system: System, eager: NDArray[Any], graph: N
             f"{limit:.2g}: nothing was measured"
         )
     return difference
-
-
-# ----------------------------------------------------------------------------
-# End to end: latents to files.
-
-
-class Folders:
-    """A new folder for every call, so that nothing in it is there already."""
-
-    def __init__(self, scratch: Path) -> None:
-        self._scratch, self._count = scratch, 0
-
-    def new(self) -> Path:
-        self._count += 1
-        return make_folder(self._scratch / "files" / str(self._count))
-
-
-def _end_to_end_rows(
-    settings: Settings, systems: list[System], scratch: Path, machine: Machine, report: Report
-) -> list[dict[str, Any]]:
-    folders = Folders(scratch)
-    latents = inputs(settings.widths, "chain", settings.images)
-    contenders: list[Contender] = []
-    with contextlib.ExitStack() as stack:
-        for system in systems:
-            synthesizer = stack.enter_context(_opened(settings, system.bundle))
-            eager = _plain_files(folders, system, latents, settings.large_batch)
-            graph = _files(folders, synthesizer, settings)
-            contenders += [
-                Contender(f"{system.convolution} {EAGER}", settings.images, eager),
-                Contender(f"{system.convolution} {GRAPH}", settings.images, graph),
-            ]
-        timings = measure(contenders, settings.rounds, report=_rounds(report, END_TO_END, settings.rounds))
-    return [_row(END_TO_END, system, timings, machine) for system in systems]
-
-
-def _plain_files(folders: Folders, system: System, latents: Tensor, batch: int) -> Callable[[], int]:
-    return lambda: plain.write_images(system.generator, system.upscaler, latents, batch, folders.new())
-
-
-def _files(folders: Folders, synthesizer: Synthesizer, settings: Settings) -> Callable[[], int]:
-    def call() -> int:
-        job = Job(folders.new(), settings.images, threads=settings.threads)
-        return generate(synthesizer, job).made
-
-    return call
-
-
-def _opened(settings: Settings, model: Bundle) -> Synthesizer:
-    return Synthesizer(model.folder, "cpu", "fp32", GRAPH, settings.large_batch, settings.threads)
-
-
-# ----------------------------------------------------------------------------
-# The model that comes with the package, or the one named: its graphs alone.
-
-
-def _shipped_folder(settings: Settings) -> Path | None:
-    if settings.model is not None:
-        return settings.model
-    folder = bundle.shipped()
-    return folder if (folder / bundle.MANIFEST).is_file() else None
-
-
-def _shipped_note(settings: Settings) -> list[str]:
-    if _shipped_folder(settings) is None:
-        return ["No model comes with this copy of the package, so none was measured: name one with --model."]
-    return []
-
-
-def _shipped_rows(
-    settings: Settings, scratch: Path, machine: Machine, report: Report
-) -> list[dict[str, Any]]:
-    folder = _shipped_folder(settings)
-    if folder is None:
-        report("no shipped model: skipped")
-        return []
-    model = bundle.read(folder)
-    chain, batch = model.graph("chain"), settings.large_batch
-    latents = draws.latents(0, range(batch), model.latent_size)
-    with (
-        open_runner(model, "cpu", "fp32", GRAPH, "chain", settings.threads, batch) as runner,
-        _opened(settings, model) as synthesizer,
-    ):
-        contenders = [
-            Contender("chain", batch, lambda: runner.run(latents)),
-            Contender(END_TO_END, settings.images, _files(Folders(scratch / "model"), synthesizer, settings)),
-        ]
-        timings = measure(contenders, settings.rounds, report=_rounds(report, model.name, settings.rounds))
-    return [
-        {
-            "stage": f"{model.name} {stage}",
-            "convolution": "as trained",
-            "multiply_adds": chain.multiply_adds,
-            "graph_multiply_adds": chain.multiply_adds,
-            EAGER: None,
-            GRAPH: speed(timings[stage], chain.multiply_adds, machine),
-            "ratio": None,
-            "ratio_to_plain": None,
-        }
-        for stage in ("chain", END_TO_END)
-    ]
-
-
-# ----------------------------------------------------------------------------
-# Timings -> rows.
-
-
-def speed(timing: Timing, multiply_adds: int, machine: Machine) -> dict[str, Any]:
-    """A timing with the arithmetic it stands for."""
-    gflops = 2e-9 * multiply_adds * timing.images_per_second
-    return {**timing.as_dict(), "gflops": gflops, "share_of_peak": gflops / machine.peak_gflops}
-
-
-def _row(stage: str, system: System, timings: Mapping[str, Timing], machine: Machine) -> dict[str, Any]:
-    counted = "chain" if stage == END_TO_END else stage
-    adds, graph_adds = system.multiply_adds[counted], system.bundle.graph(counted).multiply_adds
-    eager, graph = (timings[f"{system.convolution} {way}"] for way in (EAGER, GRAPH))
-    return {
-        "stage": stage,
-        "convolution": system.convolution,
-        "multiply_adds": adds,  # of the network as written
-        "graph_multiply_adds": graph_adds,  # after the rewrites
-        EAGER: speed(eager, adds, machine),
-        GRAPH: speed(graph, graph_adds, machine),
-        "ratio": graph.ratio_to(eager),
-        "ratio_to_plain": graph.ratio_to(timings[f"vanilla {EAGER}"]),
-    }
 
 
 def _equation_3(widths: Widths, systems: list[System]) -> dict[str, dict[str, float]]:

@@ -2,6 +2,8 @@
 
     pgsr-generate --count 1000 --out faces
     pgsr-generate --count 1000 --out faces --model my-bundle --seed 7 --format webp
+    pgsr-generate --count 100000 --out faces.tar --shard 0/2       # WebDataset's form
+    pgsr-generate --count 1000 --out - | program                   # raw uint8 [N, S, S, 3]
     pgsr-generate --video faces.mp4 --seconds 10
 
 The same command again goes on where it was stopped; a video begins anew.
@@ -9,9 +11,11 @@ The same command again goes on where it was stopped; a video begins anew.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +33,7 @@ if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is someth
     from .video import Film
 
 REPORT_SECONDS = 0.2  # between updates of the progress line
+ENCODERS = ("fpng", "isal", "zlib", "pillow", "simplejpeg")  # all of runtime.encoders, of any format
 
 
 class Progress:
@@ -66,15 +71,15 @@ class Progress:
 
 def _run(synthesizer: Synthesizer, job: Job) -> Result:
     """`generate` with a progress line; Ctrl-C becomes a sentence."""
-    from .generate import generate
+    from .generate import STDOUT, generate
 
-    progress = Progress(job.count)
+    count = len(job.positions)
+    progress = Progress(count)
     try:
-        return generate(synthesizer, job, progress)
+        return generate(synthesizer, job, progress, sys.stdout.buffer)
     except KeyboardInterrupt:
-        raise PgsrError(
-            f"stopped at about {progress.done} of {job.count} faces; the same command again makes the rest"
-        ) from None
+        again = "" if job.out == STDOUT else "; the same command again makes the rest"
+        raise PgsrError(f"stopped at about {progress.done} of {count} faces{again}") from None
     finally:
         progress.finish()
 
@@ -85,11 +90,20 @@ def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
         "out": str(job.out),
         **job.faces.identity,
         "start": job.faces.number(0),
-        "count": job.count,
+        "count": len(job.positions),
+        "shard": f"{job.shard[0]}/{job.shard[1]}",
         "size": synthesizer.size,
-        "format": job.encoding.format,
+        **_form(job),
         **_machinery(synthesizer),
     }
+
+
+def _form(job: Job) -> dict[str, Any]:
+    from .generate import STDOUT
+
+    if job.out == STDOUT:
+        return {"format": "raw"}
+    return {"format": job.encoding.format, "encoder": job.encoding.opened.name}
 
 
 def _machinery(synthesizer: Synthesizer) -> dict[str, Any]:
@@ -98,6 +112,7 @@ def _machinery(synthesizer: Synthesizer) -> dict[str, Any]:
         "truncation": synthesizer.truncation,
         "precision": synthesizer.graph.precision,
         "provider": synthesizer.provider,
+        "batch": synthesizer.batch,
     }
 
 
@@ -105,14 +120,13 @@ def _plan(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
     """--dry-run: what would be made."""
     from .generate import survey
 
-    missing = survey(synthesizer, job)
+    missing, count = survey(synthesizer, job), len(job.positions)
+    told = _description(synthesizer, job)
     text = (
-        f"{job.out}: would make {missing} of {job.count} faces of {synthesizer.size} x {synthesizer.size} "
-        f"as {job.encoding.format} on {synthesizer.provider}"
+        f"{job.out}: would make {missing} of {count} faces of {synthesizer.size} x {synthesizer.size} "
+        f"as {told['format']} on {synthesizer.provider}"
     )
-    emit(
-        {**_description(synthesizer, job), "missing": missing, "present": job.count - missing}, text, as_json
-    )
+    emit({**told, "missing": missing, "present": count - missing}, text, as_json)
 
 
 def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
@@ -129,7 +143,11 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
         f"{job.out}: {result.made} faces made, {result.present} already there, {result.seconds:.1f} s "
         f"({result.images_per_second:.1f} images/s on {synthesizer.provider})"
     )
-    emit({**_description(synthesizer, job), **numbers}, text, as_json)
+    told = {**_description(synthesizer, job), **numbers}
+    if str(job.out) == "-":
+        click.echo(json.dumps(told) if as_json else text, err=True)  # stdout has the pixels
+    else:
+        emit(told, text, as_json)
 
 
 def _film(synthesizer: Synthesizer, film: Film, threads: int, dry_run: bool, as_json: bool) -> None:
@@ -177,9 +195,11 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
 # ----------------------------------------------------------------------------
 # The command.
 
-FOLDER_ONLY: tuple[str, ...] = ("count", "start", "out", "file_format", "sheet", "no_sheet")
-FOLDER_ONLY += ("seeds", "from_latents", "save_latents", "grid")
-GRID_NEVER = ("count", "out", "file_format", "quality", "sheet", "no_sheet", "save_latents")
+FOLDER_ONLY: tuple[str, ...] = ("count", "start", "out", "file_format", "sheet", "no_sheet", "shard")
+FOLDER_ONLY += ("seeds", "from_latents", "save_latents", "grid", "encoder")
+GRID_NEVER: tuple[str, ...] = ("count", "out", "file_format", "quality", "sheet", "no_sheet")
+GRID_NEVER += ("save_latents", "shard", "encoder")
+ENCODED_ONLY = ("file_format", "quality", "encoder")
 VIDEO_ONLY = ("seconds", "fps", "smooth", "loop")
 
 
@@ -203,19 +223,28 @@ def _typed(context: click.Context, option: click.Parameter) -> bool:
     "--seed", type=int, default=0, show_default=True, help="0 to 2**64 - 1; names a sequence of faces."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="faces", show_default=True, help="Their folder."
+    "--out",
+    type=click.Path(path_type=Path),
+    default="faces",
+    show_default=True,
+    help="Their folder; or FILE.tar or FILE.zip, in WebDataset's form; or - for raw uint8 on stdout.",
+)
+@click.option(
+    "--shard", default="0/1", metavar="K/N", help="Of every N faces the one at place K: for N processes."
 )
 @click.option(
     "--model", type=click.Path(path_type=Path), help="A bundle's folder [default: the one that comes along]."
 )
-@click.option("--batch", type=int, default=16, show_default=True, help="Faces at a time.")
+@click.option("--batch", type=int, default=0, help="Faces at a time [default: the fastest, by measuring].")
 @click.option("--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp")
+@click.option("--encoder", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(ENCODERS)}.")
 @click.option("--quality", type=int, help="1 to 100 [default: 95 for jpeg, 90 for webp].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--precision", default="fp32", show_default=True, metavar="|".join(bundle.PRECISIONS))
 @click.option(
-    "--backend", default="auto", show_default=True, help="What runs the networks: auto, onnxruntime."
+    "--backend", default="auto", show_default=True, help="What runs the networks; auto: the fastest here."
 )
+@click.option("--backends", is_flag=True, help="List the backends: what is there, and what installs others.")
 @click.option(
     "--threads", type=int, default=0, show_default=True, help="CPU threads; 0 for as many as are good."
 )
@@ -260,6 +289,7 @@ def _typed(context: click.Context, option: click.Parameter) -> bool:
     help="Seconds: the standard deviation of the latents' blur over time; more is slower.",
 )
 @click.option("--loop", is_flag=True, help="The video's end runs into its beginning.")
+@click.option("--label", type=int, help="Of a model that draws labelled pictures: the one its graph is for.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made; make nothing.")
 @json_option
 @version_option
@@ -273,14 +303,22 @@ def main(
     backend: str,
     threads: int,
     truncation: float,
+    label: int | None,
     video: Path | None,
     dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Make faces: OUT/000000.png and so on. What OUT holds already is not made again."""
+    if options.pop("backends"):
+        from .backends.listing import report
+
+        emit(*report(), as_json)
+        return
     from .synthesizer import Synthesizer
 
+    if label is not None:
+        _check_label(model, label)
     opened = partial(Synthesizer, model, device, precision, backend, batch, threads, truncation)
     if video is not None:
         _refuse(FOLDER_ONLY, "is not for a --video")
@@ -301,6 +339,19 @@ def main(
         (_plan if dry_run else _make)(synthesizer, job, as_json)
 
 
+def _check_label(model: Path | None, label: int) -> None:
+    """Raises PgsrError unless that is the label which the bundle's graph draws."""
+    opened = bundle.read(bundle.shipped() if model is None else model)
+    held = opened.provenance.get("generator", {}).get("label")
+    if held is None:
+        raise PgsrError(f"--label {label}: {opened.name} was trained without labels: leave it out")
+    if held != label:
+        raise PgsrError(
+            f"--label {label}: the graph of {opened.name} draws label {held} alone, because the label is "
+            f"fixed at export: pgsr-export --label {label}"
+        )
+
+
 def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> Film:
     from .video import Film
 
@@ -317,18 +368,31 @@ def _grid_of(text: str, path: Path) -> Grid:
 
 
 def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job:
-    from .generate import Job
+    from .generate import STDOUT, Job
     from .writers import Encoding
 
     out, sheet = options["out"], options["sheet"]
-    return Job(
+    if out == STDOUT:
+        _refuse(ENCODED_ONLY, "is not for --out -, which is raw pixels")
+    job = Job(
         out,
-        encoding=Encoding(options["file_format"], quality),
-        sheet=None if options["no_sheet"] else sheet or out / "sheet.png",
+        encoding=Encoding(options["file_format"], quality, options["encoder"]),
+        sheet=None if options["no_sheet"] else sheet,
         threads=threads,
         source=_source_of(seed, **options),
         latents=out / "latents.npy" if options["save_latents"] else None,
+        shard=_shard_of(options["shard"]),
     )
+    if job.is_folder and not (sheet or options["no_sheet"]):
+        return replace(job, sheet=out / "sheet.png")
+    return job
+
+
+def _shard_of(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found:
+        raise PgsrError(f"--shard {text!r} is not K/N, such as 0/2")
+    return int(found[1]), int(found[2])
 
 
 def _source_of(seed: int, **options: Any) -> Source:

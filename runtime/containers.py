@@ -24,7 +24,7 @@ from PIL import GifImagePlugin, Image
 
 from pgsr.errors import PgsrError, missing_package
 
-from .writers import exif
+from .encoders import exif
 
 WEBP_METHOD = 2  # of 0 to 6, quick to small
 

@@ -3,12 +3,14 @@
     with Synthesizer(Path("bundle"), device="cpu") as synthesizer:
         faces = synthesizer.images(seed=7, count=100, start=1000)   # uint8 [100, S, S, 3]
 
-Image i of seed s is the same, byte for byte, whatever else is asked for with it.
+Image i of seed s is the same, byte for byte, whatever else is asked for with it: in any batch, order or
+number of threads. (docs/backends.md says where that holds.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -22,10 +24,17 @@ from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.errors import PgsrError
 
-from .backends import open_runner
+from .backends import Runner, Settings, open_runner
+from .backends.choice import gpu_present
+from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch
+from .pipeline import ahead
+from .remembered import machine, recall, remember, versions
 from .truncation import check_truncation, toward, typical_direction
 
 LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
+
+LATENTS_AHEAD = 2  # batches
+BACKEND_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def check_window(seed: int, count: int, start: int) -> None:
@@ -47,20 +56,66 @@ class Synthesizer:
         device: str = "auto",  # auto, cpu, cuda or cuda:N
         precision: str = "fp32",  # one of pgsr.bundle.PRECISIONS
         backend: str = "auto",  # one of pgsr.runtime.backends.BACKENDS
-        batch: int = 16,  # images at a time, at most
+        batch: int = 0,  # images at a time, at most; 0 is the fastest, if that was measured (see `tune`)
         threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
         truncation: float = 1.0,  # 0 to 1: the share of the variety that is kept (docs/latents.md)
     ) -> None:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
         check_truncation(truncation)
+        Settings(device, threads, batch or FIRST)  # raises PgsrError for what is out of range
         self.bundle = bundles.read(bundles.shipped() if model is None else model)
         self.graph = self.bundle.graph("chain", precision)
-        self.batch = batch
         self.truncation = truncation
-        self._runner = open_runner(self.bundle, device, precision, backend, "chain", threads, batch)
-        self._open_generator = partial(
-            open_runner, self.bundle, device, precision, backend, "generator", threads, batch
-        )
+        self._open = partial(open_runner, self.bundle, device, precision, backend, threads=threads)
+        self._device, self._backend, self._threads = device, backend, threads
+        self._measured = batch == 0
+        self.batch = batch or self._remembered or self._first
+        self._runner: Runner = self._open(graph="chain", batch=self.batch)
+
+    @cached_property
+    def _gpu(self) -> Any:
+        """The GPU that may be used, or None."""
+        return None if self._device == "cpu" else gpu_present(Settings(self._device).device_index)
+
+    @property
+    def _first(self) -> int:
+        """The batch where nobody has measured."""
+        return FIRST_ON_GPU if self._gpu else FIRST
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        """All that decides which batch is the fastest."""
+        return {
+            "model": self.graph.sha256,
+            "device": self._device,
+            "backend": self._backend,
+            "threads": self._threads,
+            "versions": versions("pgsr", *BACKEND_PACKAGES),
+            "machine": machine(),
+            "gpu": self._gpu and [self._gpu.name, self._gpu.driver],
+        }
+
+    @property
+    def _remembered(self) -> int:
+        """The fastest batch, or 0 if it was never measured."""
+        held = recall("batch", self._key)
+        return held if isinstance(held, int) and 0 < held <= MOST else 0
+
+    def tune(self) -> None:
+        """Measures which batch is the fastest, some seconds, unless one was given or it was measured before.
+
+        What was found is kept in the user's cache directory. It changes how fast images are made, and on
+        backends whose arithmetic depends on the batch (docs/backends.md) their last bits.
+        """
+        if not self._measured or self._remembered:
+            return
+        size = self.bundle.latent_size
+        best = fastest_batch(lambda batch: self._open(graph="chain", batch=batch), size, self._first)
+        remember("batch", self._key, best)
+        if best != self.batch:
+            self._runner.__exit__(None, None, None)
+            self.batch = best
+            self._runner = self._open(graph="chain", batch=best)
 
     @property
     def size(self) -> int:
@@ -96,12 +151,26 @@ class Synthesizer:
         yield from self.rendered(indices, lambda chunk, size: draws.latents(seed, chunk, size))
 
     def rendered(
-        self, positions: Iterable[int], latents: Callable[[list[int], int], NDArray[np.float32]]
-    ) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-        """Likewise of latents(some of the positions, latent size), float32 [N, L]."""
+        self,
+        positions: Iterable[int],
+        latents: Callable[[list[int], int], NDArray[np.float32]],
+        early: bool = False,
+    ) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
+        """Likewise of latents(some of the positions, latent size), float32 [N, L].
+
+        With `early` both are asked for on a thread of their own, while the networks are busy.
+        """
+        size = self.bundle.latent_size
         rest = iter(positions)
-        while chunk := list(islice(rest, self.batch)):
-            yield chunk, self.render(latents(chunk, self.bundle.latent_size))
+        chunks = iter(lambda: list(islice(rest, self.batch)), [])
+        pairs = ((chunk, latents(chunk, size)) for chunk in chunks)
+        if not early:
+            for chunk, rows in pairs:
+                yield chunk, self.render(rows)
+            return
+        with contextlib.closing(ahead(pairs, LATENTS_AHEAD)) as made:
+            for chunk, rows in made:
+                yield chunk, self.render(rows)
 
     def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
         """The image of each latent [L], in their order: uint8 [S, S, 3].
@@ -126,7 +195,7 @@ class Synthesizer:
 
         Raises PgsrError if the bundle holds no generator graph.
         """
-        with self._open_generator() as generator:
+        with self._open(graph="generator", batch=self.batch) as generator:
             return typical_direction(generator.run, self.bundle.latent_size, self.batch)
 
     def __enter__(self) -> Self:

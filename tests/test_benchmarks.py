@@ -233,8 +233,9 @@ def by_hand(convolution: str) -> dict[str, int]:
 # The command, once, at tiny sizes.
 
 ARGUMENTS = (
-    "--batch 2 --large-batch 2 --images 3 --rounds 2 --threads 1 --resolution 8 --latent-size 16 "
-    "--feature-base 64 --feature-max 12 --scale 2 --sr-blocks 1 --sr-features 8"
+    "--batch 2 --large-batch 2 --images 3 --shipped-images 5 --rounds 2 --threads 1 --resolution 8 "
+    "--precision fp32 --backend onnxruntime --latent-size 16 --feature-base 64 "
+    "--feature-max 12 --scale 2 --sr-blocks 1 --sr-features 8"
 )
 
 
@@ -271,20 +272,27 @@ def test_the_json_is_also_the_file(report, found):
 
 
 def test_all_rows_are_there(found):
-    rows = [(row["stage"], row["convolution"]) for row in found["rows"]]
-    pairs = [
-        (stage, convolution)
-        for stage in ("generator", "upscaler", "chain", "end to end")
-        for convolution in ("vanilla", "separable")
-    ]
-    assert rows == [*pairs, ("tiny chain", "as trained"), ("tiny end to end", "as trained")]
+    rows = [(row["stage"], row["system"], row["way"]) for row in found["rows"]]
+    ours = "onnxruntime fp32"
+    ways = [("vanilla", "naive"), ("vanilla", ours), ("separable", "eager"), ("separable", ours)]
+    stages = [(stage, *way) for stage in ("generator", "upscaler") for way in ways]
+    chains = [(stage, *way) for way in ways for stage in ("network", "end to end")]
+    shipped = [("network", "tiny", ours), ("end to end", "tiny", ours)]
+    assert rows[: len(stages)] == stages
+    assert rows[len(stages) : len(stages) + len(chains)] == chains
+    rest = rows[len(stages) + len(chains) :]
+    assert rest[:2] == shipped
+    assert ("encode", "Pillow's defaults", "png") in rest
+    assert ("encode", "zlib", "png") in rest
+    assert rest[-1][0] == "write"
 
 
 @pytest.mark.parametrize("convolution", ["vanilla", "separable"])
 def test_multiply_adds_are_those_counted_by_hand(found, convolution):
-    counted = {r["stage"]: r["multiply_adds"] for r in found["rows"] if r["convolution"] == convolution}
+    counted = {r["stage"]: r["multiply_adds"] for r in found["rows"] if r["system"] == convolution}
     expected = by_hand(convolution)
-    assert counted == {**expected, "end to end": expected["chain"]}
+    chain = expected.pop("chain")
+    assert counted == {**expected, "network": chain, "end to end": chain}
 
 
 def test_the_saving_is_that_of_equation_3(found):
@@ -297,40 +305,51 @@ def test_the_saving_is_that_of_equation_3(found):
 
 def test_speeds_follow_from_the_seconds(found):
     for row in found["rows"]:
-        for way, adds in (("eager", row["multiply_adds"]), ("onnxruntime", row["graph_multiply_adds"])):
-            speed = row[way]
-            if speed is None:
-                assert row["convolution"] == "as trained"
-                continue
-            assert len(speed["seconds"]) == found["settings"]["rounds"] == 2
-            assert speed["seconds_min"] <= speed["seconds_median"] <= speed["seconds_max"]
-            rate = speed["images_per_call"] / speed["seconds_median"]
-            assert speed["images_per_second"] == pytest.approx(rate)
-            assert speed["gflops"] == pytest.approx(2 * adds * rate / 1e9)
-            assert speed["share_of_peak"] == pytest.approx(speed["gflops"] / 2.0)
+        assert len(row["seconds"]) == found["settings"]["rounds"] == 2
+        assert row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
+        speed = row["images_per_call"] / row["seconds_median"]
+        assert row["images_per_second"] == pytest.approx(speed)
+        assert row["gflops"] == pytest.approx(2 * row["graph_multiply_adds"] * speed / 1e9)
+        if row["way"] in ("naive", "eager"):
+            assert row["graph_multiply_adds"] == row["multiply_adds"]
+        if row["multiply_adds"]:
+            assert row["share_of_peak"] == pytest.approx(row["gflops"] / 2.0)
+        else:
+            assert row["stage"] in ("encode", "write")
+            assert row["share_of_peak"] is None
+
+
+def mean_ratio(row, other):
+    """The median of two rounds' ratios."""
+    more = row["images_per_call"] / other["images_per_call"]
+    return sum(more * b / a for a, b in zip(row["seconds"], other["seconds"], strict=True)) / 2
 
 
 def test_ratios_follow_from_the_rounds(found):
-    rows = {(row["stage"], row["convolution"]): row for row in found["rows"]}
-    for stage in ("generator", "upscaler", "chain", "end to end"):
-        for convolution in ("vanilla", "separable"):
-            row, plain_row = rows[stage, convolution], rows[stage, "vanilla"]
-            graph = row["onnxruntime"]["seconds"]
-            for name, eager in (("ratio", row["eager"]), ("ratio_to_plain", plain_row["eager"])):
-                rounds = [e / g for e, g in zip(eager["seconds"], graph, strict=True)]
-                assert row[name] == pytest.approx(sum(rounds) / 2)  # the median of two
+    rows = {(row["stage"], row["system"], row["way"]): row for row in found["rows"]}
+    for (stage, system, way), row in rows.items():
+        naive = rows.get((stage, "vanilla", "naive"))
+        if naive is None:
+            assert row["ratio_to_naive"] is None
+        else:
+            assert row["ratio_to_naive"] == pytest.approx(mean_ratio(row, naive))
+        if stage == "end to end":
+            network = rows["network", system, way]
+            assert row["share_of_network"] == pytest.approx(mean_ratio(row, network))
+        else:
+            assert row["share_of_network"] is None
 
 
 def test_images_of_a_call(found):
-    calls = {row["stage"]: row["onnxruntime"]["images_per_call"] for row in found["rows"]}
-    assert calls == {
-        "generator": 2,
-        "upscaler": 2,
-        "chain": 2,
-        "end to end": 3,
-        "tiny chain": 2,
-        "tiny end to end": 3,
-    }
+    def calls(*systems):
+        rows = [row for row in found["rows"] if row["way"] in systems or row["system"] in systems]
+        return {row["stage"]: row["images_per_call"] for row in rows}
+
+    stages = {"generator": 2, "upscaler": 2}
+    assert calls("naive") == calls("eager") == {**stages, "network": 2, "end to end": 2}
+    assert calls("vanilla") == calls("separable") == {**stages, "network": 3, "end to end": 3}
+    assert calls("tiny") == {"network": 5, "end to end": 5}
+    assert calls("zlib", "whole or not") == {"encode": 16, "write": 16}
 
 
 def test_the_picture_opens(report):
@@ -340,7 +359,7 @@ def test_the_picture_opens(report):
 
 
 def test_page_and_table_have_all_rows(report, found):
-    from pgsr.benchmarks.report import HEADINGS, table, text
+    from pgsr.benchmarks.throughput_report import HEADINGS, table, text
 
     page = (report[1] / "throughput.md").read_text()
     lines = table(found["rows"]).splitlines()
@@ -348,7 +367,7 @@ def test_page_and_table_have_all_rows(report, found):
     assert all(heading in lines[0] for heading in HEADINGS)
     for row, line in zip(found["rows"], lines[1:], strict=True):
         assert line.startswith(row["stage"])
-        assert f"| {row['stage']} | {row['convolution']} |" in page
+        assert f"| {row['stage']} | {row['system']} | {row['way']} |" in page
     assert all(note in page for note in found["notes"])
     assert "by equation 3" in text(found)
 
@@ -371,7 +390,8 @@ def test_a_graph_that_computes_something_else_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--batch 1", "--large-batch 0", "--images 0", "--rounds 0", "--threads -1"]
+    "wrong",
+    ["--batch 1", "--large-batch 0", "--images 0", "--rounds 0", "--threads -1", "--precision int8"],
 )
 def test_wrong_settings_are_named(command, wrong):
     result = command(main, "throughput", *wrong.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +71,7 @@ def test_a_single_image_is_run_as_two(model: Path, monkeypatch: pytest.MonkeyPat
             shapes.append(feeds["latents"].shape)
             return [feeds["latents"]]
 
-    runner = open_runner(contract.read(model), "cpu")
+    runner = open_runner(contract.read(model), "cpu", backend="onnxruntime")
     monkeypatch.setattr(runner, "_session", Session())
     row = np.ones((1, tiny.LATENT), dtype=np.float32)
     assert runner.run(row).shape == row.shape
@@ -102,6 +103,30 @@ def test_batches_read_no_further_than_they_must(model: Path) -> None:
 
 
 # ----------------------------------------------------------------------------
+# The package's five names.
+
+
+def test_the_names() -> None:
+    from pgsr import runtime
+    from pgsr.runtime import Job, PgsrError, Synthesizer, Upscaler, write_faces
+
+    assert runtime.__all__ == ["Job", "PgsrError", "Synthesizer", "Upscaler", "write_faces"]
+    assert all(inspect.getdoc(name) for name in (Job, PgsrError, Synthesizer, Upscaler, write_faces))
+    with pytest.raises(AttributeError, match="no attribute 'Synthesiser'"):
+        runtime.Synthesiser  # noqa: B018
+
+
+def test_the_example() -> None:
+    """As docs/generate.md and the package's docstring have it."""
+    from pgsr.runtime import Synthesizer
+
+    faces = Synthesizer().images(seed=0, count=8)
+    assert (faces.dtype, faces.shape) == (np.uint8, (8, 256, 256, 3))
+    assert len({face.tobytes() for face in faces}) == 8
+    assert all(face.std() > 20 for face in faces)
+
+
+# ----------------------------------------------------------------------------
 # Refusals.
 
 
@@ -120,7 +145,7 @@ def test_windows_out_of_range(model: Path, window: dict[str, int], words: str) -
         synthesizer.images(**window)
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"threads": -1}, {"device": "gpu"}, {"device": "cuda:x"}])
+@pytest.mark.parametrize("options", [{"batch": -1}, {"threads": -1}, {"device": "gpu"}, {"device": "cuda:x"}])
 def test_settings_out_of_range(model: Path, options: dict[str, Any]) -> None:
     with pytest.raises(PgsrError, match=f"--{next(iter(options))}"):
         open_tiny(model, **options)
@@ -165,7 +190,8 @@ def test_missing_precision(model: Path) -> None:
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_no_backend_installed(model: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for library in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(PgsrError, match=r"pgsr\[cpu\].*pgsr\[gpu\]"):
         open_tiny(model, device=device)
 
@@ -227,7 +253,7 @@ def test_cuda_fills_batches_and_forbids_falling_back(
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(asked, [ort.CUDA, ort.CPU]))
-    runner = open_runner(contract.read(model), "cuda:1", batch=16)
+    runner = open_runner(contract.read(model), "cuda:1", backend="onnxruntime", batch=16)
     assert runner.provider == ort.CUDA
     assert len(runner.run(np.ones((3, tiny.LATENT), dtype=np.float32))) == 3
     assert asked["rows"] == 16
@@ -240,14 +266,14 @@ def test_cuda_fills_batches_and_forbids_falling_back(
 def test_cuda_that_does_not_start_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime({}, [ort.CPU]))
     with pytest.raises(PgsrError, match=f"could not start {ort.CUDA}"):
-        open_runner(contract.read(model), "cuda")
+        open_runner(contract.read(model), "cuda", backend="onnxruntime")
 
 
 def test_auto_says_why_it_took_the_cpu(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime({}, [ort.CPU]))
-    assert open_runner(contract.read(model), "auto").provider == ort.CPU
+    assert open_runner(contract.read(model), "auto", backend="onnxruntime").provider == ort.CPU
     assert "CUDA is not used" in caplog.text
 
 

@@ -250,7 +250,7 @@ def test_formats_and_quality(model: Path, tmp_path: Path) -> None:
         (["--count", "-1"], "--count"),
         (["--count", "0"], "--count"),
         (["--start", "-1"], "--start"),
-        (["--batch", "0"], "--batch"),
+        (["--batch", "-1"], "--batch"),
         (["--threads", "-2"], "--threads"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**64)], "--seed"),
@@ -304,12 +304,13 @@ def test_one_line_for_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_one_line_without_a_backend(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for library in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
     refused(["--model", str(model)], "pgsr[cpu]")
 
 
 def test_one_line_for_ctrl_c(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*values: Any) -> None:
+    def interrupted(*values: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Synthesizer, "rendered", interrupted)

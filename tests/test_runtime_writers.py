@@ -1,22 +1,31 @@
-"""pgsr.runtime.writers: files that decode, carry their note, and errors that come out of the threads."""
+"""pgsr.runtime's encoders, writers and archives: files that decode, carry their note, and are whole."""
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import threading
-import time
+import struct
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pgsr.errors import PgsrError
-from pgsr.runtime import writers
-from pgsr.runtime.writers import EXIF_IMAGE_DESCRIPTION, FORMATS, Encoding, FolderWriter
+from pgsr.runtime import archives, cli
+from pgsr.runtime.archives import ARCHIVES, ArchiveFile, members, partial
+from pgsr.runtime.encoders import (
+    ENCODERS,
+    EXIF_IMAGE_DESCRIPTION,
+    NAMES,
+    filtered,
+    installed,
+    open_encoder,
+)
+from pgsr.runtime.writers import FORMATS, Encoding
 
 SIZE = 48
 NOTE = {"seed": 5, "index": 7, "model": "abc"}
@@ -100,104 +109,182 @@ def test_other_things_are_not_whole(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------
-# The writer.
+# Encoders.
+
+EVERY_ENCODER = [(name, encoder) for name in ENCODERS for encoder in ENCODERS[name]]
 
 
-def test_writer_writes_all(tmp_path: Path) -> None:
-    with FolderWriter(tmp_path, Encoding(), {"seed": 0}, threads=2) as writer:
-        for index in range(50):
-            writer.put(index, picture() // 2 + np.uint8(index))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{i:06d}.png" for i in range(50)]
-    for index in range(50):
-        with Image.open(tmp_path / f"{index:06d}.png") as decoded:
-            assert np.array_equal(np.asarray(decoded), picture() // 2 + np.uint8(index))
-            assert decoded.text["pgsr:index"] == str(index)
+def opened(name: str, encoder: str) -> Encoding:
+    """Skips the test if the encoder is not installed."""
+    if encoder not in installed(name):
+        pytest.skip(f"{encoder} is not installed")
+    return Encoding(name, encoder=encoder)
 
 
-class Gate:
-    """An encoder that waits until it is opened, and counts."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-
-    def __call__(self, *values: Any) -> bytes:
-        assert self.opened.wait(10)
-        return b"x"
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, encode: Any) -> None:
-    monkeypatch.setitem(writers.FORMATS, "png", writers.Format(encode, ".png", b"", None))
+@pytest.mark.parametrize("encoder", ENCODERS["png"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (7, 5), (48, 48)])
+def test_every_png_gives_back_the_same_pixels(encoder: str, shape: tuple[int, int]) -> None:
+    encoding = opened("png", encoder)
+    for made in (noise(*shape, 3), np.zeros((*shape, 3), np.uint8), noise(*shape, 4)[..., :3]):
+        with Image.open(io.BytesIO(encoding.encode(made, NOTE))) as decoded:
+            decoded.load()
+            assert np.array_equal(np.asarray(decoded), made)
+            assert decoded.text == {"pgsr:seed": "5", "pgsr:index": "7", "pgsr:model": "abc"}
 
 
-def test_no_more_than_the_limit_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    install(monkeypatch, gate)
-    taken = []
-    with FolderWriter(tmp_path, Encoding(), {}, threads=2, limit=5) as writer:
-
-        def put_all() -> None:
-            for index in range(20):
-                writer.put(index, picture())
-                taken.append(index)
-
-        feeder = threading.Thread(target=put_all)
-        feeder.start()
-        deadline = time.monotonic() + 10
-        while len(taken) < 5 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        assert len(taken) == 5  # the sixth waits
-        gate.opened.set()
-        feeder.join(10)
-    assert len(taken) == len(list(tmp_path.iterdir())) == 20
+@pytest.mark.parametrize(("name", "encoder"), EVERY_ENCODER)
+def test_every_encoder(name: str, encoder: str, tmp_path: Path) -> None:
+    encoding = opened(name, encoder)
+    data = encoding.encode(picture(), NOTE)
+    assert data == encoding.encode(picture().copy(), NOTE)  # deterministic
+    assert encoding.is_whole_data(data, SIZE)
+    assert not encoding.is_whole_data(data[:-1], SIZE)
+    with Image.open(io.BytesIO(data)) as decoded:
+        error = np.abs(np.asarray(decoded, dtype=int) - picture()).mean()
+        if name != "png":
+            assert json.loads(decoded.getexif()[EXIF_IMAGE_DESCRIPTION]) == {"pgsr": NOTE}
+    assert error == 0 if name == "png" else 0 < error < 4
 
 
-def put_many(folder: Path, count: int = 1000, taken: list[int] | None = None) -> None:
-    """Puts pictures, and notes in `taken` those that the writer took."""
-    with FolderWriter(folder, Encoding(), {}, threads=2, limit=4) as writer:
-        for index in range(count):
-            writer.put(index, picture())
-            if taken is not None:
-                taken.append(index)
+def test_jpeg_encoders_agree() -> None:
+    """Two libraries, the same quality and subsampling: the same picture but for roundings."""
+    pictures = []
+    for encoder in ENCODERS["jpeg"]:
+        with Image.open(io.BytesIO(opened("jpeg", encoder).encode(picture(), NOTE))) as decoded:
+            pictures.append(np.asarray(decoded, dtype=int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 8
+    assert np.abs(pictures[0] - pictures[1]).mean() < 1.0
 
 
-def test_full_disk_surfaces_promptly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    taken: list[int] = []
-    with pytest.raises(PgsrError, match="no space left"):
-        put_many(tmp_path, taken=taken)
-    assert len(taken) <= 8  # of 1000
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_folder_that_vanishes(tmp_path: Path) -> None:
-    with pytest.raises(PgsrError, match="cannot write"):
-        put_many(tmp_path / "absent", count=1)  # the error comes at the end of the block
+def test_filter_against_the_specification() -> None:
+    made = noise(6, 5, 3)
+    lines = filtered(made)
+    raw = made.reshape(6, 15).astype(int)
+    for y in range(6):
+        assert lines[y, 0] == 3
+        for x in range(15):
+            left = raw[y, x - 3] if x >= 3 else 0
+            above = raw[y - 1, x] if y else 0
+            assert lines[y, 1 + x] == (raw[y, x] - (left + above) // 2) % 256
 
 
-def test_an_encoders_own_error_surfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*values: Any) -> bytes:
-        raise MemoryError("encoder")
+def test_the_fastest_installed_encoder_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_encoder("png").name == installed("png")[0]
+    for package in ("fpng", "isal", "isal.isal_zlib", "simplejpeg"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert open_encoder("png").name == "zlib"  # needs nothing
+    assert installed("jpeg") == ["pillow"]
+    with pytest.raises(PgsrError, match=r"pip install 'pgsr\[fast\]'"):
+        open_encoder("png", "fpng")
 
-    install(monkeypatch, broken)
-    with pytest.raises(MemoryError, match="encoder"):
-        put_many(tmp_path)
+
+def test_the_command_names_them_all() -> None:
+    assert set(cli.ENCODERS) == set(NAMES)
 
 
-def test_an_error_outside_drops_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    install(monkeypatch, gate)
+def test_encoders_that_are_not() -> None:
+    with pytest.raises(PgsrError, match="simplejpeg"):
+        open_encoder("jpeg", "fpng")
 
-    def interrupted() -> None:
-        with FolderWriter(tmp_path, Encoding(), {}, threads=1, limit=10) as writer:
-            for index in range(10):
-                writer.put(index, picture())
-            threading.Timer(0.3, gate.opened.set).start()
+
+# ----------------------------------------------------------------------------
+# Archives, read by Python's own modules.
+
+
+def fill(path: Path, names: list[str], lengths: list[int]) -> None:
+    with ArchiveFile(path) as archive:
+        for name, length in zip(names, lengths, strict=True):
+            archive.append(name, bytes(i % 251 for i in range(length)))
+
+
+def held(path: Path) -> dict[str, bytes]:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as file:
+            assert file.testzip() is None
+            return {name: file.read(name) for name in file.namelist()}
+    with tarfile.open(path) as file:
+        return {m.name: file.extractfile(m).read() for m in file.getmembers()}  # type: ignore[union-attr]
+
+
+MEMBERS, LENGTHS = [f"{i:06d}.x" for i in range(5)], [0, 1, 511, 512, 70_000]
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_archives_are_read_by_others(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    fill(path, MEMBERS, LENGTHS)
+    assert [(name, len(data)) for name, data in held(path).items()] == list(
+        zip(MEMBERS, LENGTHS, strict=True)
+    )
+    found = list(members(path))
+    assert {member.name: data for member, data in found} == held(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    first = path.read_bytes()
+    path.unlink()
+    fill(path, MEMBERS, LENGTHS)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_archive_goes_on_wherever_it_was_cut(suffix: str, tmp_path: Path) -> None:
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"a{suffix}"
+    names, lengths = MEMBERS, [0, 1, 30, 512, 700]
+    fill(whole, names, lengths)
+    data = whole.read_bytes()
+    for cut in range(0, len(data), 97):
+        partial(path).write_bytes(data[:cut])
+        there = [member for member, _ in members(partial(path))]
+        assert all(member.end <= cut for member in there)
+        with ArchiveFile(path) as archive:
+            archive.keep(there[-1].end if there else 0)
+            for name, length in list(zip(names, lengths, strict=True))[len(there) :]:
+                archive.append(name, bytes(i % 251 for i in range(length)))
+        assert path.read_bytes() == data
+        path.unlink()
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_error_leaves_the_beginning_alone(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+
+    def stopped() -> None:
+        with ArchiveFile(path) as archive:
+            archive.append("000000.x", b"abc")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert len(list(tmp_path.iterdir())) < 10  # the one that was in work, and the next if the machine is slow
+        stopped()
+    assert not path.exists()
+    assert [data for _, data in members(partial(path))] == [b"abc"]
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with ArchiveFile(tmp_path / "a.tar"), pytest.raises(PgsrError, match="another process is writing"):
+        ArchiveFile(tmp_path / "a.tar")
+
+
+def test_a_zip_beyond_65535_members_and_4_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limits made small, each 64-bit field is used; zipfile reads what zip's readers must."""
+    monkeypatch.setattr(archives, "FULL_16", 2)
+    path = tmp_path / "many.zip"
+    fill(path, MEMBERS, LENGTHS)
+    data = path.read_bytes()
+    assert b"PK\6\6" in data
+    where = data.rindex(b"PK\5\6") + 10  # a count of 0xFFFF sends readers to the 64-bit one
+    path.write_bytes(data[: where - 2] + struct.pack("<2H", 0xFFFF, 0xFFFF) + data[where + 2 :])
+    assert list(held(path)) == MEMBERS
+
+
+def test_a_zip_record_beyond_4_gib() -> None:
+    member = archives.Member("000000.png", 2**32 + 5, 2**32 + 45, 3, 2**32 + 48, 7)
+    record = archives._zip_record(member)
+    info = zipfile.ZipInfo("000000.png")
+    info.extra = record[archives.CENTRAL.size + len("000000.png") :]
+    info.header_offset = archives.CENTRAL.unpack(record[: archives.CENTRAL.size])[-1]
+    info.file_size = info.compress_size = 3
+    info._decodeExtra(*([0] if "filename_crc" in zipfile.ZipInfo._decodeExtra.__code__.co_varnames else []))  # type: ignore[attr-defined]
+    assert info.header_offset == 2**32 + 5

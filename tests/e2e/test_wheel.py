@@ -74,6 +74,15 @@ def test_environment_is_without_torch_and_small(empty_environment: Path, tmp_pat
     assert not names & {"torch", "onnx", "tensorboard", "matplotlib", "safetensors"}
 
 
+def test_the_runtime_takes_less_than_150_mb(empty_environment: Path) -> None:
+    """Without extras: pgsr and what it cannot do without. An inference library comes on top of it."""
+    (packages,) = (empty_environment.parent / "lib").glob("python*/site-packages")
+    needed = [p for p in packages.iterdir() if p.name.lower().startswith(("pgsr", "numpy", "pil", "click"))]
+    assert {"pgsr", "numpy", "PIL", "click"} <= {p.name for p in needed}
+    files = [file for p in needed for file in p.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert sum(file.stat().st_size for file in files) < 150e6
+
+
 def test_installed_command_makes_faces(empty_environment: Path, tmp_path: Path) -> None:
     generate = empty_environment / "pgsr-generate"
     done = run(generate, "--count", "5", "--seed", "3", "--out", "faces", "--json", cwd=tmp_path)
