@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,22 +25,29 @@ from pgsr.images import to_uint8
 
 from .graphs import Chain
 from .parity import (
+    LIMITS_DB,
+    STORED,
     Array,
     Parity,
     compare,
-    half_function,
     in_parts,
     require,
     session_of,
+    stored_function,
     torch_function,
+    widened,
     worse,
 )
-from .rewrites import Grown, rewritten
+from .quantize import BALANCE, KEEP_BELOW_DB, balanced, quantized, sensitivities
+from .rewrites import Grown, chosen, rewritten
 from .source import Source
-from .to_onnx import OPSET, to_onnx
+from .to_onnx import opset_of, to_onnx
 
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
-HALF_SAMPLES = 16
+CALIBRATION_SEED = 2**32 + 2  # of what int8's ranges are found on: not the latents it is judged on
+CALIBRATION_SAMPLES = 32
+SENSITIVITY_SAMPLES = 4  # that each layer by itself is judged on
+STRICTER_DB = 5.0  # by which more layers are kept, each time an int8 graph is too far off
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,22 @@ class Plan:
     dynamic: dict[int, str]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which rewrites are made: a target's, more, less."""
+
+    target: str = "onnxruntime"
+    also: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises PgsrError for names that are not there."""
+        self.names("fp32")
+
+    def names(self, precision: str) -> tuple[str, ...]:
+        return chosen(self.target, self.also, self.without, precision)
+
+
 def export_bundle(
     sources: Sequence[Source],
     out: Path,
@@ -62,6 +86,7 @@ def export_bundle(
     name: str,
     licence: str,
     samples: int = 64,
+    choice: Choice | None = None,
 ) -> Bundle:
     """Writes the bundle of one generator, one upscaler or both.
 
@@ -78,7 +103,14 @@ def export_bundle(
         folder = make_folder(Path(scratch) / "bundle")
         inputs = _Inputs(by_kind, samples)
         trials = [_trial(plan, inputs) for plan in plans(by_kind)]
-        graphs = [_write_graph(trial, precision, folder) for precision in precisions for trial in trials]
+        wanted = choice or Choice()
+        note = _note(name, licence, by_kind)
+        floats: dict[str, Converted] = {}  # by name, of which int8 graphs are made
+        graphs = [
+            _write_graph(trial, precision, wanted, note, folder, floats)
+            for precision in precisions
+            for trial in trials
+        ]
         generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
         result = Bundle(
             folder=folder,
@@ -139,21 +171,21 @@ class _Inputs:
         self.generator = by_kind.get("generator")
         self.side = by_kind["upscaler"].input_size if "upscaler" in by_kind else 0
 
-    def latents(self) -> Array:
+    def latents(self, seed: int = PARITY_SEED) -> Array:
         assert self.generator is not None
-        return draws.latents(PARITY_SEED, range(self.samples), self.generator.latent_size)
+        return draws.latents(seed, range(self.samples), self.generator.latent_size)
 
-    def images(self) -> Array:
+    def images(self, seed: int = PARITY_SEED) -> Array:
         if self.generator is None:  # smooth noise, since there is nothing to draw faces with
-            rows = draws.latents(PARITY_SEED, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
+            rows = draws.latents(seed, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
             smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
             return np.asarray(smooth.clamp(-1, 1).numpy())
         made = torch_function(Grown(self.generator.network, self.generator.resolution))
-        return np.clip(in_parts(made, self.latents()), -1, 1)
+        return np.clip(in_parts(made, self.latents(seed)), -1, 1)
 
-    def of(self, plan: Plan) -> Array:
-        return self.latents() if plan.input.name == "latents" else self.images()
+    def of(self, plan: Plan, seed: int = PARITY_SEED) -> Array:
+        return self.latents(seed) if plan.input.name == "latents" else self.images(seed)
 
 
 @dataclass(frozen=True)
@@ -163,20 +195,70 @@ class Trial:
     plan: Plan
     inputs: Array
     reference: Array  # uint8 pictures of the trained networks in float32
+    calibration: Array  # other inputs
 
 
 def _trial(plan: Plan, inputs: _Inputs) -> Trial:
     x = inputs.of(plan)
     trained = torch_function(Chain(list(plan.networks), "fp32", plan.pixels))
-    return Trial(plan, x, _pictures(in_parts(trained, x)))
+    calibration = inputs.of(plan, CALIBRATION_SEED)[:CALIBRATION_SAMPLES]
+    return Trial(plan, x, _pictures(in_parts(trained, x)), calibration)
 
 
-def _write_graph(trial: Trial, precision: str, folder: Path) -> Graph:
-    converted = convert(trial.plan, precision, torch.from_numpy(trial.inputs[:2]))
-    parity = _measure(trial, converted, precision)
+def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
+    """What a graph's doc string says: provenance and licence."""
+    of = [
+        f"{kind}: {source.provenance.get('recipe', {}).get('generator', {}).get('kind', 'imported')}, "
+        f"{source.provenance.get('images_shown', 'unknown')} images shown"
+        for kind, source in sorted(by_kind.items())
+    ]
+    return f"{name}, made by pgsr {__version__}. {'; '.join(of)}. Licence of the weights: {licence}."
+
+
+def _write_graph(
+    trial: Trial, precision: str, choice: Choice, note: str, folder: Path, floats: dict[str, Converted]
+) -> Graph:
+    name, example = trial.plan.name, torch.from_numpy(trial.inputs[:2])
+    if precision == "int8":
+        exact = floats.get(name) or convert(trial.plan, "fp32", example, choice, note)
+        converted, parity, kept = _quantized(trial, exact, note, BALANCE in choice.names("int8"))
+    else:
+        converted = convert(trial.plan, precision, example, choice, note)
+        parity, kept = _measure(trial, converted, precision), []
+    if precision == "fp32":
+        floats[name] = converted
     require(parity, precision, trial.plan.name)
     write_bytes(folder / converted.graph.file, converted.model)
-    return dataclasses.replace(converted.graph, parity=parity.as_dict())
+    more = {"kept_in_fp32": kept} if precision == "int8" else {}
+    return dataclasses.replace(converted.graph, parity={**parity.as_dict(), **more})
+
+
+def in_int8(converted: Converted, calibration: Array, balance: bool) -> Converted:
+    """The float32 graph that is to be quantized, under int8's name."""
+    model, found = onnx.load_from_string(converted.model), False
+    if balance:
+        model, found = balanced(model, calibration[:SENSITIVITY_SAMPLES])
+    rewrites = (*converted.graph.rewrites, *([BALANCE] if found else []))
+    file = f"{converted.graph.name}.int8.onnx"
+    graph = dataclasses.replace(converted.graph, precision="int8", file=file, rewrites=rewrites)
+    return dataclasses.replace(converted, graph=graph).with_model(model.SerializeToString(deterministic=True))
+
+
+def _quantized(
+    trial: Trial, converted: Converted, note: str, balance: bool = True
+) -> tuple[Converted, Parity, list[str]]:
+    """The graph in int8, and the layers that stay in float32: those that are too noisy by themselves, and
+    more of the noisiest until it is near enough or none is left."""
+    converted = in_int8(converted, trial.calibration, balance)
+    layers = sensitivities(converted.model, trial.calibration[:SENSITIVITY_SAMPLES])
+    limit = KEEP_BELOW_DB
+    while True:
+        kept = [layer.name for layer in layers if layer.snr_db < limit]
+        made = converted.with_model(quantized(converted.model, trial.calibration, kept, note))
+        parity = _measure(trial, made, "int8")
+        if parity.psnr_db >= LIMITS_DB["int8"] or len(kept) + 1 >= len(layers):
+            return made, parity, kept
+        limit = max(limit + STRICTER_DB, sorted(layer.snr_db for layer in layers)[len(kept)] + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -187,18 +269,32 @@ class Converted:
     model: bytes
     graph: Graph  # without parity
 
+    def with_model(self, model: bytes) -> Converted:
+        graph = dataclasses.replace(self.graph, sha256=hashlib.sha256(model).hexdigest())
+        return dataclasses.replace(self, model=model, graph=graph)
 
-def convert(plan: Plan, precision: str, example: Tensor) -> Converted:
-    """Rewrites and exports a plan; `example` is an input of two images."""
-    networks, applied = _rewritten_networks(plan.networks)
+
+def convert(
+    plan: Plan, precision: str, example: Tensor, choice: Choice | None = None, note: str = ""
+) -> Converted:
+    """Rewrites and exports a plan; `example` is an input of two images. Of int8, the float32 graph."""
+    return with_names(plan, precision, example, (choice or Choice()).names(precision), note)
+
+
+def with_names(
+    plan: Plan, precision: str, example: Tensor, names: Sequence[str], note: str = ""
+) -> Converted:
+    """The same with these rewrites and no others."""
+    networks, applied = _rewritten_networks(plan.networks, names)
     module = Chain(networks, precision, plan.pixels)
-    model = to_onnx(module, example, plan.input.name, plan.output.name, plan.dynamic)
+    opset = opset_of(precision)
+    model = to_onnx(module, example, plan.input.name, plan.output.name, plan.dynamic, opset, note)
     graph = Graph(
         name=plan.name,
         precision=precision,
         file=f"{plan.name}.onnx" if precision == "fp32" else f"{plan.name}.{precision}.onnx",
         sha256=hashlib.sha256(model).hexdigest(),
-        opset=OPSET,
+        opset=opset,
         inputs=(plan.input,),
         outputs=(plan.output,),
         rewrites=applied,
@@ -208,21 +304,21 @@ def convert(plan: Plan, precision: str, example: Tensor) -> Converted:
     return Converted(module, model, graph)
 
 
-def _rewritten_networks(networks: Sequence[nn.Module]) -> tuple[list[nn.Module], tuple[str, ...]]:
-    results = [rewritten(network) for network in networks]
+def _rewritten_networks(
+    networks: Sequence[nn.Module], wanted: Sequence[str]
+) -> tuple[list[nn.Module], tuple[str, ...]]:
+    results = [rewritten(network, wanted) for network in networks]
     names = dict.fromkeys(name for _, applied in results for name in applied)
-    if any(isinstance(network, Grown) and network.leaves_out for network in networks):
-        names["remove alpha and the layers of other resolutions"] = None
     return [network for network, _ in results], tuple(names)
 
 
 def _measure(trial: Trial, converted: Converted, precision: str) -> Parity:
     x, reference = trial.inputs, trial.reference
-    parity = compare(reference, _pictures(in_parts(session_of(converted.model), x)))
-    if precision == "fp16":
-        few = x[:HALF_SAMPLES]
-        stored_in_half = _pictures(in_parts(half_function(converted.module), few))
-        parity = worse(parity, compare(reference[: len(few)], stored_in_half))
+    model = widened(converted.model) if precision == "bf16" else converted.model
+    parity = compare(reference, _pictures(in_parts(session_of(model), x)))
+    if precision in STORED:
+        stored = _pictures(in_parts(stored_function(converted.module, STORED[precision]), x))
+        parity = worse(parity, compare(reference, stored))
     return parity
 
 

@@ -1,9 +1,10 @@
 """Parity: a written graph against the network it came from, on fresh latents.
 
-The reference is the trained network itself in float32, before any rewrite. A half-precision graph is
+The reference is the trained network itself in float32, before any rewrite. A graph of half precision is
 judged twice, since ONNX Runtime's CPU provider computes whole subgraphs in float32 and would hide an
 overflow: by the graph in ONNX Runtime, and by the same module with every intermediate result stored in
-half, as GPUs store it.
+half, as GPUs store it. For bfloat16 that provider has no convolutions at all: there the first judge runs the
+graph's own nodes and weights widened to float32.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from pgsr.errors import PgsrError
 Array = NDArray[Any]
 
 # The least PSNR in dB of the uint8 pictures against float32 torch, by precision.
-LIMITS_DB = {"fp32": 60.0, "fp16": 45.0}
-LARGEST_STEP = {"fp32": 1, "fp16": 255}  # of 255, of any one value
+LIMITS_DB = {"fp32": 60.0, "fp16": 45.0, "bf16": 32.0, "int8": 30.0}
+LARGEST_STEP = {"fp32": 1, "fp16": 255, "bf16": 255, "int8": 255}  # of 255, of any one value
+STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}  # that the second judge stores in
 
 
 @dataclass(frozen=True)
@@ -78,34 +80,55 @@ def session_of(model: bytes) -> Callable[[Array], Array]:
     return run
 
 
-class HalfStorage(TorchDispatchMode):
-    """Inside it, every operation on half tensors computes in float32 and rounds its result to half.
+class Storage(TorchDispatchMode):
+    """Inside it, every operation on tensors of `dtype` computes in float32 and rounds its result to it.
 
     That is what tensor cores do, it overflows where they do, and it is far faster than half arithmetic
     on a CPU.
     """
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        halves = [t for t in tree_leaves((args, kwargs)) if _is(t, torch.float16)]
-        if not halves or func is torch.ops.aten._to_copy.default:
+        stored = [t for t in tree_leaves((args, kwargs)) if _is(t, self.dtype)]
+        if not stored or func is torch.ops.aten._to_copy.default:
             return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(lambda t: t.float() if _is(t, torch.float16) else t, (args, kwargs or {}))
-        return tree_map(lambda t: t.half() if _is(t, torch.float32) else t, func(*args, **kwargs))
+        args, kwargs = tree_map(lambda t: t.float() if _is(t, self.dtype) else t, (args, kwargs or {}))
+        return tree_map(lambda t: t.to(self.dtype) if _is(t, torch.float32) else t, func(*args, **kwargs))
 
 
 def _is(value: Any, dtype: torch.dtype) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == dtype
 
 
-def half_function(module: nn.Module) -> Callable[[Array], Array]:
-    """A half-precision module as a function, every intermediate result stored in half."""
+def stored_function(module: nn.Module, dtype: torch.dtype) -> Callable[[Array], Array]:
+    """A module of a low precision as a function, every intermediate result stored in it."""
     compute = torch_function(module)
 
     def run(x: Array) -> Array:
-        with HalfStorage():
+        with Storage(dtype):
             return compute(x)
 
     return run
+
+
+def widened(model: bytes) -> bytes:
+    """A bfloat16 graph with its weights, rounded as they are, in float32, and all arithmetic too."""
+    from onnx import TensorProto, load_from_string, numpy_helper
+
+    proto = load_from_string(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    wide: bytes = proto.SerializeToString()
+    return wide
 
 
 def torch_function(module: nn.Module) -> Callable[[Array], Array]:

@@ -16,6 +16,11 @@ from pgsr import __version__
 from pgsr.errors import PgsrError
 
 OPSET = 20  # the newest that both ONNX Runtime and TensorRT 10 read
+OPSETS = {"bf16": 22}  # the first whose Conv knows bfloat16
+
+
+def opset_of(precision: str) -> int:
+    return OPSETS.get(precision, OPSET)
 
 
 def to_onnx(
@@ -24,6 +29,8 @@ def to_onnx(
     input_name: str,
     output_name: str,
     dynamic: dict[int, str],  # dimensions of the input that may change, by name
+    opset: int = OPSET,
+    note: str = "",  # provenance and licence, for who opens the file
 ) -> bytes:
     """Raises PgsrError if the exporter or the checker refuses the module."""
     shapes = {d: torch.export.Dim(name) for d, name in dynamic.items()}
@@ -33,25 +40,48 @@ def to_onnx(
                 module,
                 (example,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[input_name],
                 output_names=[output_name],
                 dynamic_shapes=(shapes,),
                 external_data=False,
             )
         assert program is not None
-        model = program.model_proto
-        _clean(model)
+        return finished(program.model_proto, note)
+    except torch.onnx.OnnxExporterError as error:
+        raise PgsrError(f"the network cannot be exported to ONNX: {error}") from error
+
+
+def finished(model: onnx.ModelProto, note: str) -> bytes:
+    """A clean, named and checked graph as bytes. Raises PgsrError if the checker refuses it."""
+    _prune(model.graph)
+    _clean(model, note)
+    _name(model.graph)
+    try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, torch.onnx.OnnxExporterError) as error:
+    except onnx.checker.ValidationError as error:
         raise PgsrError(f"the network cannot be exported to ONNX: {error}") from error
     return model.SerializeToString(deterministic=True)
 
 
-def _clean(model: onnx.ModelProto) -> None:
-    """Removes the source paths and traces that the exporter leaves, and says who wrote the file."""
+def _prune(graph: onnx.GraphProto) -> None:
+    """Takes out nodes and initializers that no output needs."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(initializers)
+
+
+def _clean(model: onnx.ModelProto, note: str) -> None:
+    """Removes the source paths and traces that the exporter leaves; says who wrote the file, from what."""
     model.producer_name, model.producer_version = "pgsr", __version__
-    model.doc_string = ""
+    model.doc_string = note
     del model.metadata_props[:]
     graph = model.graph
     graph.name = "pgsr"
@@ -62,6 +92,40 @@ def _clean(model: onnx.ModelProto) -> None:
         if hasattr(part, "metadata_props"):
             del part.metadata_props[:]
     del graph.value_info[:]  # shapes of inner values; onnx can infer them
+    used = {node.domain for node in graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:], model.functions[:]
+    model.opset_import.extend(opsets)
+
+
+# What the inputs of a node are, for the names of its constants.
+ROLES = {
+    "Conv": ("x", "weight", "bias"),
+    "ConvTranspose": ("x", "weight", "bias"),
+    "Gemm": ("x", "weight", "bias"),
+    "PRelu": ("x", "slope"),
+    "DequantizeLinear": ("values", "scale", "zero"),
+    "QuantizeLinear": ("x", "scale", "zero"),
+}
+
+
+def _name(graph: onnx.GraphProto) -> None:
+    """Names by place and kind, whatever the exporter calls things: conv_7, conv_7.weight."""
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    constants = {tensor.name for tensor in graph.initializer}
+    names[""] = ""
+    for place, node in enumerate(graph.node):
+        node.name = f"{node.op_type.lower()}_{place}"
+        roles = ROLES.get(node.op_type, ())
+        for i, value in enumerate(node.input):
+            if value in constants and value not in names:
+                names[value] = f"{node.name}.{roles[i] if i < len(roles) else i}"
+        for i, value in enumerate(node.output):
+            names.setdefault(value, f"{node.name}_out{i or ''}")
+        node.input[:] = [names[value] for value in node.input]
+        node.output[:] = [names[value] for value in node.output]
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 #   upscaler:  images float32 [N, 3, H, W] in [-1, 1] -> the same, `scale` times as large
 #   chain:     latents float32 [N, L] -> pixels uint8 [N, S, S, 3]
 GRAPHS = ("generator", "upscaler", "chain")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def checkpoint(path: Path, name: str) -> Path:
 def test_folding_batch_norm_is_exact(name: str):
     network = lively(build_network(GENERATORS, NETWORKS[name], 1)).double()
     folded, applied = rewritten(network)
-    assert applied == ("fold batch norm",)
+    assert "fold-batch-norm" in applied
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in folded.modules())
     x = inputs_of(name)
     assert (folded(x) - network(x)).abs().max() <= 1e-12
@@ -67,7 +67,7 @@ def test_folding_batch_norm_is_exact(name: str):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_batch_norm_nothing_folds(name: str):
     network = build_network(GENERATORS, {**NETWORKS[name], "batch_norm": False}, 1)
-    assert rewritten(network)[1] == ()
+    assert "fold-batch-norm" not in rewritten(network)[1]
 
 
 def exported(name: str, folder: Path) -> bundle.Bundle:

@@ -281,7 +281,7 @@ def test_the_average_takes_the_batch_statistics_over():
 def test_folding_batch_norm_into_progan_is_exact(convolution: str):
     network, z = generator_of(convolution=convolution, **BASELINE).eval(), randn(3, 6)
     folded, applied = rewritten(Grown(network, 16))
-    assert applied == ("fold equalized learning rate", "fold batch norm")
+    assert {"fold-gains", "fold-batch-norm"} <= set(applied)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(z), network(z), rtol=1e-10, atol=1e-12)
 

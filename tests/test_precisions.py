@@ -1,0 +1,404 @@
+"""Precisions: every graph is what its name says, near float32 PyTorch, clean and readable everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from pgsr import bundle, draws
+from pgsr.checkpoint import Checkpoint, save
+from pgsr.errors import PgsrError
+from pgsr.export import build, parity, quantize
+from pgsr.export.cli import main
+from pgsr.export.graphs import Chain
+from pgsr.export.rewrites import chosen, rewritten
+from pgsr.export.steps import DividingNorm, NormBehind, PixelNorm
+from pgsr.export.to_onnx import finished, to_onnx
+from pgsr.networks import GENERATORS, resolved
+from pgsr.networks import build as build_network
+
+OPTIONS = {"kind": "progan", "resolution": 8, "latent_size": 12, "feature_base": 128, "feature_max": 16}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = build_network(GENERATORS, OPTIONS, 3)
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("bias"):
+            tensor.normal_(0, 0.1, generator=generator)
+    path = tmp_path_factory.mktemp("run") / "generator.safetensors"
+    tensors = {f"generator_ema.{k}": v for k, v in network.state_dict().items()}
+    progress = {"images_shown": 1234, "step": 10, "grown_resolution": 8}
+    options = {"generator": resolved(GENERATORS, OPTIONS)}
+    save(path, Checkpoint(tensors, options, progress, {"version": "test", "data": {"fingerprint": "f"}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+    """What the command makes in every precision; of the graphs the chain alone, to save time."""
+    out = tmp_path_factory.mktemp("bundle") / "small"
+    flags = ["--fp16", "--bf16", "--int8", "--samples", "64", "--licence", "for tests", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        only_the_chain(patch)
+        result = CliRunner().invoke(main, [str(checkpoint), "--out", str(out), *flags])
+    assert result.exit_code == 0, result.output
+    assert [g["precision"] for g in json.loads(result.stdout)["graphs"]] == list(PRECISIONS)
+    return bundle.read(out)
+
+
+def only_the_chain(patch: pytest.MonkeyPatch) -> None:
+    whole = build.plans
+    patch.setattr(build, "plans", lambda sources: [p for p in whole(sources) if p.name == "chain"])
+
+
+def loaded(found: bundle.Bundle, precision: str, name: str = "chain") -> onnx.ModelProto:
+    return onnx.load(found.path(found.graph(name, precision)))
+
+
+# ----------------------------------------------------------------------------
+# What is in the graphs.
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [
+        ("fp32", TensorProto.FLOAT),
+        ("fp16", TensorProto.FLOAT16),
+        ("bf16", TensorProto.BFLOAT16),
+        ("int8", TensorProto.INT8),
+    ],
+)
+def test_weights_are_of_the_precision(exported: bundle.Bundle, precision: str, kind: int):
+    """Of every convolution and matrix product; of int8, of those that were not kept."""
+    graph = loaded(exported, precision).graph
+    weights = {t.name: t for t in graph.initializer}
+    made_of = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    layers = [n for n in graph.node if n.op_type in ("Conv", "Gemm")]
+    kinds = [weights[made_of.get(n.input[1], n.input[1])].data_type for n in layers]
+    kept = len(exported.graph("chain", precision).parity.get("kept_in_fp32", ()))
+    assert kinds.count(kind) == len(layers) - kept
+    assert len(layers) - kept >= len(layers) // 2
+
+
+def test_parity_is_measured_on_64_and_within_the_limits(exported: bundle.Bundle):
+    for graph in exported.graphs:
+        assert graph.parity["samples"] == 64
+        assert {"max_steps", "mean_steps"} <= set(graph.parity)
+        assert graph.parity["psnr_db"] >= parity.LIMITS_DB[graph.precision]
+    found = [exported.graph("chain", p).parity["psnr_db"] for p in PRECISIONS]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_parity_of_the_manifest_is_that_of_the_file(
+    exported: bundle.Bundle, checkpoint: Path, precision: str
+):
+    """By the reference evaluator, on other latents: no better than a few dB and no worse."""
+    from pgsr.export.source import read_source
+
+    z = draws.latents(77, range(16), 12)
+    with torch.no_grad():
+        images = read_source(checkpoint).network(torch.from_numpy(z)).numpy()
+    expected = np.rint(np.clip((images + 1) * 127.5, 0, 255)).transpose(0, 2, 3, 1)
+    made = ReferenceEvaluator(loaded(exported, precision)).run(None, {"latents": z})[0]
+    measured = exported.graph("chain", precision).parity["psnr_db"]
+    assert abs(parity.compare(expected, made).psnr_db - measured) < 6
+
+
+# ----------------------------------------------------------------------------
+# The black image of half precision, judged by what really computes in half.
+
+
+class Loud(nn.Module):
+    """Values as they come in, normalised: their squares may be infinite in half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), PixelNorm(), nn.Conv2d(8, 3, 1))
+        nn.init.constant_(self.tail[2].weight, 0.1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.tail(z)
+
+
+def test_exported_half_survives_huge_activations():
+    network = Loud().eval()
+    z = np.abs(draws.latents(2, range(4), 8)) + 0.5
+    made, applied = rewritten(network, chosen(precision="fp16"))
+    assert applied == ("divide-in-norm",)
+    half = Chain([made], "fp16", pixels=True)
+    model = onnx.load_from_string(to_onnx(half, torch.from_numpy(z), "latents", "pixels", {0: "n"}))
+    for size in (1e-2, 1.0, 300.0, 15000.0):
+        x = np.float32(size) * z
+        reference = parity.torch_function(Chain([network], "fp32", pixels=True))(x).astype(int)
+        assert np.ptp(reference) > 0
+        for pixels in (
+            ReferenceEvaluator(model).run(None, {"latents": x})[0],  # half in half
+            parity.torch_function(half)(x),  # PyTorch's own half on the CPU
+            parity.stored_function(half, torch.float16)(x),
+        ):
+            assert np.abs(pixels.astype(int) - reference).max() <= 1
+
+
+def test_a_norm_of_squares_in_half_draws_one_colour():
+    """That the judges above see it: the same network with its squares in half."""
+
+    class Trap(PixelNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+    network = Loud().eval()
+    network.tail[1] = Trap()
+    half = Chain([network], "fp16", pixels=True)
+    x = 15000 * (np.abs(draws.latents(2, range(4), 8)) + np.float32(0.5))
+    for pixels in (parity.torch_function(half)(x), parity.stored_function(half, torch.float16)(x)):
+        assert all(np.ptp(pixels[..., i]) == 0 for i in range(3))
+
+
+def test_a_norm_behind_the_rgb_layer_would_overflow_in_half():
+    """Why half leaves that rewrite out: W x is infinite before it is divided."""
+    layer = nn.Conv2d(8, 3, 1)
+    nn.init.constant_(layer.weight, 1.0)
+    x = torch.full((1, 8, 2, 2), 20000.0)
+    behind = NormBehind(layer)
+    assert torch.isfinite(behind(x)).all()
+    with parity.Storage(torch.float16):
+        assert not torch.isfinite(behind.half()(x.half())).all()
+
+
+def test_a_pixel_of_zeros_stays_finite_in_the_graph():
+    """The exporter takes a scalar of 1e-8 for 0 and leaves its sum out; then 0 / 0 comes."""
+    norms = [PixelNorm(), nn.ReLU(), DividingNorm()]
+    network = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.ReLU(), *norms, nn.Conv2d(8, 3, 1))
+    z = -np.ones((2, 8), np.float32)
+    model = to_onnx(Chain([network], "fp32", False), torch.from_numpy(z), "latents", "images", {0: "n"})
+    images = parity.session_of(model)(z)
+    assert np.isfinite(images).all()
+    assert np.allclose(images[0, :, 0, 0], network[5].bias.detach().numpy())
+
+
+# ----------------------------------------------------------------------------
+# int8.
+
+
+def test_int8_is_symmetric_by_map_and_keeps_biases(exported: bundle.Bundle):
+    graph = loaded(exported, "int8").graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    made_of = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
+    quantized = [n for n in graph.node if n.op_type in ("Conv", "Gemm") and n.input[1] in made_of]
+    assert quantized
+    for node in quantized:
+        weight = made_of[node.input[1]]
+        scales = values[weight.input[1]]
+        assert len(scales) > 1  # one a map
+        if len(node.input) > 2:
+            assert len(scales) == len(values[node.input[2]])
+            assert values[node.input[2]].dtype == np.float32  # the bias
+        assert (values[weight.input[2]] == 0).all()
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert values[node.input[2]] == 0
+            assert values[node.input[2]].dtype == np.int8
+
+
+def separable_model(dtype: type) -> onnx.ModelProto:
+    """Depthwise 3 x 3 with maps of very different sizes, then pointwise."""
+    draw = np.random.default_rng(1)
+    value, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    sizes = np.geomspace(0.01, 30, 6).reshape(6, 1, 1, 1)
+    inits = {
+        "deep.w": (draw.standard_normal((6, 1, 3, 3)) * sizes).astype(dtype),
+        "deep.b": (draw.standard_normal(6) * sizes.ravel()).astype(dtype),
+        "point.w": (draw.standard_normal((5, 6, 1, 1)) / sizes.reshape(1, 6, 1, 1)).astype(dtype),
+    }
+    nodes = [
+        onnx.helper.make_node(
+            "Conv", ["latents", "deep.w", "deep.b"], ["a"], name="deep", group=6, pads=[1, 1, 1, 1]
+        ),
+        onnx.helper.make_node("Conv", ["a", "point.w"], ["images"], name="point"),
+    ]
+    ports = [[value("latents", kind, ["n", 6, 4, 4])], [value("images", kind, ["n", 5, 4, 4])]]
+    tensors = [onnx.numpy_helper.from_array(v, k) for k, v in inits.items()]
+    graph = onnx.helper.make_graph(nodes, "g", *ports, tensors)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_balancing_separable_halves_is_exact():
+    model = separable_model(np.float64)
+    x = np.random.default_rng(0).standard_normal((2, 6, 4, 4))
+    factor = np.geomspace(0.03, 7, 6)
+    made = ReferenceEvaluator(quantize.divided(model, [factor])).run(None, {"latents": x})[0]
+    assert np.abs(made - ReferenceEvaluator(model).run(None, {"latents": x})[0]).max() <= 1e-12
+
+
+def test_balancing_separable_halves_helps_int8():
+    model = separable_model(np.float32)
+    x = np.random.default_rng(0).standard_normal((4, 6, 4, 4)).astype(np.float32)
+    even, found = quantize.balanced(model, x)
+    assert found
+    before, after = (quantize.sensitivities(m.SerializeToString(), x)[1].snr_db for m in (model, even))
+    assert after > before + 6
+
+
+def test_a_layer_that_hurts_is_seen_and_kept():
+    """Two layers: values of one size, and values of which one is a thousand times the others."""
+    draw = np.random.default_rng(0)
+    value = onnx.helper.make_tensor_value_info
+    inits = {
+        "even.w": draw.standard_normal((6, 6, 1, 1)).astype(np.float32),
+        "loud.w": draw.standard_normal((6, 6, 1, 1)).astype(np.float32),
+        "scale": np.array([1, 1, 1, 1, 1, 3000], np.float32).reshape(1, 6, 1, 1),
+    }
+    inits["loud.w"][:, 5] = 0  # the loud map sets the scale, but nothing comes of it
+    nodes = [
+        onnx.helper.make_node("Conv", ["latents", "even.w"], ["a"], name="even"),
+        onnx.helper.make_node("Mul", ["a", "scale"], ["b"], name="scaling"),
+        onnx.helper.make_node("Conv", ["b", "loud.w"], ["images"], name="loud"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [value("latents", TensorProto.FLOAT, ["n", 6, 4, 4])],
+        [value("images", TensorProto.FLOAT, ["n", 6, 4, 4])],
+        [onnx.numpy_helper.from_array(v, k) for k, v in inits.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    x = draw.standard_normal((2, 6, 4, 4)).astype(np.float32)
+    found = {layer.name: layer.snr_db for layer in quantize.sensitivities(model.SerializeToString(), x)}
+    assert found["even"] > 30 > quantize.KEEP_BELOW_DB > 10 > found["loud"]
+    made = quantize.quantized(model.SerializeToString(), x, ["loud"], "")
+    names = sorted(n.op_type for n in onnx.load_from_string(made).graph.node)
+    assert names == ["Conv", "Conv", "DequantizeLinear", "DequantizeLinear", "Mul", "QuantizeLinear"]
+    expected = ReferenceEvaluator(model).run(None, {"latents": x})[0]
+    noise = ReferenceEvaluator(onnx.load_from_string(made)).run(None, {"latents": x})[0] - expected
+    assert 10 * np.log10((expected**2).mean() / (noise**2).mean()) > 30
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_is_too_far_off_is_refused(precision: str):
+    limit = parity.LIMITS_DB[precision]
+    parity.require(parity.Parity(64, 1.0, 0.1, limit), precision, "chain")
+    with pytest.raises(PgsrError, match=f"in {precision} does not match its network"):
+        parity.require(parity.Parity(64, 1.0, 0.1, limit - 0.1), precision, "chain")
+
+
+def test_more_is_kept_until_it_is_near_enough(exported: bundle.Bundle, monkeypatch: pytest.MonkeyPatch):
+    graph = exported.graph("chain")
+    model = exported.path(graph).read_bytes()
+    z = draws.latents(9, range(8), 12)
+    trial = build.Trial(None, z, parity.session_of(model)(z), draws.latents(10, range(8), 12))
+    converted = build.Converted(None, model, graph)
+    before, first = build._quantized(trial, converted, "")[1:]
+    monkeypatch.setitem(parity.LIMITS_DB, "int8", before.psnr_db + 3)
+    after, kept = build._quantized(trial, converted, "")[1:]
+    assert after.psnr_db >= before.psnr_db + 3
+    assert set(first) < set(kept)
+
+
+def test_widened_is_the_same_graph_in_float32(exported: bundle.Bundle):
+    path = exported.path(exported.graph("chain", "bf16"))
+    z = draws.latents(3, range(4), 12)
+    wide = parity.session_of(parity.widened(path.read_bytes()))(z)
+    exact = parity.session_of(exported.path(exported.graph("chain")).read_bytes())(z)
+    assert 35 < parity.compare(exact, wide).psnr_db < 80  # the weights are rounded, the arithmetic is not
+
+
+# ----------------------------------------------------------------------------
+# Hygiene.
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_graphs_are_clean(exported: bundle.Bundle, precision: str):
+    graph = exported.graph("chain", precision)
+    model = loaded(exported, precision)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", graph.opset)]
+    assert "for tests" in model.doc_string
+    assert "1234 images shown" in model.doc_string
+    used = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    for node in model.graph.node:
+        assert used.intersection(node.output), f"{node.name} is dead"
+        assert node.doc_string == ""
+    assert {t.name for t in model.graph.initializer} <= used
+    names = [node.name for node in model.graph.node]
+    assert names == [f"{node.op_type.lower()}_{i}" for i, node in enumerate(model.graph.node)]
+
+
+def test_dead_nodes_and_constants_go():
+    value = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["y"], name="anything", doc_string="/home/user/code.py"),
+        onnx.helper.make_node("Add", ["x", "c"], ["nobody reads this"]),
+    ]
+    ports = [[value(name, TensorProto.FLOAT, ["n"])] for name in ("x", "y")]
+    graph = onnx.helper.make_graph(
+        nodes, "g", *ports, [onnx.numpy_helper.from_array(np.ones(1, np.float32), "c")]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    clean = onnx.load_from_string(finished(model, "note"))
+    assert [node.name for node in clean.graph.node] == ["relu_0"]
+    assert not clean.graph.initializer
+    assert b"/home" not in clean.SerializeToString()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_openvino_reads_it(exported: bundle.Bundle, precision: str):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    path = exported.path(exported.graph("chain", precision))
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    z = draws.latents(5, range(4), 12)
+    exact = parity.session_of(exported.path(exported.graph("chain")).read_bytes())(z)
+    assert parity.compare(exact, compiled([z])[0]).psnr_db > 28
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tensorrt_rtx_parses_it(exported: bundle.Bundle, precision: str):
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    data = exported.path(exported.graph("chain", precision)).read_bytes()
+    assert parser.parse(data), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    assert network.num_layers > 0
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+
+def test_rewrites_are_switched_by_the_command(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    only_the_chain(monkeypatch)
+    arguments = [str(checkpoint), "--out", str(tmp_path / "b"), "--samples", "4", "--target", "openvino"]
+    switches = ["--no-rewrite", "upsample-convolution", "--rewrite", "upsample-convolution-four"]
+    result = CliRunner().invoke(main, [*arguments, *switches])
+    assert result.exit_code == 0, result.output
+    rewrites = bundle.read(tmp_path / "b").graph("chain").rewrites
+    assert "upsample-convolution-four" in rewrites
+    assert "upsample-convolution" not in rewrites
+    wrong = CliRunner().invoke(main, [*arguments, "--rewrite", "magic"])
+    assert wrong.exit_code == 1
+    assert "there is no rewrite 'magic'" in wrong.stderr
+
+
+def test_limits_are_there_for_every_precision():
+    for precision in bundle.PRECISIONS:
+        assert precision in parity.LIMITS_DB
+        assert precision in parity.LARGEST_STEP
+    with pytest.raises(PgsrError, match="holds no chain graph in bf16"):
+        bundle.read(bundle.shipped()).graph("chain", "bf16")
