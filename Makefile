@@ -14,7 +14,7 @@ faces: $(VENV)/.runtime
 	$(BIN)/pgsr-generate --count 1000 --out faces
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
