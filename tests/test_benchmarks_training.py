@@ -280,8 +280,9 @@ def test_who_takes_part(tmp_path):
         for name, variant in (
             ("reference", ""),
             ("ours", ""),
-            ("ours", ", plain-malloc"),
+            ("ours", ", simultaneous"),
             ("ours", ", lazy-penalty"),
+            ("ours", ", plain-malloc"),
         )
         for convolution in ("vanilla", "separable")
     ]

@@ -630,6 +630,7 @@ def test_defaults_are_filled_in():
         "features": 32,
         "layers": 8,
         "convolution": "vanilla",
+        "base": "nearest",
     }
 
 

@@ -20,9 +20,9 @@ from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, containers, interpolation, video
 from pgsr.runtime.cli import main
+from pgsr.runtime.encoders import EXIF_IMAGE_DESCRIPTION
 from pgsr.runtime.interpolation import walk
 from pgsr.runtime.video import Film, make_video
-from pgsr.runtime.encoders import EXIF_IMAGE_DESCRIPTION
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = (".mp4", ".gif", ".webp")
