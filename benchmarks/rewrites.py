@@ -36,6 +36,7 @@ from pgsr.networks import GENERATORS, build
 from pgsr.runtime.backends import open_runner
 
 from .machine import describe, usable_cores
+from .plain_training import PlainProGenerator
 from .throughput import torch_threads
 from .timing import Contender, Timing, measure
 
@@ -43,7 +44,7 @@ Report = Callable[[str], None]
 
 CONVOLUTIONS = ("vanilla", "separable")
 LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # backends on a CPU, and what they import
-EAGER, AS_WRITTEN, CHOSEN = "eager", "as written", "chosen"
+EAGER, PLAIN, AS_WRITTEN, CHOSEN = "eager", "plain", "as written", "chosen"
 CALIBRATION = 8  # images
 RELATIVE_LIMIT = 1e-3  # of float32 images against eager ones
 
@@ -85,6 +86,11 @@ class Settings:
             "convolution": convolution,
         }
         return build(GENERATORS, options).eval().requires_grad_(False)
+
+    def plain(self, convolution: str, resolution: int) -> nn.Module:
+        """The same architecture as one would first write it."""
+        widths = (self.latent_size, self.feature_base, self.feature_max)
+        return PlainProGenerator(convolution, resolution, *widths).eval().requires_grad_(False)
 
 
 def run(settings: Settings, report: Report) -> dict[str, Any]:
@@ -207,7 +213,8 @@ def timed(
     with contextlib.ExitStack() as stack:
         eager = _eager(grown, torch.from_numpy(latents))
         expected = eager()
-        contenders = [Contender(EAGER, settings.batch, eager)]
+        plain = _eager(settings.plain(convolution, resolution), torch.from_numpy(latents))
+        contenders = [Contender(EAGER, settings.batch, eager), Contender(PLAIN, settings.batch, plain)]
         rows: dict[str, dict[str, Any]] = {}
         graphs = Graphs(settings, network, resolution, folder, report)
         for variant in wanted:
@@ -233,6 +240,7 @@ def timed(
         "convolution": convolution,
         "resolution": resolution,
         EAGER: done[EAGER].as_dict(),
+        PLAIN: {**done[PLAIN].as_dict(), "to_eager": done[PLAIN].ratio_to(done[EAGER])},
         "rows": _rows(rows, done),
     }
 
@@ -320,6 +328,7 @@ def _rows(rows: Mapping[str, Mapping[str, Any]], done: Mapping[str, Timing]) -> 
             **row,
             **done[name].as_dict(),
             "to_eager": done[name].ratio_to(done[EAGER]),
+            "to_plain": done[name].ratio_to(done[PLAIN]),
             "to_chosen": done[name].ratio_to(done[f"{CHOSEN} for {row['backend']} on {row['backend']}"]),
         }
         for name, row in rows.items()

@@ -11,16 +11,17 @@ from typing import Any
 from pgsr.files import make_folder, write_bytes, write_text
 
 from .report import aligned, machine_lines, markdown_table, rate, times
-from .rewrites import AS_WRITTEN, CHOSEN, EAGER, best
+from .rewrites import AS_WRITTEN, CHOSEN, EAGER, PLAIN, best
 
 COMMAND = "pgsr-bench rewrites --out REPORT_DIR"
 CLEARLY = 1.03  # a difference that counts as one
 
 COUNTS = ("convolution", "resolution", "multiply-adds", "after", "saved", "operations", "after")
-SPEEDS = ("convolution", "graph", "backend", "img/s", "to eager", "to chosen", "PSNR")
+SPEEDS = ("convolution", "graph", "backend", "img/s", "to eager", "to plain", "to chosen", "PSNR")
 NOTES = (
     "Weights are random: speed does not depend on them, int8's PSNR does.",
-    "Eager is the training network in PyTorch float32 without gradients, in the same run, taking turns.",
+    "Eager is the training network in PyTorch float32 without gradients, in the same run, in turns; plain "
+    "is the same network written from the papers with ordinary modules (benchmarks/plain_training.py), NCHW.",
     "Operations are those that PyTorch dispatches for an image, views left out.",
     "A form of one 2 x 2 convolution computes a rim that is cropped: a little more than 16/36.",
 )
@@ -58,11 +59,16 @@ def speed_lines(result: Mapping[str, Any]) -> list[list[str]]:
     for speeds in result["speeds"]:
         head = f"{speeds['convolution']} {speeds['resolution']}"
         eager = speeds[EAGER]["images_per_second"]
-        lines.append([head, "eager PyTorch float32", "-", rate(eager), "1.00x", "-", "-"])
+        plain, to_eager = speeds[PLAIN]["images_per_second"], speeds[PLAIN]["to_eager"]
+        lines.append(
+            [head, "eager PyTorch float32", "-", rate(eager), "1.00x", times(1 / to_eager), "-", "-"]
+        )
+        lines.append([head, "plain eager PyTorch", "-", rate(plain), times(to_eager), "1.00x", "-", "-"])
         for row in speeds["rows"]:
             psnr = "equal" if row["psnr_db"] >= 999 else f"{row['psnr_db']:.0f} dB"
-            cells = [rate(row["images_per_second"]), times(row["to_eager"]), times(row["to_chosen"]), psnr]
-            lines.append([head, row["name"], row["backend"], *cells])
+            ratios = [times(row[key]) for key in ("to_eager", "to_plain", "to_chosen")]
+            speed = rate(row["images_per_second"])
+            lines.append([head, row["name"], row["backend"], speed, *ratios, psnr])
     return lines
 
 
@@ -97,7 +103,7 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
                 speed = rate(row["images_per_second"])
                 lines.append(
                     f"best {convolution} in {precision}: {row['name']} on {row['backend']}, {speed} img/s, "
-                    f"{times(row['to_eager'])} eager float32"
+                    f"{times(row['to_eager'])} eager float32, {times(row['to_plain'])} plain"
                 )
     return lines
 

@@ -105,7 +105,7 @@ def export_bundle(
         trials = [_trial(plan, inputs) for plan in plans(by_kind)]
         wanted = choice or Choice()
         note = _note(name, licence, by_kind)
-        floats: dict[str, Converted] = {}  # by name, of which int8 graphs are made
+        floats: Floats = {}
         graphs = [
             _write_graph(trial, precision, wanted, note, folder, floats)
             for precision in precisions
@@ -216,17 +216,18 @@ def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
 
 
 def _write_graph(
-    trial: Trial, precision: str, choice: Choice, note: str, folder: Path, floats: dict[str, Converted]
+    trial: Trial, precision: str, choice: Choice, note: str, folder: Path, floats: Floats
 ) -> Graph:
     name, example = trial.plan.name, torch.from_numpy(trial.inputs[:2])
     if precision == "int8":
-        exact = floats.get(name) or convert(trial.plan, "fp32", example, choice, note)
+        names = tuple(n for n in choice.names("int8") if n != BALANCE)
+        exact = floats.get((name, names)) or with_names(trial.plan, "fp32", example, names, note)
         converted, parity, kept = _quantized(trial, exact, note, BALANCE in choice.names("int8"))
     else:
         converted = convert(trial.plan, precision, example, choice, note)
         parity, kept = _measure(trial, converted, precision), []
     if precision == "fp32":
-        floats[name] = converted
+        floats[name, choice.names("fp32")] = converted
     require(parity, precision, trial.plan.name)
     write_bytes(folder / converted.graph.file, converted.model)
     more = {"kept_in_fp32": kept} if precision == "int8" else {}
@@ -272,6 +273,9 @@ class Converted:
     def with_model(self, model: bytes) -> Converted:
         graph = dataclasses.replace(self.graph, sha256=hashlib.sha256(model).hexdigest())
         return dataclasses.replace(self, model=model, graph=graph)
+
+
+Floats = dict[tuple[str, tuple[str, ...]], Converted]  # by name and rewrites, of which int8 graphs are made
 
 
 def convert(

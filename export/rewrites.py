@@ -412,13 +412,14 @@ _USUAL = (*_ALWAYS, "upsample-convolution", "convolution-before-shuffle", "norm-
 # What wins on each backend, as `pgsr-bench rewrites` measured it (docs/export.md).
 TARGETS: dict[str, tuple[str, ...]] = {
     "onnxruntime": _USUAL,
-    "openvino": _USUAL,
+    "openvino": (*_USUAL, "upsample-depthwise-transposed"),
     "tensorrt": _USUAL,
 }
 
 # Not exact in half: W x may be infinite where W (x / l) is not.
 NOT_IN_HALF = ("norm-behind-rgb",)
 IN_INT8 = ("balance-separable",)  # and nowhere else
+NOT_IN_INT8 = ("upsample-depthwise-transposed",)  # transposed convolutions are not quantized
 
 
 def chosen(
@@ -438,7 +439,7 @@ def chosen(
     if precision == "fp16":
         wanted -= set(NOT_IN_HALF)
     if precision == "int8":
-        wanted |= set(IN_INT8) - set(without)
+        wanted = wanted - (set(NOT_IN_INT8) - set(also)) | (set(IN_INT8) - set(without))
     return tuple(name for name in REWRITES if name in wanted)
 
 

@@ -76,6 +76,7 @@ def test_the_command_reports(tmp_path: Path, command):
         for row in speeds["rows"]:
             assert row["psnr_db"] > 60
             assert row["to_eager"] == pytest.approx(speeds["eager"]["seconds"][0] / row["seconds"][0])
+            assert row["to_plain"] == pytest.approx(speeds["plain"]["seconds"][0] / row["seconds"][0])
     assert "images a second" in (out / "rewrites.md").read_text()
     assert (out / "rewrites.png").read_bytes()[1:4] == b"PNG"
 

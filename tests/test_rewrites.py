@@ -332,6 +332,10 @@ def test_chosen_are_in_order_and_switchable():
     assert "balance-separable" in chosen("onnxruntime", precision="int8")
     assert "balance-separable" not in chosen("onnxruntime", without=["balance-separable"], precision="int8")
     assert "balance-separable" not in chosen("onnxruntime")
+    transposed = "upsample-depthwise-transposed"
+    assert transposed in chosen("openvino")
+    assert transposed not in chosen("openvino", precision="int8")
+    assert transposed in chosen("openvino", also=[transposed], precision="int8")
 
 
 def test_unknown_names_are_named():
