@@ -58,6 +58,31 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bund
     return bundle.read(out)
 
 
+def test_every_precision_is_the_same_bytes_again(
+    checkpoint: Path, exported: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In another process's place: another folder, torch's generator elsewhere."""
+    only_the_chain(monkeypatch)
+    torch.manual_seed(99)
+    flags = [
+        "--fp16",
+        "--bf16",
+        "--int8",
+        "--samples",
+        "64",
+        "--licence",
+        "for tests",
+        "--name",
+        exported.name,
+    ]
+    result = CliRunner().invoke(main, [str(checkpoint), "--out", str(tmp_path / "other"), *flags])
+    assert result.exit_code == 0, result.output
+    again = bundle.read(tmp_path / "other")
+    for precision in PRECISIONS:
+        one, other = (b.path(b.graph("chain", precision)).read_bytes() for b in (exported, again))
+        assert one == other, precision
+
+
 def only_the_chain(patch: pytest.MonkeyPatch) -> None:
     whole = build.plans
     patch.setattr(build, "plans", lambda sources: [p for p in whole(sources) if p.name == "chain"])
