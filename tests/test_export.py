@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from lively import lively
 from pgsr import bundle, draws
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
@@ -38,17 +39,6 @@ def write_checkpoint(path: Path, options: dict, grown: int = 16, seed: int = 3) 
     config = {"generator": resolved(GENERATORS, options)}
     save(path, Checkpoint(tensors, config, progress, {"version": "test", "data": {"fingerprint": "f"}}))
     return path
-
-
-def lively(network: nn.Module) -> nn.Module:
-    """Biases and batch statistics away from their initial values, so that a slip in folding shows."""
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in network.state_dict().items():
-        if name.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2, generator=generator)
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")

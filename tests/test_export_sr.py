@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+from lively import lively
 from pgsr import bundle
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
@@ -28,16 +29,6 @@ NETWORKS = {
     "mlp-sr": {"kind": "mlp-sr", "features": 2, "input_size": 8},
     "dcgan": {"kind": "dcgan", "features": 2, "latent_size": 6},
 }
-
-
-def lively(network: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in network.state_dict().items():
-        if name.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2, generator=generator)
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-    return network.eval()
 
 
 def inputs_of(name: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lively import lively
 from pgsr.errors import PgsrError
 from pgsr.export.build import multiply_adds
 from pgsr.export.rewrites import (
@@ -127,19 +128,8 @@ NETWORKS: dict[str, tuple[dict, set[str]]] = {
 NEEDS = ("fold-gains", "remove-alpha")
 
 
-def lively(network: nn.Module) -> nn.Module:
-    """Biases and statistics away from their initial values, so that a slip shows."""
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in network.state_dict().items():
-        if name.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2, generator=generator)
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-    return network.eval().requires_grad_(False)
-
-
 def network_of(name: str) -> nn.Module:
-    network = lively(build_network(GENERATORS, NETWORKS[name][0], 1))
+    network = lively(build_network(GENERATORS, NETWORKS[name][0], 1)).requires_grad_(False)
     return Grown(network, 16) if NETWORKS[name][0]["kind"] in ("progan", "msggan") else network
 
 
