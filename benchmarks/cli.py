@@ -28,7 +28,10 @@ def main() -> None:
 @click.option("--images", type=int, default=8, show_default=True, help="Of an end-to-end call.")
 @click.option("--shipped-images", type=int, default=64, show_default=True, help="Of the shipped model's.")
 @click.option(
-    "--precision", "precisions", multiple=True, help="May be repeated [default: fp32, bf16 if it is fast]."
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="May be repeated [default: fp32, bf16 and int8 if they are fast].",
 )
 @click.option("--backend", "backends", multiple=True, help="May be repeated [default: all installed].")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Timed calls of everything.")

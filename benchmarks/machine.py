@@ -15,7 +15,16 @@ from typing import Any
 from pgsr import __version__
 from pgsr.errors import PgsrError
 
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+INSTRUCTION_SETS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+)
 PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "numpy", "pillow"),
     *("fpng", "isal", "simplejpeg"),
@@ -35,19 +44,24 @@ for _ in range(rounds + 1):
     seconds.append(time.perf_counter() - began)
 print(statistics.median(seconds[1:]))
 """
-HALF_PEAK_PROGRAM = """
+LOW_PEAK_PROGRAM = """
 import statistics, sys, time
 import torch
-size, rounds, threads = map(int, sys.argv[1:])
+size, rounds, threads = map(int, sys.argv[1:4])
 torch.set_num_threads(threads)
-a, b = torch.randn(2, size, size).bfloat16()
+a, b = torch.randint(-127, 128, (2, size, size))
+if sys.argv[4] == "int8":
+    a, b, product = a.to(torch.int8), b.to(torch.int8), torch._int_mm
+else:
+    a, b, product = a.bfloat16(), b.bfloat16(), torch.matmul
 seconds = []
 for _ in range(rounds + 1):
     began = time.perf_counter()
-    a @ b
+    product(a, b)
     seconds.append(time.perf_counter() - began)
 print(statistics.median(seconds[1:]))
 """
+FAST = {"bf16": ("bf16",), "int8": ("vnni", "int8")}  # precision -> what is in the names of its instructions
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -69,6 +83,10 @@ class Machine:
     packages: dict[str, str]  # versions
     threads: int  # that arithmetic was given
     peak_gflops: float  # of a float32 matrix product in numpy on as many threads
+
+    def is_fast_in(self, precision: str) -> bool:
+        """Whether the processor has instructions for bf16 or int8."""
+        return any(part in name for name in self.instruction_sets for part in FAST[precision])
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "instruction_sets": list(self.instruction_sets)}
@@ -102,9 +120,9 @@ def peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
     return _peak([PEAK_PROGRAM, str(size), str(rounds)], threads, size)
 
 
-def half_peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
-    """Likewise of a bfloat16 product in PyTorch."""
-    return _peak([HALF_PEAK_PROGRAM, str(size), str(rounds), str(threads)], threads, size)
+def low_peak_gflops(precision: str, threads: int, size: int = 2048, rounds: int = 5) -> float:
+    """Likewise of a product in PyTorch in bf16, or of int8 into int32."""
+    return _peak([LOW_PEAK_PROGRAM, str(size), str(rounds), str(threads), precision], threads, size)
 
 
 def _peak(program: list[str], threads: int, size: int) -> float:

@@ -27,7 +27,7 @@ from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError
 from pgsr.export.build import Converted, in_int8, multiply_adds, plans, with_names
 from pgsr.export.parity import compare
-from pgsr.export.quantize import BALANCE, KEEP_BELOW_DB, quantized, sensitivities
+from pgsr.export.quantize import BALANCE
 from pgsr.export.rewrites import REWRITES, TARGETS, Grown, chosen, rewritten
 from pgsr.export.source import Source
 from pgsr.files import make_folder, write_bytes
@@ -291,10 +291,7 @@ class Graphs:
 
     def _in_int8(self, converted: Converted) -> Converted:
         calibration = draws.latents(1, range(CALIBRATION), self.settings.latent_size)
-        ready = in_int8(converted, calibration, True)
-        layers = sensitivities(ready.model, calibration[:2])
-        kept = [layer.name for layer in layers if layer.snr_db < KEEP_BELOW_DB]
-        return ready.with_model(quantized(ready.model, calibration, kept, ""))
+        return in_int8(converted, calibration, True, "")[0]
 
     def _written(self, converted: Converted, folder: Path) -> Bundle:
         write_bytes(folder / converted.graph.file, converted.model, durable=False)

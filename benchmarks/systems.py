@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph
-from pgsr.export.build import Plan, convert, multiply_adds, plans
+from pgsr.export.build import Plan, convert, in_int8, multiply_adds, plans
 from pgsr.export.graphs import Chain
 from pgsr.export.rewrites import Grown
 from pgsr.export.source import Source
@@ -24,6 +24,7 @@ from .arithmetic import Saving, equation_3
 
 CONVOLUTIONS = ("vanilla", "separable")
 STAGES = ("generator", "upscaler", "chain")
+CALIBRATION = 4  # inputs that int8's scales are found on
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _export(widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence
 
 def _write_graph(widths: Widths, plan: Plan, precision: str, folder: Path) -> Graph:
     converted = convert(plan, precision, example(widths, plan, 2))
+    if precision == "int8":
+        converted, _ = in_int8(converted, example(widths, plan, CALIBRATION).numpy(), True, "")
     write_bytes(folder / converted.graph.file, converted.model, durable=False)
     return converted.graph
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from pgsr import bundle, draws
 from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError, check_choice
+from pgsr.export.parity import compare, pictures, require
 from pgsr.files import make_folder, write_bytes
 from pgsr.runtime import Synthesizer
 from pgsr.runtime.backends import Settings as RunnerSettings
@@ -34,7 +35,7 @@ from pgsr.runtime.generate import Job, generate
 from pgsr.runtime.writers import FORMATS
 
 from . import plain
-from .machine import Machine, describe, half_peak_gflops, usable_cores
+from .machine import FAST, Machine, describe, low_peak_gflops, usable_cores
 from .systems import CONVOLUTIONS, System, Widths, inputs, new_system, predicted
 from .timing import Contender, Timing, measure
 
@@ -44,7 +45,7 @@ GENERATOR, UPSCALER, NETWORK, END_TO_END = "generator", "upscaler", "network", "
 ENCODE, WRITE = "encode", "write"
 GRAPHS = {GENERATOR: "generator", UPSCALER: "upscaler", NETWORK: "chain", END_TO_END: "chain"}
 
-PRECISIONS = ("fp32", "fp16", "bf16")  # int8 wants trained networks
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NAIVE, EAGER = "naive", "eager"  # ways; the others are a backend and a precision
 
 # Largest differences allowed between a float32 graph and its network, which must do the same work.
@@ -80,7 +81,7 @@ class Settings:
     rounds: int = 5
     model: Path | None = None  # a bundle to measure as well; None: the shipped one
     threads: int = 0  # of arithmetic; 0: one a usable core
-    precisions: tuple[str, ...] = ()  # none: fp32, and bf16 where the processor has it
+    precisions: tuple[str, ...] = ()  # none: fp32, and bf16 and int8 where the processor has them
     backends: tuple[str, ...] = ()  # none: every one that is installed
 
     def __post_init__(self) -> None:
@@ -178,11 +179,12 @@ class Bench:
     def __init__(self, settings: Settings, machine: Machine, scratch: Path, report: Report) -> None:
         self.settings, self.machine, self.scratch, self.report = settings, machine, scratch, report
         self.notes: list[str] = []
-        has_half = any("bf16" in name for name in machine.instruction_sets)
-        self.precisions = settings.precisions or (("fp32", "bf16") if has_half else ("fp32",))
+        fast = tuple(precision for precision in FAST if machine.is_fast_in(precision))
+        self.precisions = settings.precisions or ("fp32", *fast)
         self.peaks = {"fp32": machine.peak_gflops}
-        if "bf16" in self.precisions:
-            self.peaks["bf16"] = half_peak_gflops(settings.threads)
+        for precision in FAST:
+            if precision in self.precisions:
+                self.peaks[precision] = low_peak_gflops(precision, settings.threads)
         known = settings.backends or candidates(RunnerSettings("cpu"))
         self.ways = [Way(backend, precision) for backend in known for precision in self.precisions]
         self._folders = 0
@@ -209,8 +211,7 @@ class Bench:
                     call = self._runner_call(opened, system.bundle, way, stage, batch, x.numpy())
                     if call is None:
                         continue
-                    if way.precision == "fp32":
-                        checked_difference(stage, system, expected, call())
+                    self._check(stage, system, way, expected, call())
                     graph = system.bundle.graph(GRAPHS[stage], way.precision)
                     done = graph.multiply_adds
                     entries.append(Entry(system.convolution, way.name, stage, batch, call, adds, done))
@@ -237,6 +238,15 @@ class Bench:
             self._note(way, error)
             return None
         return _bound(runner.run, values)
+
+    def _check(self, stage: str, system: System, way: Way, eager: NDArray[Any], graph: NDArray[Any]) -> None:
+        """Raises PgsrError if a graph does other work than its network."""
+        if way.precision == "fp32":
+            checked_difference(stage, system, eager, graph)
+            return
+        parity = compare(pictures(eager), pictures(graph))
+        require(parity, way.precision, f"{system.convolution} {stage}")
+        self.notes.append(f"{way.name}, {system.convolution} {stage}: {parity.psnr_db:.1f} dB of eager's.")
 
     def _note(self, way: Way, error: PgsrError) -> None:
         note = f"{way.name} is not measured: {error}"
@@ -267,8 +277,7 @@ class Bench:
         for way in self.ways:
             synthesizer = self._opened(opened, system.bundle, way, batch)
             if synthesizer is not None:
-                if way.precision == "fp32":
-                    checked_difference("chain", system, expected, synthesizer.render(part.numpy()))
+                self._check("chain", system, way, expected, synthesizer.render(part.numpy()))
                 entries += self._both(synthesizer, name, way, images, adds)
         return entries
 

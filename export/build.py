@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,16 +20,15 @@ from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, write_bytes
-from pgsr.images import to_uint8
 
 from .graphs import Chain
 from .parity import (
-    LIMITS_DB,
     STORED,
     Array,
     Parity,
     compare,
     in_parts,
+    pictures,
     require,
     session_of,
     stored_function,
@@ -38,7 +36,7 @@ from .parity import (
     widened,
     worse,
 )
-from .quantize import BALANCE, KEEP_BELOW_DB, balanced, quantized, sensitivities
+from .quantize import BALANCE, quantized
 from .rewrites import Grown, chosen, rewritten
 from .source import Source
 from .to_onnx import opset_of, to_onnx
@@ -46,8 +44,6 @@ from .to_onnx import opset_of, to_onnx
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
 CALIBRATION_SEED = 2**32 + 2  # of what int8's ranges are found on: not the latents it is judged on
 CALIBRATION_SAMPLES = 32
-SENSITIVITY_SAMPLES = 4  # that each layer by itself is judged on
-STRICTER_DB = 5.0  # by which more layers are kept, each time an int8 graph is too far off
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,7 @@ def _trial(plan: Plan, inputs: _Inputs) -> Trial:
     x = inputs.of(plan)
     trained = torch_function(Chain(list(plan.networks), "fp32", plan.pixels))
     calibration = inputs.of(plan, CALIBRATION_SEED)[:CALIBRATION_SAMPLES]
-    return Trial(plan, x, _pictures(in_parts(trained, x)), calibration)
+    return Trial(plan, x, pictures(in_parts(trained, x)), calibration)
 
 
 def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
@@ -222,44 +218,28 @@ def _write_graph(
     if precision == "int8":
         names = tuple(n for n in choice.names("int8") if n != BALANCE)
         exact = floats.get((name, names)) or with_names(trial.plan, "fp32", example, names, note)
-        converted, parity, kept = _quantized(trial, exact, note, BALANCE in choice.names("int8"))
+        converted, kept = in_int8(exact, trial.calibration, BALANCE in choice.names("int8"), note)
     else:
         converted = convert(trial.plan, precision, example, choice, note)
-        parity, kept = _measure(trial, converted, precision), []
+        kept = []
     if precision == "fp32":
         floats[name, choice.names("fp32")] = converted
+    parity = _measure(trial, converted, precision)
     require(parity, precision, trial.plan.name)
     write_bytes(folder / converted.graph.file, converted.model)
     more = {"kept_in_fp32": kept} if precision == "int8" else {}
     return dataclasses.replace(converted.graph, parity={**parity.as_dict(), **more})
 
 
-def in_int8(converted: Converted, calibration: Array, balance: bool) -> Converted:
-    """The float32 graph that is to be quantized, under int8's name."""
-    model, found = onnx.load_from_string(converted.model), False
-    if balance:
-        model, found = balanced(model, calibration[:SENSITIVITY_SAMPLES])
-    rewrites = (*converted.graph.rewrites, *([BALANCE] if found else []))
+def in_int8(
+    converted: Converted, calibration: Array, balance: bool, note: str
+) -> tuple[Converted, list[str]]:
+    """A float32 graph in int8, and the names of its layers that stay in float32."""
+    model, balanced, kept = quantized(converted.model, calibration, balance, note)
+    rewrites = (*converted.graph.rewrites, *([BALANCE] if balanced else []))
     file = f"{converted.graph.name}.int8.onnx"
     graph = dataclasses.replace(converted.graph, precision="int8", file=file, rewrites=rewrites)
-    return dataclasses.replace(converted, graph=graph).with_model(model.SerializeToString(deterministic=True))
-
-
-def _quantized(
-    trial: Trial, converted: Converted, note: str, balance: bool = True
-) -> tuple[Converted, Parity, list[str]]:
-    """The graph in int8, and the layers that stay in float32: those that are too noisy by themselves, and
-    more of the noisiest until it is near enough or none is left."""
-    converted = in_int8(converted, trial.calibration, balance)
-    layers = sensitivities(converted.model, trial.calibration[:SENSITIVITY_SAMPLES])
-    limit = KEEP_BELOW_DB
-    while True:
-        kept = [layer.name for layer in layers if layer.snr_db < limit]
-        made = converted.with_model(quantized(converted.model, trial.calibration, kept, note))
-        parity = _measure(trial, made, "int8")
-        if parity.psnr_db >= LIMITS_DB["int8"] or len(kept) + 1 >= len(layers):
-            return made, parity, kept
-        limit = max(limit + STRICTER_DB, sorted(layer.snr_db for layer in layers)[len(kept)] + 1e-9)
+    return dataclasses.replace(converted, graph=graph).with_model(model), kept
 
 
 @dataclass(frozen=True)
@@ -319,15 +299,11 @@ def _rewritten_networks(
 def _measure(trial: Trial, converted: Converted, precision: str) -> Parity:
     x, reference = trial.inputs, trial.reference
     model = widened(converted.model) if precision == "bf16" else converted.model
-    parity = compare(reference, _pictures(in_parts(session_of(model), x)))
+    parity = compare(reference, pictures(in_parts(session_of(model), x)))
     if precision in STORED:
-        stored = _pictures(in_parts(stored_function(converted.module, STORED[precision]), x))
+        stored = pictures(in_parts(stored_function(converted.module, STORED[precision]), x))
         parity = worse(parity, compare(reference, stored))
     return parity
-
-
-def _pictures(result: Array) -> Array:
-    return result if result.dtype == np.uint8 else to_uint8(result)
 
 
 def multiply_adds(module: nn.Module, example: Tensor) -> int:
