@@ -219,6 +219,26 @@ def test_a_signal_leaves_a_checkpoint_and_the_command(
     assert_same_weights(run, whole)
 
 
+def test_resume_alone_takes_the_runs_own_recipe(
+    start: Start, command, whole: Path, toy: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(process, checkpoint(run, 4))
+    process.send(signal.SIGTERM)
+    finish(process)
+    again = command(cli.main, "--resume", "--data", toy, "--out", run, "--device", "cpu")
+    assert again.exit_code == 0, again.stderr
+    assert_same_weights(run, whole)
+    for wrong, said in (
+        (("--resume", "--data", toy), "name a recipe, or the run's folder with --out and --resume"),
+        (("--resume", "--data", toy, "--out", tmp_path / "none"), "is not a run's folder: No such file"),
+    ):
+        failed = command(cli.main, *wrong)
+        assert failed.exit_code == 1
+        assert said in failed.stderr
+
+
 def assert_same_weights(run: Path, reference: Path) -> None:
     """Of the last checkpoint."""
     a, b = (load(checkpoint(folder, TOTAL)).tensors for folder in (run, reference))

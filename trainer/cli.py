@@ -1,7 +1,7 @@
 """pgsr-train: a recipe and photographs in, a run folder out.
 
 pgsr-train faces-64 --data faces.zip --out runs/faces
-pgsr-train faces-64 --data faces.zip --out runs/faces --resume
+pgsr-train --data faces.zip --out runs/faces --resume
 pgsr-train --status runs/faces
 """
 
@@ -67,11 +67,14 @@ def main(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    """Train RECIPE (a name from --list, or a .toml file) on photographs."""
+    """Train RECIPE (a name from --list, or a .toml file) on photographs.
+
+    --resume alone takes the run's own recipe.
+    """
     if status is not None or plot is not None:
         _look_at(status, plot, options["as_json"])
         return
-    if options["recipe_name"] is None:
+    if options["recipe_name"] is None and not options["resume"]:
         raise click.UsageError("Missing argument 'RECIPE': a name from --list, or a .toml file.")
     with packages("training", "train"):
         from .start import Options, start

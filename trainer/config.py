@@ -6,6 +6,7 @@ A recipe is data. Nothing is built here; an unknown or ill-typed key is an error
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -302,6 +303,19 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PgsrError(f"{path} is not valid TOML: {error}") from error
     return from_dict(with_settings({"name": path.stem, **data}, settings))
+
+
+def of_run(run: Path, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe in a run's config.json, with settings on top. Raises PgsrError if there is none."""
+    try:
+        data = json.loads((run / "config.json").read_text())
+    except OSError as error:
+        raise PgsrError(f"{run} is not a run's folder: {error.strerror} ({error.filename})") from None
+    except ValueError as error:
+        raise PgsrError(f"{run / 'config.json'} is not a run's: {error}") from error
+    if not isinstance(data, dict):
+        raise PgsrError(f"{run / 'config.json'} is not a run's: {data!r} is no table")
+    return from_dict(with_settings(data, settings))
 
 
 def with_settings(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

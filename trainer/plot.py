@@ -10,7 +10,7 @@ from pgsr.errors import PgsrError, missing_package
 from pgsr.files import replacing
 
 from . import record
-from .status import recipe_of
+from .config import of_run
 
 CURVES = {  # keys of metrics.jsonl that begin so -> the title they are drawn under
     "loss/": "losses",
@@ -26,7 +26,7 @@ def plot_of(run: Path) -> tuple[dict[str, Any], str]:
 
     Raises PgsrError if the folder is no run's or has nothing logged, or matplotlib is not installed.
     """
-    name = recipe_of(run).name
+    name = of_run(run).name
     lines = [line for line in record.read(run / "metrics.jsonl") if "step" in line]
     if not lines:
         raise PgsrError(f"{run} has nothing logged yet")

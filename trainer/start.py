@@ -32,7 +32,7 @@ from .state import load_weights
 class Options:
     """The command line, as it was given."""
 
-    recipe_name: str
+    recipe_name: str | None  # None: the run's own, of one that is resumed
     data: Path | None
     out: Path | None
     resume: bool
@@ -113,7 +113,7 @@ def open_run(
 
 def start(options: Options) -> None:
     """Runs the command. Raises PgsrError for anything the user can mend."""
-    recipe = config.load(options.recipe_name, options.settings)
+    recipe = _recipe(options)
     if options.dry_run:
         emit(*dry_run(recipe, options.data, chosen_device(options.device)), options.as_json)
         return
@@ -130,6 +130,14 @@ def start(options: Options) -> None:
         result, text = _train(recipe, data, out, device, ranks, resume_from, options)
         if ranks.rank == 0:
             emit(result, text, options.as_json)
+
+
+def _recipe(options: Options) -> config.Recipe:
+    if options.recipe_name is not None:
+        return config.load(options.recipe_name, options.settings)
+    if options.out is None:
+        raise PgsrError("name a recipe, or the run's folder with --out and --resume")
+    return config.of_run(options.out, options.settings)
 
 
 def _train(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,19 +18,9 @@ from .lock import is_held
 from .schedule import Schedule, Stage, build
 
 
-def recipe_of(run: Path) -> config.Recipe:
-    """The recipe in a run's config.json. Raises PgsrError if there is none."""
-    try:
-        return config.from_dict(json.loads((run / "config.json").read_text()))
-    except OSError as error:
-        raise PgsrError(f"{run} is not a run's folder: {error.strerror} ({error.filename})") from None
-    except ValueError as error:
-        raise PgsrError(f"{run / 'config.json'} is not a run's: {error}") from error
-
-
 def status_of(run: Path) -> tuple[dict[str, Any], str]:
     """Where a run stands, as data and as text. Raises PgsrError if the folder is no run's."""
-    recipe, lines, files = recipe_of(run), record.read(run / "metrics.jsonl"), files_of(run)
+    recipe, lines, files = config.of_run(run), record.read(run / "metrics.jsonl"), files_of(run)
     steps = [line for line in lines if "step" in line]
     last: Mapping[str, Any] = steps[-1] if steps else {}
     schedule = _schedule(recipe, files)
