@@ -1,9 +1,12 @@
-"""Equation 3 of paper 1 for a whole network: what separable convolutions should save."""
+"""What separable convolutions should save of a whole network, by paper 1; and what graphs move."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -49,3 +52,28 @@ def equation_3(network: nn.Module, example: Tensor) -> Saving:
         for hook in hooks:
             hook.remove()
     return sum(found, Saving(0, 0.0))
+
+
+# ----------------------------------------------------------------------------
+# Memory.
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def traffic(model: bytes, batch: int) -> float:
+    """Bytes an image that the layers of an ONNX graph read and write at the least: what goes in, what comes
+    out, and the weights once a batch. Everything between layers is taken to be part of them."""
+    proto = onnx.load_from_string(model)
+    for value in proto.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    shaped = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    sizes = {tensor.name: _bytes(tensor.dims, tensor.data_type) for tensor in shaped.initializer}
+    for value in (*shaped.input, *shaped.value_info, *shaped.output):
+        held = value.type.tensor_type
+        sizes[value.name] = _bytes([d.dim_value for d in held.shape.dim], held.elem_type)
+    layers = [node for node in shaped.node if node.op_type in LAYERS]
+    return sum(sizes[name] for n in layers for name in (*n.input[:2], n.output[0])) / batch
+
+
+def _bytes(dims: Sequence[int], kind: int) -> int:
+    return math.prod(dims) * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize

@@ -44,6 +44,7 @@ def main() -> None:
 @click.option("--sr-features", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle to measure [default: the shipped].")
 @click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for throughput.json, .md and .png.")
 @json_option
 def throughput(out: Path | None, as_json: bool, **options: Any) -> None:

@@ -136,7 +136,12 @@ class PlainUpscaler(nn.Module):
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     """[N, 3, H, W] around [-1, 1] -> uint8 [N, H, W, 3]."""
     scaled = ((images + 1) * 127.5).round().clamp(0, 255)
-    return np.asarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.asarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is; the CPU if it has no weights."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def write_images(generator: nn.Module, upscaler: nn.Module, latents: Tensor, batch: int, folder: Path) -> int:
@@ -144,7 +149,7 @@ def write_images(generator: nn.Module, upscaler: nn.Module, latents: Tensor, bat
     written = 0
     for part in latents.split(batch):
         with torch.no_grad():
-            pixels = to_pixels(upscaler(generator(part)))
+            pixels = to_pixels(upscaler(generator(part.to(device_of(generator)))))
         for picture in pixels:
             Image.fromarray(picture).save(folder / f"{written:06d}.png")
             written += 1

@@ -61,7 +61,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class System:
-    """A generator and an upscaler of one convolution, both ways."""
+    """A generator and an upscaler of one convolution, both ways; the eager ones on a device."""
 
     convolution: str
     generator: nn.Module  # eager
@@ -70,17 +70,22 @@ class System:
     multiply_adds: Mapping[str, int]  # of the networks as written, by stage; the graphs' are in the bundle
 
     def eager(self, stage: str, x: Tensor) -> Any:
-        """What the stage makes of its input, on the CPU in float32: numpy, as the runtime gives."""
+        """What the stage makes of its input in float32: from the CPU and back to it, as the runtime does."""
+        x = x.to(plain.device_of(self.generator))
         with torch.no_grad():
             if stage == "generator":
-                return self.generator(x).numpy()
+                return self.generator(x).cpu().numpy()
             if stage == "upscaler":
-                return self.upscaler(x).numpy()
+                return self.upscaler(x).cpu().numpy()
             return plain.to_pixels(self.upscaler(self.generator(x)))
 
 
 def new_system(
-    widths: Widths, convolution: str, folder: Path, precisions: Sequence[str] = ("fp32",)
+    widths: Widths,
+    convolution: str,
+    folder: Path,
+    precisions: Sequence[str] = ("fp32",),
+    device: str = "cpu",
 ) -> System:
     """Networks with random weights, exported into `folder` by the functions that pgsr-export uses."""
     generator = build(GENERATORS, widths.generator(convolution), seed=0).eval().requires_grad_(False)
@@ -97,7 +102,7 @@ def new_system(
         generator, upscaler = plain_networks(widths, generator, upscaler)
     else:
         generator = Grown(generator, widths.resolution)
-    return System(convolution, generator, upscaler, exported, counts)
+    return System(convolution, generator.to(device), upscaler.to(device), exported, counts)
 
 
 def example(widths: Widths, plan: Plan, count: int = 1) -> Tensor:

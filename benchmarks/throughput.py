@@ -1,17 +1,20 @@
 """Images a second of every stage: the naive chain, ours of the same widths, and the model that ships.
 
-One run times everything, side by side, on the CPU: see pgsr.benchmarks.timing. The contenders of a stage take
-turns, so that their ratios hold although the machine's speed wanders. Every backend that is installed is one.
+One run times everything, side by side, on the CPU or a GPU: see pgsr.benchmarks.timing. The contenders of a
+stage take turns, so that their ratios hold although the machine's speed wanders. Every backend that is
+installed is one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from PIL import Image
 from torch import Tensor
 
 from pgsr import bundle, draws
-from pgsr.bundle import Bundle
+from pgsr.bundle import Bundle, Graph
+from pgsr.engines import LIBRARIES, Profile
 from pgsr.errors import PgsrError, check_choice
+from pgsr.export.engines import add_engines
 from pgsr.export.parity import compare, pictures, require
 from pgsr.files import make_folder, write_bytes
 from pgsr.runtime import Synthesizer
@@ -33,8 +38,11 @@ from pgsr.runtime.backends.choice import candidates
 from pgsr.runtime.encoders import ENCODERS, installed, open_encoder
 from pgsr.runtime.generate import Job, generate
 from pgsr.runtime.writers import FORMATS
+from pgsr.trainer.start import chosen_device
 
 from . import plain
+from .arithmetic import traffic
+from .gpu.peaks import device_name, gpu_bandwidth_gbs, gpu_peak_gflops
 from .machine import FAST, Machine, describe, low_peak_gflops, usable_cores
 from .systems import CONVOLUTIONS, System, Widths, inputs, new_system, predicted
 from .timing import Contender, Timing, measure
@@ -51,6 +59,9 @@ NAIVE, EAGER = "naive", "eager"  # ways; the others are a backend and a precisio
 # Largest differences allowed between a float32 graph and its network, which must do the same work.
 RELATIVE_LIMIT = 1e-3  # of images, against their largest value
 STEPS_LIMIT = 1  # of pixels
+
+GPU_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LARGEST_BATCH = 64  # that engines are built for
 
 ENCODED = 16  # pictures of an encoding or writing call
 
@@ -81,7 +92,8 @@ class Settings:
     rounds: int = 5
     model: Path | None = None  # a bundle to measure as well; None: the shipped one
     threads: int = 0  # of arithmetic; 0: one a usable core
-    precisions: tuple[str, ...] = ()  # none: fp32, and bf16 and int8 where the processor has them
+    device: str = "cpu"  # or cuda, cuda:N
+    precisions: tuple[str, ...] = ()  # none: fp32, and what the processor has instructions for; fp16 on a GPU
     backends: tuple[str, ...] = ()  # none: every one that is installed
 
     def __post_init__(self) -> None:
@@ -97,6 +109,9 @@ class Settings:
             check_choice("--precision", precision, PRECISIONS)
         if self.threads < 0:
             raise PgsrError(f"--threads is {self.threads}, but must be at least 0")
+        if self.device == "auto":
+            raise PgsrError("--device auto: name cpu or cuda, so that the report says what was measured")
+        chosen_device(self.device)
         if not self.threads:
             object.__setattr__(self, "threads", usable_cores())
 
@@ -120,12 +135,12 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         rows += bench.chains(systems)
         rows += bench.shipped_stages()
         rows += bench.files()
-        peaks = bench.peaks
     return {
         "benchmark": "throughput",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine.as_dict(),
-        "peaks": peaks,
+        "machine": {**machine.as_dict(), "device": device_name(settings.device)},
+        "peaks": bench.peaks,
+        "bandwidth_gbs": bench.bandwidth,
         "settings": settings.as_dict(),
         "rows": rows,
         "equation_3": _equation_3(settings.widths, systems),
@@ -167,6 +182,7 @@ class Entry:
     call: Callable[[], object]
     multiply_adds: int = 0  # of an image, by the network as written
     graph_adds: int = 0  # after the rewrites, where that is what runs
+    traffic: float = 0.0  # bytes an image that its layers read and write, where that was counted
 
     @property
     def key(self) -> str:
@@ -179,20 +195,36 @@ class Bench:
     def __init__(self, settings: Settings, machine: Machine, scratch: Path, report: Report) -> None:
         self.settings, self.machine, self.scratch, self.report = settings, machine, scratch, report
         self.notes: list[str] = []
-        fast = tuple(precision for precision in FAST if machine.is_fast_in(precision))
-        self.precisions = settings.precisions or ("fp32", *fast)
-        self.peaks = {"fp32": machine.peak_gflops}
-        for precision in FAST:
-            if precision in self.precisions:
-                self.peaks[precision] = low_peak_gflops(precision, settings.threads)
-        known = settings.backends or candidates(RunnerSettings("cpu"))
+        self.device = settings.device
+        self.bandwidth: float | None = None  # GB/s, of a GPU
+        if self.device == "cpu":
+            fast = tuple(precision for precision in FAST if machine.is_fast_in(precision))
+            self.precisions = settings.precisions or ("fp32", *fast)
+            self.peaks = {"fp32": machine.peak_gflops}
+            for precision in FAST:
+                if precision in self.precisions:
+                    self.peaks[precision] = low_peak_gflops(precision, settings.threads)
+        else:
+            self.precisions = settings.precisions or ("fp32", "fp16")
+            self.peaks = {p: gpu_peak_gflops(self.device, GPU_TYPES[p]) for p in GPU_TYPES}
+            self.bandwidth = gpu_bandwidth_gbs(self.device)
+        known = settings.backends or candidates(RunnerSettings(self.device))
         self.ways = [Way(backend, precision) for backend in known for precision in self.precisions]
         self._folders = 0
 
     def system(self, convolution: str) -> System:
         self.report(f"exporting the {convolution} networks")
         folder = self.scratch / convolution
-        return new_system(self.settings.widths, convolution, folder, self.precisions)
+        made = new_system(self.settings.widths, convolution, folder, self.precisions, self.device)
+        self._add_engines(made.bundle)
+        return made
+
+    def _add_engines(self, model: Bundle) -> None:
+        """For each TensorRT that is a way here."""
+        for library in LIBRARIES:
+            if any(way.backend == library for way in self.ways):
+                usual = self.settings.large_batch
+                add_engines(model, library, Profile(1, usual, max(usual, LARGEST_BATCH)), (), self.report)
 
     # ------------------------------------------------------------------------
     # Generator and upscaler: the same inputs through both systems' networks, eager and on every backend.
@@ -213,9 +245,13 @@ class Bench:
                         continue
                     self._check(stage, system, way, expected, call())
                     graph = system.bundle.graph(GRAPHS[stage], way.precision)
-                    done = graph.multiply_adds
-                    entries.append(Entry(system.convolution, way.name, stage, batch, call, adds, done))
+                    done, moved = graph.multiply_adds, self._traffic(system.bundle, graph, batch)
+                    entries.append(Entry(system.convolution, way.name, stage, batch, call, adds, done, moved))
             return self._measured(entries, stage)
+
+    def _traffic(self, model: Bundle, graph: Graph, batch: int) -> float:
+        """Bytes an image; on a CPU caches hold too much of it for the number to say anything."""
+        return traffic(model.path(graph).read_bytes(), batch) if self.bandwidth else 0.0
 
     def _runner_call(
         self,
@@ -230,7 +266,13 @@ class Bench:
         try:
             runner = opened.enter_context(
                 open_runner(
-                    model, "cpu", way.precision, way.backend, GRAPHS[stage], self.settings.threads, batch
+                    model,
+                    self.device,
+                    way.precision,
+                    way.backend,
+                    GRAPHS[stage],
+                    self.settings.threads,
+                    batch,
                 )
             )
             runner.run(values)
@@ -281,13 +323,17 @@ class Bench:
                 entries += self._both(synthesizer, name, way, images, adds)
         return entries
 
-    @property
+    @cached_property
     def model(self) -> Bundle | None:
-        """The one named, or that which comes with the package, if any does."""
+        """The one named, or that which comes with the package, if any does; copied, to have engines beside
+        it."""
         folder = self.settings.model or bundle.shipped()
         if self.settings.model is None and not (folder / bundle.MANIFEST).is_file():
             return None
-        return bundle.read(folder)
+        bundle.read(folder)
+        copied = bundle.read(Path(shutil.copytree(folder, self.scratch / "model")))
+        self._add_engines(copied)
+        return copied
 
     def _shipped_chain(self, opened: contextlib.ExitStack) -> list[Entry]:
         if self.model is None:
@@ -325,7 +371,7 @@ class Bench:
         """None, noted, where the backend cannot run the chain. A batch of 0 is found by measuring."""
         try:
             synthesizer = Synthesizer(
-                model.folder, "cpu", way.precision, way.backend, batch, self.settings.threads
+                model.folder, self.device, way.precision, way.backend, batch, self.settings.threads
             )
             synthesizer.tune()
         except PgsrError as error:
@@ -377,7 +423,7 @@ class Bench:
             return list(np.random.default_rng(0).integers(0, 256, (ENCODED, 256, 256, 3), dtype=np.uint8))
         way = self.ways[0]
         folder, threads = self.model.folder, self.settings.threads
-        with Synthesizer(folder, "cpu", "fp32", way.backend, 4, threads) as synthesizer:
+        with Synthesizer(folder, self.device, "fp32", way.backend, 4, threads) as synthesizer:
             return list(synthesizer.images(count=ENCODED))
 
     def _written(self, data: bytes) -> Callable[[], None]:
@@ -423,7 +469,14 @@ class Bench:
         gflops = 2e-9 * (entry.graph_adds or entry.multiply_adds) * timing.images_per_second
         peak = self.peaks.get(entry.way.rpartition(" ")[2], self.peaks["fp32"])
         share = gflops / peak if entry.multiply_adds else None
-        return {**timing.as_dict(), "gflops": gflops, "share_of_peak": share}
+        moved = entry.traffic * timing.images_per_second / 1e9
+        of_bandwidth = moved / self.bandwidth if self.bandwidth and entry.traffic else None
+        return {
+            **timing.as_dict(),
+            "gflops": gflops,
+            "share_of_peak": share,
+            "share_of_bandwidth": of_bandwidth,
+        }
 
 
 def _find(entries: Sequence[Entry], **wanted: str) -> Entry | None:

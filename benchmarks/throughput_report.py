@@ -76,14 +76,30 @@ def legend(result: Mapping[str, Any]) -> list[str]:
     """What the table's columns and the machine are."""
     settings = result["settings"]
     peaks = ", ".join(f"{peak:.0f} GFLOP/s in {name}" for name, peak in result["peaks"].items())
+    device = result["machine"]["device"]
     return [
         *machine_lines(result["machine"]),
+        *([] if device == "cpu" else [f"on {device}"]),
         f"matrix product: {peaks}",
         f"batch {settings['batch']} (generator), {settings['large_batch']} (upscaler, chain; that of the "
         f"shipped model is measured); {settings['images']} images a call of a chain (of an eager one, a "
         f"batch), {settings['shipped_images']} of the shipped one; medians of {settings['rounds']} rounds, "
         "least and most beside them",
         "to naive: to the plain eager vanilla chain of the same stage; of network: end to end to it alone",
+    ]
+
+
+def bandwidth_lines(result: Mapping[str, Any]) -> list[str]:
+    """Of a GPU: how much of what its memory can move the layers' inputs, outputs and weights are."""
+    if not result["bandwidth_gbs"]:
+        return []
+    rows = [row for row in result["rows"] if row["share_of_bandwidth"]]
+    return [
+        f"memory: {result['bandwidth_gbs']:.0f} GB/s copied; layers move at least "
+        + ", ".join(
+            f"{percent(row['share_of_bandwidth'])} of it ({row['system']} {row['stage']}, {row['way']})"
+            for row in rows
+        )
     ]
 
 
@@ -98,13 +114,14 @@ def equation_lines(result: Mapping[str, Any]) -> list[str]:
 
 def text(result: Mapping[str, Any]) -> str:
     """What the command prints."""
-    return "\n".join([table(result["rows"]), "", *equation_lines(result), "", *legend(result)])
+    more = [*equation_lines(result), *bandwidth_lines(result)]
+    return "\n".join([table(result["rows"]), "", *more, "", *legend(result)])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The report as a page."""
     lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
-    bullets = [*legend(result), *equation_lines(result), *result["notes"]]
+    bullets = [*legend(result), *equation_lines(result), *bandwidth_lines(result), *result["notes"]]
     return "\n".join(
         [
             f"# Throughput, {result['date']}",
@@ -141,7 +158,9 @@ def picture(result: Mapping[str, Any]) -> bytes:
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)
     axes.set_xlabel("images a second")
-    axes.set_title(f"{result['machine']['cpu']}, threads: {result['machine']['threads']}", fontsize=10)
+    machine = result["machine"]
+    where = f"{machine['cpu']}, threads: {machine['threads']}"
+    axes.set_title(where if machine["device"] == "cpu" else machine["device"], fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -26,6 +26,7 @@ from pgsr.trainer import config, prepare
 from pgsr.trainer.start import chosen_device
 
 from .contender import Job, recipe_name
+from .gpu.peaks import device_name, gpu_peak_gflops
 from .machine import THREAD_VARIABLES, Machine, describe, usable_cores
 from .timing import Contender, Timing, measure
 
@@ -126,7 +127,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         report("timing the peak")
         machine = describe(settings.threads)
         if device != "cpu":
-            machine = replace(machine, peak_gflops=device_peak_gflops(device))
+            machine = replace(machine, peak_gflops=gpu_peak_gflops(device, torch.bfloat16))
         draw_pictures(archive, settings.resolutions)
         rows = [row for part in todo for row in measure_resolution(part, settings.rounds, machine, report)]
     return {
@@ -139,25 +140,8 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     }
 
 
-def device_name(device: str) -> str:
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
-
-
 def peak_name(device: str) -> str:
     return "float32 matrix product" if device == "cpu" else "bfloat16 matrix product"
-
-
-def device_peak_gflops(device: str, size: int = 8192, calls: int = 20) -> float:
-    """GFLOP/s of a GPU's matrix product of size x size in bfloat16."""
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
-    torch.matmul(a, b)
-    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    began.record()
-    for _ in range(calls):
-        torch.matmul(a, b)
-    ended.record()
-    torch.cuda.synchronize(device)
-    return 2.0 * size**3 * calls / (began.elapsed_time(ended) / 1e3) / 1e9
 
 
 def draw_pictures(archive: Path, resolutions: tuple[int, ...]) -> None:

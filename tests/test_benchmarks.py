@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import Result
 from PIL import Image
 from torch import nn
 
+from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.pixels import to_pixels
@@ -25,10 +27,11 @@ from pgsr.networks.pixels import to_pixels
 pytest.importorskip("onnxruntime")
 
 from pgsr.benchmarks import machine, plain, systems, throughput
-from pgsr.benchmarks.arithmetic import equation_3
+from pgsr.benchmarks.arithmetic import LAYERS, equation_3, traffic
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.gpu import train_shipped
 from pgsr.benchmarks.throughput import checked_difference
+from pgsr.benchmarks.throughput_report import bandwidth_lines
 from pgsr.benchmarks.timing import Contender, Timing, measure
 
 TINY = systems.Widths(
@@ -233,6 +236,51 @@ def test_equation_3_leaves_pointwise_and_latent_layers():
     assert (first.vanilla, first.ratio) == (6 * 10 * 16, 1)
 
 
+def test_traffic_of_a_graph_is_that_counted_by_hand():
+    """Two layers in half precision: inputs, outputs and weights, of 2 bytes each."""
+    helper, half = onnx.helper, onnx.TensorProto.FLOAT16
+    weights = {
+        "first.w": np.zeros((8, 3, 3, 3), np.float16),
+        "second.w": np.zeros((8, 1, 3, 3), np.float16),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first.w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "second.w"], ["y"], group=8, strides=[2, 2], pads=[1, 1, 1, 1]),
+    ]
+    ports = [
+        [helper.make_tensor_value_info(name, half, ["n", maps, side, side])]
+        for name, maps, side in (("x", 3, 16), ("y", 8, 8))
+    ]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ports, tensors), ir_version=10)
+    first = 3 * 16**2 + 8 * 16**2 + 8 * 3 * 9 / 4  # the weights are shared by a batch of 4
+    second = 8 * 16**2 + 8 * 8**2 + 8 * 9 / 4
+    assert traffic(model.SerializeToString(), 4) == 2 * (first + second)
+
+
+def test_traffic_of_what_is_exported(found_bundle: Bundle):
+    graph = found_bundle.graph("chain")
+    data = found_bundle.path(graph).read_bytes()
+    one, eight = traffic(data, 1), traffic(data, 8)
+    held = sum(t.nbytes for t in weights_of(data))
+    assert one - eight == pytest.approx(held * 7 / 8)
+    assert one > held
+
+
+def weights_of(data: bytes) -> list[np.ndarray]:
+    """Of the layers of a graph."""
+    graph = onnx.load_from_string(data).graph
+    names = {node.input[1] for node in graph.node if node.op_type in LAYERS}
+    return [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names]
+
+
+@pytest.fixture(scope="module")
+def found_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    widths = systems.Widths(8, 16, 64, 12, 2, 1, 8)
+    return systems.new_system(widths, "separable", tmp_path_factory.mktemp("system")).bundle
+
+
 def by_hand(convolution: str) -> dict[str, int]:
     """Multiply-adds of TINY: maps are 12 at 4 x 4 and 8 at 8 x 8, 8 in the upscaler from 8 to 16."""
 
@@ -399,6 +447,26 @@ def test_int8_is_near_enough_and_what_is_missing_is_said(found):
         for stage in ("generator", "upscaler", "chain"):
             assert re.search(rf"onnxruntime int8, {system} {stage}: \d+\.\d dB", notes)
     assert "onnxruntime int8 is not measured" in notes  # of the tiny model, which has none
+
+
+def test_what_a_gpus_memory_moves_is_said(found):
+    rows = [{**row, "share_of_bandwidth": 0.63 if i == 1 else None} for i, row in enumerate(found["rows"])]
+    (line,) = bandwidth_lines({**found, "rows": rows, "bandwidth_gbs": 4321.0})
+    assert line.startswith("memory: 4321 GB/s copied")
+    assert line.endswith("63% of it (vanilla generator, onnxruntime fp32)")
+    assert bandwidth_lines(found) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("auto", "name cpu or cuda"), ("cuda", "sees no CUDA device"), ("tpu", "is not auto")],
+)
+def test_devices_that_cannot_be_measured(command, device: str, said: str):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    result = command(main, "throughput", "--device", device)
+    assert result.exit_code == 1
+    assert said in result.stderr
 
 
 def test_progress_is_on_stderr(report):
