@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from generating import command, result_of, says_in_one_line
 from PIL import Image
 
 import bundles as tiny
@@ -28,7 +28,6 @@ from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, batch, generate, remembered, synthesizer
 from pgsr.runtime.archives import partial
 from pgsr.runtime.batch import fastest_batch
-from pgsr.runtime.cli import main
 from pgsr.runtime.generate import Job
 from pgsr.runtime.pipeline import Finisher, ahead
 from pgsr.runtime.remembered import recall, remember
@@ -47,16 +46,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def opened(model: Path) -> Synthesizer:
     return Synthesizer(model, device="cpu", backend="onnxruntime", batch=4, threads=1)
-
-
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def result_of(*arguments: object) -> dict[str, Any]:
-    result = command(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return dict(json.loads(result.stdout))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -539,17 +528,8 @@ def test_a_reader_that_has_enough(model: Path) -> None:
         (["--video", "f.gif", "--encoder", "zlib"], "--encoder is not for a --video"),
     ],
 )
-def test_one_line_for_what_is_wrong(
-    model: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = command("--model", model, *arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_one_line_for_what_is_wrong(model: Path, arguments: list[str], words: str, tmp_path: Path) -> None:
+    says_in_one_line(words, "--model", model, *arguments, folder=tmp_path)
 
 
 def test_labels_that_the_graph_has(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from generating import command, pixels, result_of
 from PIL import Image
 
 import bundles as tiny
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, cli
-from pgsr.runtime.cli import main
 from pgsr.runtime.generate import Job, generate, missing
 from pgsr.runtime.writers import FORMATS, Encoding
 
@@ -33,22 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def synthesizer(model: Path) -> Synthesizer:
     return Synthesizer(model, device="cpu", batch=4, threads=1)
-
-
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def result_of(*arguments: object) -> dict[str, Any]:
-    """The object that a command which must succeed prints."""
-    result = command(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return dict(json.loads(result.stdout))
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from generating import command, pixels, result_of, says_in_one_line
 from PIL import Image
 
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
-from pgsr.runtime.cli import main
 from pgsr.runtime.generate import Job, generate, missing
 from pgsr.runtime.sources import Seeds, Stored, Window
 
@@ -28,21 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def synthesizer(model: Path) -> Synthesizer:
     return Synthesizer(model, device="cpu", batch=4, threads=1)
-
-
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def result_of(*arguments: object) -> dict[str, Any]:
-    result = command(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return dict(json.loads(result.stdout))
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
 
 
 def faces(folder: Path) -> dict[str, bytes]:
@@ -215,14 +197,5 @@ def test_grid_of_seeds_shows_no_more_than_fit(model: Path, tmp_path: Path) -> No
         (["--video", "f.webp", "--seeds", "1"], "--seeds is not for a --video"),
     ],
 )
-def test_one_line_for_what_is_wrong(
-    model: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = command("--model", model, *arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_one_line_for_what_is_wrong(model: Path, arguments: list[str], words: str, tmp_path: Path) -> None:
+    says_in_one_line(words, "--model", model, *arguments, folder=tmp_path)

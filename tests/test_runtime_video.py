@@ -12,14 +12,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from generating import command
 from PIL import Image, ImageSequence
 
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, containers, interpolation, video
-from pgsr.runtime.cli import main
 from pgsr.runtime.encoders import EXIF_IMAGE_DESCRIPTION
 from pgsr.runtime.interpolation import walk
 from pgsr.runtime.video import Film, make_video
@@ -36,10 +35,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def synthesizer(model: Path) -> Synthesizer:
     return Synthesizer(model, device="cpu", batch=4, threads=1)
-
-
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 # ----------------------------------------------------------------------------
