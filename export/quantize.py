@@ -243,7 +243,7 @@ def _values(proto: onnx.ModelProto, names: list[str], inputs: Array) -> dict[str
     wanted = [name for name in dict.fromkeys(names) if name not in given]
     present = {value.name for value in graph.output}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
-    results = _session(copy).run(wanted, {graph.input[0].name: inputs})
+    results = _session(copy).run(wanted, {graph.input[0].name: inputs}) if wanted else []
     return {graph.input[0].name: inputs, **dict(zip(wanted, results, strict=True))}
 
 

@@ -335,6 +335,20 @@ def test_as_few_layers_are_kept_as_the_aim_needs(exported: bundle.Bundle):
     assert parity.compare(expected, parity.session_of(made)(z)).psnr_db == aim
 
 
+def test_a_graph_of_one_layer_that_reads_the_input():
+    """As DCGANs are to the quantizer, which leaves transposed convolutions alone."""
+    model = separable_model(np.float32)
+    del model.graph.node[1]
+    shape = ["n", 6, 4, 4]
+    output = onnx.helper.make_tensor_value_info("a", TensorProto.FLOAT, shape)
+    model.graph.output[0].CopyFrom(output)
+    x = np.random.default_rng(0).standard_normal((4, 6, 4, 4)).astype(np.float32)
+    made, _, kept = quantize.quantized(model.SerializeToString(), x, True, "")
+    assert kept == []
+    types = {n.op_type for n in onnx.load_from_string(made).graph.node}
+    assert types == {"QuantizeLinear", "DequantizeLinear", "Conv"}
+
+
 def test_an_aim_beyond_reach_keeps_all_but_one(exported: bundle.Bundle):
     model = exported.path(exported.graph("chain")).read_bytes()
     kept = quantize.quantized(model, draws.latents(10, range(2), 12), False, "", 1000.0)[2]
