@@ -33,7 +33,14 @@ if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is someth
     from .video import Film
 
 REPORT_SECONDS = 0.2  # between updates of the progress line
-ENCODERS = ("fpng", "isal", "zlib", "pillow", "simplejpeg")  # all of runtime.encoders, of any format
+ENCODERS = (
+    "fpng",
+    "isal",
+    "zlib",
+    "pillow",
+    "imagecodecs",
+    "simplejpeg",
+)  # all of runtime.encoders, of any format
 
 
 class Progress:
@@ -236,7 +243,7 @@ def _typed(context: click.Context, option: click.Parameter) -> bool:
     "--model", type=click.Path(path_type=Path), help="A bundle's folder [default: the one that comes along]."
 )
 @click.option("--batch", type=int, default=0, help="Faces at a time [default: the fastest, by measuring].")
-@click.option("--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp")
+@click.option("--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp|jxl")
 @click.option("--encoder", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(ENCODERS)}.")
 @click.option("--quality", type=int, help="1 to 100 [default: 95 for jpeg, 90 for webp].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")

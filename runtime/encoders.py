@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from pgsr.errors import check_choice, missing_package
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
-EXTRA = "fast"  # what installs the fast ones
+EXTRAS = {"imagecodecs": "jxl"}  # what installs an encoder; of the others, "fast"
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Note = Mapping[str, Any]  # what is written into a file: {"seed": ..., "index": ..., "model": ...}
@@ -166,12 +166,64 @@ def _pillow_webp() -> Encode:
 
 
 # ----------------------------------------------------------------------------
+# JPEG XL, lossless (ISO/IEC 18181-2): boxes, the note as EXIF in front of the picture, so that a file that is
+# cut anywhere does not decode.
+
+CONTAINER_END = 32  # behind the boxes that say what the file is
+
+
+def _imagecodecs() -> Encode:
+    """libjxl with the least effort."""
+    from imagecodecs import jpegxl_encode
+
+    def encode(picture: Picture, quality: int | None, note: Note) -> bytes:
+        made = jpegxl_encode(
+            np.ascontiguousarray(picture), lossless=True, effort=1, usecontainer=True, numthreads=1
+        )
+        data = bytes(made)
+        tiff = exif(note).tobytes().removeprefix(b"Exif\0\0")
+        box = struct.pack(">I4sI", 12 + len(tiff), b"Exif", 0) + tiff  # 0: the TIFF header comes at once
+        return data[:CONTAINER_END] + box + data[CONTAINER_END:]
+
+    return encode
+
+
+def _decoded_jxl(data: bytes) -> Picture:
+    from imagecodecs import jpegxl_decode
+
+    try:
+        return np.asarray(jpegxl_decode(data, numthreads=1))
+    except (RuntimeError, ValueError) as error:  # its own error is a RuntimeError
+        raise OSError(str(error)) from None
+
+
+# ----------------------------------------------------------------------------
+# Back again.
+
+
+def decoded(data: bytes, format: str) -> Picture:
+    """A file's picture, uint8 [H, W, 3], checked to its end.
+
+    Raises OSError, SyntaxError, ValueError or PIL.Image.DecompressionBombError, all of which mean damage.
+    """
+    if format == "jxl":
+        return _decoded_jxl(data)
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.format != format.upper():
+            raise OSError(f"a {picture.format} file")
+        picture.verify()  # the chunks' checksums; the decoder skips them
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+# ----------------------------------------------------------------------------
 # The table. An entry raises ImportError if its library is not installed.
 
 ENCODERS: dict[str, dict[str, Callable[[], Encode]]] = {
     "png": {"fpng": _fpng, "isal": _isal, "zlib": _zlib, "pillow": _pillow_png},
     "jpeg": {"simplejpeg": _simplejpeg, "pillow": _pillow_jpeg},
     "webp": {"pillow": _pillow_webp},
+    "jxl": {"imagecodecs": _imagecodecs},
 }
 NAMES = tuple(dict.fromkeys(name for entries in ENCODERS.values() for name in entries))
 
@@ -185,7 +237,7 @@ class Encoder:
 def open_encoder(format: str, name: str = "auto") -> Encoder:
     """The named encoder of a format, or the fastest that is installed.
 
-    Raises PgsrError if the format has no such encoder or its package is missing.
+    Raises PgsrError if the format has no such encoder, or what it needs is missing.
     """
     entries = ENCODERS[format]
     if name != "auto":
@@ -193,12 +245,14 @@ def open_encoder(format: str, name: str = "auto") -> Encoder:
         try:
             return Encoder(name, entries[name]())
         except ImportError as error:
-            raise missing_package(f"--encoder {name}", EXTRA, error) from error
-    return next(Encoder(name, encode) for name, encode in _installed(format))
+            raise missing_package(f"--encoder {name}", EXTRAS.get(name, "fast"), error) from error
+    for found, encode in _installed(format):
+        return Encoder(found, encode)
+    return open_encoder(format, next(iter(entries)))  # which says what to install
 
 
 def _installed(format: str) -> Iterator[tuple[str, Encode]]:
-    """Pairs of name and function; Pillow's are always among them."""
+    """Pairs of name and function; Pillow's are always among them, where it has the format."""
     for name, entry in ENCODERS[format].items():
         try:
             yield name, entry()

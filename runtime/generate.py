@@ -31,6 +31,7 @@ from pgsr.files import make_folder, replacing, write_bytes, write_text
 from pgsr.images import sheet
 
 from .archives import ArchiveFile, form_of, members, partial
+from .encoders import decoded
 from .pipeline import Finisher, Sink, encoding_threads
 from .sources import Source, Window
 from .synthesizer import Synthesizer
@@ -366,14 +367,13 @@ class Cells:
         """Writes the sheet, unless other shards still make some of it: the last one to end has them all."""
         if not all(p in self._made or self._job.path(p).exists() for p in self._wanted):
             return
-        cells = [self._made[p] if p in self._made else _cell(self._job.path(p)) for p in self._wanted]
+        cells = [self._made[p] if p in self._made else self._read(p) for p in self._wanted]
         page = Encoding("png").encode(sheet(np.stack(cells), SHEET_COLUMNS), {})
         write_bytes(make_folder(path.parent) / path.name, page)
 
-
-def _cell(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        return _reduced(picture.convert("RGB"))
+    def _read(self, position: int) -> NDArray[np.uint8]:
+        data = self._job.path(position).read_bytes()
+        return _reduced(Image.fromarray(decoded(data, self._job.encoding.format)))
 
 
 def _reduced(picture: Image.Image) -> NDArray[np.uint8]:

@@ -6,7 +6,6 @@ with Finisher(FolderSink(folder, Encoding("png"), faces)) as finisher:
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.files import cannot_write, write_bytes
 
 from .archives import ArchiveFile
-from .encoders import Encoder, Note, open_encoder
+from .encoders import Encoder, Note, decoded, open_encoder
 
 # ----------------------------------------------------------------------------
 # Formats.
@@ -39,6 +38,7 @@ FORMATS = {
     "png": Format(".png", b"IEND\xaeB`\x82", None),
     "jpeg": Format(".jpg", b"\xff\xd9", 95),
     "webp": Format(".webp", b"", 90),
+    "jxl": Format(".jxl", b"", None),
 }
 
 
@@ -90,15 +90,9 @@ class Encoding:
         if not data.endswith(FORMATS[self.format].ending):
             return False
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.verify()  # the chunks' checksums; the decoder skips them
-            with Image.open(io.BytesIO(data)) as picture:
-                if (picture.format, *picture.size) != (self.format.upper(), size, size):
-                    return False
-                picture.load()
+            return decoded(data, self.format).shape == (size, size, 3)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all of them mean damage
             return False
-        return True
 
 
 # ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from PIL import Image
 import bundles as tiny
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, cli
+from pgsr.runtime.encoders import decoded
 from pgsr.runtime.generate import Job, generate, missing
 from pgsr.runtime.writers import FORMATS, Encoding
 
@@ -73,9 +74,17 @@ def test_formats(synthesizer: Synthesizer, name: str, tmp_path: Path) -> None:
     paths = sorted(tmp_path.glob(f"*{FORMATS[name].suffix}"))
     assert len(paths) == 3
     for path in paths:
-        with Image.open(path) as picture:
-            picture.load()
-            assert (picture.format, picture.size) == (name.upper(), (tiny.SIZE, tiny.SIZE))
+        assert decoded(path.read_bytes(), name).shape == (tiny.SIZE, tiny.SIZE, 3)
+
+
+def test_jpeg_xl_goes_on_and_makes_the_sheet_of_what_is_there(model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--format", "jxl", "--out", tmp_path / "f", "--sheet", tmp_path / "s.png")
+    made = result_of(*options, "--count", 5)
+    (tmp_path / "f" / "000003.jxl").write_bytes((tmp_path / "f" / "000003.jxl").read_bytes()[:-9])
+    sheet = pixels(tmp_path / "s.png")
+    again = result_of(*options, "--count", 5)
+    assert (made["made"], again["made"]) == (5, 1)
+    assert np.array_equal(pixels(tmp_path / "s.png"), sheet)
 
 
 def test_two_runs_write_the_same_bytes(synthesizer: Synthesizer, model: Path, tmp_path: Path) -> None:
