@@ -110,6 +110,7 @@ class Finisher:
         self._sink = sink
         self._slots = threading.Semaphore(limit or PARTS_A_THREAD * self._threads)
         self._error: BaseException | None = None
+        self._latest: Future[list[tuple[int, Any]]] | None = None
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pgsr-encoder")
         self._line: Queue[Future[list[tuple[int, Any]]] | None] = Queue()  # as long as there are slots
         self._writer = threading.Thread(target=self._write_in_order, name="pgsr-writer", daemon=True)
@@ -120,7 +121,7 @@ class Finisher:
 
         Raises PgsrError if a picture before it could not be written.
         """
-        part = -(-len(positions) // self._threads)
+        part = -(-len(positions) // (self._threads if self._is_behind() else 1))
         for start in range(0, len(positions), part):
             self._slots.acquire()
             try:
@@ -130,7 +131,13 @@ class Finisher:
             except BaseException:
                 self._slots.release()
                 raise
+            self._latest = future
             self._line.put(future)
+
+    def _is_behind(self) -> bool:
+        """Whether the networks are faster. Else one thread has a batch to itself: several would take time from
+        each other, and from the networks, over Python's lock and the folder's."""
+        return self._latest is not None and not self._latest.done()
 
     def _work(self, positions: Sequence[int], pictures: Any) -> list[tuple[int, Any]]:
         """Encodes a part of a batch, and writes it unless that has to be done in order."""

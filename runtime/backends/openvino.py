@@ -149,7 +149,8 @@ def _open(
             model.reshape([rows, *graph.inputs[0].shape[1:]])
         compiled = core.compile_model(model, "CPU", options)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        requests = [compiled.create_infer_request() for _ in range(count)]
+        # One more than run at once waits in OpenVINO, so that no core does while Python fetches a result.
+        requests = [compiled.create_infer_request() for _ in range(count + 1)]
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"OpenVINO {openvino.__version__} cannot open {path}: {_last_line(error)}") from error
     several = f", {count} requests at once" if count > 1 else ""
