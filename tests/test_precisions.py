@@ -299,9 +299,15 @@ def test_a_scale_errs_least_and_need_not_reach_the_largest():
 
 
 def test_layers_by_what_they_cost():
+    """Of as many pixels; a layer that halves them comes first whatever its weights."""
     proto = separable_model(np.float32)
     x = np.zeros((1, 6, 4, 4), np.float32)
-    assert quantize.cheapest_first(proto, x) == ["point", "deep"]  # 5 * 6 and 6 * 9, at 4 x 4
+    assert quantize.smallest_first(proto, x) == ["point", "deep"]  # 5 * 6 and 6 * 9, at 4 x 4
+    wide = np.zeros((50, 6, 1, 1), np.float32)  # 300 weights, at 2 x 2
+    proto.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(wide, "point.w"))
+    assert quantize.smallest_first(proto, x) == ["deep", "point"]
+    proto.graph.node[1].attribute.append(onnx.helper.make_attribute("strides", [2, 2]))
+    assert quantize.smallest_first(proto, x) == ["point", "deep"]
 
 
 @pytest.mark.parametrize("first", range(8))
@@ -324,14 +330,14 @@ def test_as_few_layers_are_kept_as_the_aim_needs(exported: bundle.Bundle):
 
     def decibels(count: int) -> float:
         scales = quantize.activation_scales(proto, z)
-        layers = quantize.cheapest_first(proto, z[:1])[:count]
+        layers = quantize.smallest_first(proto, z[:1])[:count]
         made = quantize.with_scales(proto, scales, z[:1], layers, "")
         return parity.compare(expected, parity.session_of(made)(z)).psnr_db
 
     aim = decibels(3)
     assert decibels(2) < aim
     made, _, kept = quantize.quantized(model, z, False, "", aim)
-    assert kept == quantize.cheapest_first(proto, z[:1])[:3]
+    assert kept == quantize.smallest_first(proto, z[:1])[:3]
     assert parity.compare(expected, parity.session_of(made)(z)).psnr_db == aim
 
 
