@@ -135,8 +135,8 @@ class Finisher:
             self._line.put(future)
 
     def _is_behind(self) -> bool:
-        """Whether the networks are faster. Else one thread has a batch to itself: several would take time from
-        each other, and from the networks, over Python's lock and the folder's."""
+        """Whether the networks are faster. Else one thread has a batch to itself: several would take time
+        from each other, and from the networks, over Python's lock and the folder's."""
         return self._latest is not None and not self._latest.done()
 
     def _work(self, positions: Sequence[int], pictures: Any) -> list[tuple[int, Any]]:
