@@ -25,16 +25,21 @@ def result_of(*arguments: object) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
-def says_in_one_line(words: str, *arguments: object, folder: Path) -> None:
-    """A command that cannot be done: run in an empty folder, where it leaves nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = command(*arguments)
+def refused(arguments: list[str], words: str) -> None:
+    """Asserts that a command fails as commands do: one line."""
+    result = command(*arguments)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+def refused_in(folder: Path, arguments: list[str], words: str) -> None:
+    """Likewise, run in an empty folder, where it leaves nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        refused(arguments, words)
     assert list(folder.iterdir()) == []
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generating import command, result_of, says_in_one_line
+from generating import command, refused_in, result_of
 from PIL import Image
 
 import bundles as tiny
@@ -529,7 +529,7 @@ def test_a_reader_that_has_enough(model: Path) -> None:
     ],
 )
 def test_one_line_for_what_is_wrong(model: Path, arguments: list[str], words: str, tmp_path: Path) -> None:
-    says_in_one_line(words, "--model", model, *arguments, folder=tmp_path)
+    refused_in(tmp_path, ["--model", str(model), *arguments], words)
 
 
 def test_labels_that_the_graph_has(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generating import command, pixels, result_of
+from generating import command, pixels, refused, result_of
 from PIL import Image
 
 import bundles as tiny
@@ -264,16 +264,6 @@ def test_one_line_for_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     refused(["--model", str(model), *arguments], words)
     assert not (tmp_path / "faces").exists()
-
-
-def refused(arguments: list[str], words: str) -> None:
-    """Asserts that a command fails as commands do."""
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
 
 
 def test_one_line_for_a_changed_bundle(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generating import command, pixels, result_of, says_in_one_line
+from generating import command, pixels, refused_in, result_of
 from PIL import Image
 
 import bundles as tiny
@@ -198,4 +198,4 @@ def test_grid_of_seeds_shows_no_more_than_fit(model: Path, tmp_path: Path) -> No
     ],
 )
 def test_one_line_for_what_is_wrong(model: Path, arguments: list[str], words: str, tmp_path: Path) -> None:
-    says_in_one_line(words, "--model", model, *arguments, folder=tmp_path)
+    refused_in(tmp_path, ["--model", str(model), *arguments], words)

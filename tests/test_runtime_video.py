@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
-from generating import command
+from generating import command, refused, refused_in
 from PIL import Image, ImageSequence
 
 import bundles as tiny
@@ -330,21 +330,8 @@ def test_dry_run_touches_nothing(model: Path, tmp_path: Path) -> None:
         (["--seconds", "10"], "--seconds is for a --video"),
     ],
 )
-def test_one_line_for_what_is_wrong(
-    model: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused(["--model", str(model), *arguments], words)
-    assert list(tmp_path.iterdir()) == []
-
-
-def refused(arguments: list[str], words: str) -> None:
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
+def test_one_line_for_what_is_wrong(model: Path, arguments: list[str], words: str, tmp_path: Path) -> None:
+    refused_in(tmp_path, ["--model", str(model), *arguments], words)
 
 
 def test_a_folder_with_a_films_name(model: Path, tmp_path: Path) -> None:
