@@ -27,7 +27,7 @@ INSTRUCTION_SETS = (
 )
 PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "numpy", "pillow"),
-    *("fpng", "isal", "simplejpeg"),
+    *("fpng", "isal", "simplejpeg", "imagecodecs"),
 )
 
 # In a process of its own: the numbers of threads of numpy's libraries are settled when they are loaded.

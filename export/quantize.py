@@ -93,7 +93,7 @@ def with_scales(
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,  # of what it reckons and the scales given replace
+            calibrate_method=CalibrationMethod.MinMax,  # asked for, but the scales given stand in its place
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
