@@ -143,7 +143,7 @@ def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Trains a rung to its end, wherever it stands. Raises PgsrError if it is stopped or another's folder."""
     folder = settings.out / f"ladder-{rung}"
     written = folder / "config.json"
-    if written.is_file() and not _same(config.from_dict(json.loads(written.read_text())), recipe):
+    if written.is_file() and not _same(config.of_run(folder), recipe):
         raise PgsrError(f"{folder} is a run of other settings: give those again, or name another --out")
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
     shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)

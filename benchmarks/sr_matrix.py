@@ -82,8 +82,8 @@ def _require_same(folder: Path, recipe: config.Recipe) -> None:
     if not written.is_file():
         return
     try:
-        same = _deciding(config.from_dict(json.loads(written.read_text()))) == _deciding(recipe)
-    except (ValueError, PgsrError):
+        same = _deciding(config.of_run(folder)) == _deciding(recipe)
+    except PgsrError:
         same = False
     if not same:
         raise PgsrError(f"{folder} was trained with other settings: name another --out")
