@@ -9,7 +9,7 @@ distributions, which it may change, are made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,28 +43,45 @@ def raw(seed: int, purpose: str, index: int, count: int) -> NDArray[np.uint64]:
 
     seed, index: 0 <= value < 2**64.
     """
+    return _generator(seed, purpose, index).random_raw(count)
+
+
+def _generator(seed: int, purpose: str, index: int) -> np.random.Philox:
     key = np.array([seed, PURPOSES[purpose]], dtype=np.uint64)
-    counter = np.array([0, index, 0, 0], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
+    return np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64))
 
 
 def uniforms(seed: int, purpose: str, index: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1), of 53 random bits each."""
-    return (raw(seed, purpose, index, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _unit(raw(seed, purpose, index, count))
+
+
+def _unit(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The upper 53 bits as numbers in [0, 1)."""
+    return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normals(seed: int, purpose: str, indices: Iterable[int], size: int) -> NDArray[np.float32]:
     """One row of `size` standard normal numbers for each index (Box and Muller, 1958): [N, size]."""
-    rows = [_normal_row(seed, purpose, index, size) for index in indices]
-    return np.array(rows, dtype=np.float32).reshape(len(rows), size)
-
-
-def _normal_row(seed: int, purpose: str, index: int, size: int) -> NDArray[np.float64]:
     pairs = (size + 1) // 2
-    u = uniforms(seed, purpose, index, 2 * pairs)
-    radius = np.sqrt(-2.0 * np.log(1.0 - u[:pairs]))  # 1 - u is in (0, 1]: no log of zero
-    angle = 2.0 * np.pi * u[pairs:]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+    u = _unit(_raw_rows(seed, purpose, list(indices), 2 * pairs))
+    radius = np.sqrt(-2.0 * np.log(1.0 - u[:, :pairs]))  # 1 - u is in (0, 1]: no log of zero
+    angle = 2.0 * np.pi * u[:, pairs:]
+    rows = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return rows[:, :size].astype(np.float32)
+
+
+def _raw_rows(seed: int, purpose: str, indices: Sequence[int], count: int) -> NDArray[np.uint64]:
+    """`raw` of each index, a row each. One generator does for all: making one takes as long as a row."""
+    rows = np.empty((len(indices), count), dtype=np.uint64)
+    generator = _generator(seed, purpose, 0)
+    state = generator.state
+    counter = state["state"]["counter"]
+    for row, index in zip(rows, indices, strict=True):
+        counter[:] = (0, index, 0, 0)
+        generator.state = state
+        row[:] = generator.random_raw(count)
+    return rows
 
 
 def latents(seed: int, indices: Iterable[int], size: int) -> NDArray[np.float32]:

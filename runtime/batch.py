@@ -2,7 +2,7 @@
 
     batch = fastest_batch(lambda batch: open_runner(bundle, batch=batch), latent_size)
 
-Small batches stay in a CPU's caches, large ones fill a GPU.
+Small batches stay in a CPU's caches, large ones fill a GPU, and leave Python more time for encoding.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pgsr import draws
 
 from .backends import Runner
+from .pipeline import in_turn
 
-FIRST, FIRST_ON_GPU = 8, 32  # also what is taken where nobody has measured
+FIRST, FIRST_ON_GPU = 16, 32  # also what is taken where nobody has measured
 LEAST, MOST = 2, 64  # a batch of one is computed as two
-BETTER = 1.02  # by less than that, sizes are as good as one another
-CALLS = 4  # of each size; the quickest counts, since others may use the machine
+ENOUGH = {2.0: 0.97, 0.5: 1.05}  # how many times as fast twice and half the size must be to be taken
+IMAGES = 64  # to compute for each size; two calls, if that is more
+ROUNDS = 2  # of which the quicker one counts, since others may use the machine
 SECONDS = 4.0  # for all of it
 
 
@@ -28,19 +30,19 @@ def fastest_batch(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """From `first` on halves, or doubles if halving was no use, while images get quicker and time is left.
+    """From `first` on doubles, or halves if doubling was no use, while that is good enough and time is left.
 
     Raises PgsrError if the graph cannot be run.
     """
     until = clock() + seconds
     best, speed = first, _speed(opened, first, latent_size, until, clock)
-    for factor in (0.5, 2.0):
+    for factor, enough in ENOUGH.items():
         began_with = best
         while LEAST <= (size := int(best * factor)) <= MOST and clock() < until:
             found = _speed(opened, size, latent_size, until, clock)
-            if found < BETTER * speed:
+            if found < enough * speed:
                 break
-            best, speed = size, found
+            best, speed = size, max(speed, found)
         if best != began_with:
             break
     return best
@@ -49,15 +51,16 @@ def fastest_batch(
 def _speed(
     opened: Callable[[int], Runner], size: int, latent_size: int, until: float, clock: Callable[[], float]
 ) -> float:
-    """Images a second of the quickest call, behind one to warm up."""
+    """Images a second of the quicker round, behind a call to warm up."""
     latents = draws.latents(0, range(size), latent_size)
     with opened(size) as runner:
         runner.run(latents)
-        quickest = float("inf")
-        for _ in range(CALLS):
+        calls, quickest = max(2, IMAGES // size), float("inf")
+        for _ in range(ROUNDS):
             began = clock()
-            runner.run(latents)
-            quickest = min(quickest, clock() - began)
+            for _ in in_turn(runner.run, [latents] * calls, runner.calls):
+                pass
+            quickest = min(quickest, (clock() - began) / calls)
             if clock() > until:
                 break
     return size / max(quickest, 1e-9)

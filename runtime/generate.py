@@ -217,9 +217,9 @@ def missing(job: Job, size: int) -> Iterator[int]:
     rest = iter(job.positions)
     with ThreadPoolExecutor(encoding_threads(job.threads)) as pool:
         while chunk := list(islice(rest, CHECKED_AT_ONCE)):
-            paths = [job.path(position) for position in chunk]
-            whole = pool.map(job.encoding.is_whole, paths, [size] * len(paths))
-            yield from (position for position, there in zip(chunk, whole, strict=True) if not there)
+            found = [position for position in chunk if os.path.exists(job.path(position))]
+            checks = {p: pool.submit(job.encoding.is_whole, job.path(p), size) for p in found}
+            yield from (p for p in chunk if p not in checks or not checks[p].result())
 
 
 def _remove_leftovers(folder: Path) -> None:

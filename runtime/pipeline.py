@@ -11,7 +11,8 @@ An error of any stage ends them all.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from queue import Empty, Queue
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Protocol, Self, TypeVar
 from .remembered import usable_cores
 
 T = TypeVar("T")
+R = TypeVar("R")
 PARTS_A_THREAD = 4  # of batches, waiting or in work
 MOST_THREADS = 32
 
@@ -77,6 +79,25 @@ def _empty(line: Queue[Any]) -> None:
             line.get_nowait()
     except Empty:
         pass
+
+
+# ----------------------------------------------------------------------------
+# The networks.
+
+
+def in_turn(function: Callable[[T], R], items: Iterable[T], calls: int) -> Generator[R, None, None]:
+    """function(item) of each item, in their order; so many calls at a time, on threads, if more than one."""
+    if calls < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(calls, thread_name_prefix="pgsr-network") as pool:
+        line: deque[Future[R]] = deque()
+        for item in items:
+            line.append(pool.submit(function, item))
+            if len(line) >= calls:
+                yield line.popleft().result()
+        while line:
+            yield line.popleft().result()
 
 
 # ----------------------------------------------------------------------------

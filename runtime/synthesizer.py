@@ -27,7 +27,7 @@ from pgsr.errors import PgsrError
 from .backends import Runner, Settings, open_runner
 from .backends.choice import gpu_present
 from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch
-from .pipeline import ahead
+from .pipeline import ahead, in_turn
 from .remembered import machine, recall, remember, versions
 from .truncation import check_truncation, toward, typical_direction
 
@@ -146,7 +146,7 @@ class Synthesizer:
     def batches(self, seed: int, indices: Iterable[int]) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
         """Pairs of some of `indices`, in their order, and their images, uint8 [N, S, S, 3].
 
-        `indices` is read only as far as the next batch needs.
+        `indices` is read only as far as the next batches need.
         """
         yield from self.rendered(indices, lambda chunk, size: draws.latents(seed, chunk, size))
 
@@ -163,23 +163,20 @@ class Synthesizer:
         size = self.bundle.latent_size
         rest = iter(positions)
         chunks = iter(lambda: list(islice(rest, self.batch)), [])
-        pairs = ((chunk, latents(chunk, size)) for chunk in chunks)
-        if not early:
-            for chunk, rows in pairs:
-                yield chunk, self.render(rows)
-            return
-        with contextlib.closing(ahead(pairs, LATENTS_AHEAD)) as made:
-            for chunk, rows in made:
-                yield chunk, self.render(rows)
+        pairs = ((chunk, self.truncated(latents(chunk, size))) for chunk in chunks)
+        with contextlib.closing(ahead(pairs, LATENTS_AHEAD) if early else pairs) as made:
+            yield from in_turn(lambda pair: (pair[0], self._runner.run(pair[1])), made, self._runner.calls)
 
     def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
         """The image of each latent [L], in their order: uint8 [S, S, 3].
 
-        `latents` is read only as far as the next batch needs.
+        `latents` is read only as far as the next batches need.
         """
         rest = iter(latents)
-        while rows := list(islice(rest, self.batch)):
-            yield from self.render(np.stack(rows))
+        chunks = iter(lambda: list(islice(rest, self.batch)), [])
+        batches = (self.truncated(np.stack(chunk)) for chunk in chunks)
+        for made in in_turn(self._runner.run, batches, self._runner.calls):
+            yield from made
 
     def render(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The images of latents [N, L], one batch: uint8 [N, S, S, 3]."""

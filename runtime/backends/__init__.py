@@ -27,6 +27,7 @@ class Runner(Protocol):
     """An opened graph: three methods. `run` may be called from several threads at once."""
 
     provider: str  # what it really runs on, in the backend's own words
+    calls: int  # of `run` at once, on threads of their own, that keep it busy all the time
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
         """The graph's output: of "chain", latents float32 [N, L] -> pixels uint8 [N, S, S, 3]."""

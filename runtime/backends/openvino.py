@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +25,7 @@ from pgsr.errors import PgsrError
 from .. import remembered
 from . import Settings
 from .choice import CLEARLY, example
+from .lanes import Lanes
 
 
 @dataclass(frozen=True)
@@ -41,35 +40,42 @@ MODES = {"latency": Mode("LATENCY", 8), "asynchronous": Mode("THROUGHPUT", 2)}
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 
 
+class Request:
+    """A compiled model's request. It is waited for in turn, without OpenVINO's queue and its callbacks: those
+    have been seen to wait for Python's lock while the queue was freed under it."""
+
+    def __init__(self, request: Any, rows: int) -> None:
+        self._request, self._rows = request, rows
+
+    def start(self, values: NDArray[np.float32]) -> None:
+        self._request.start_async([_filled(values, self._rows)])
+
+    def finish(self) -> NDArray[Any]:
+        self._request.wait()
+        result: NDArray[Any] = self._request.get_output_tensor(0).data
+        return result
+
+
 class OpenVinoRunner:
-    """A compiled model's requests. They are waited for in turn, without OpenVINO's queue and its callbacks:
-    those have been seen to wait for Python's lock while the queue was freed under it."""
+    """A compiled model and its requests."""
+
+    calls = 2
 
     def __init__(self, requests: list[Any], rows: int, provider: str) -> None:
         self.provider = provider
-        self._requests = requests
         self._rows = rows  # images in a part; 0 where the graph takes any shape
-        self._lock = threading.Lock()  # one caller at a time; the cores are busy anyway
+        self._lanes = Lanes(Request(request, rows) for request in requests)
+        self.rows_at_once = len(requests) * rows
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
         """[N, ...] -> [N, ...]. Raises PgsrError if the graph cannot be run, for want of memory say."""
-        n, rows = len(values), self._rows or len(values)
-        done: list[NDArray[Any]] = []
-        busy: deque[Any] = deque()
+        n = len(values)
         try:
-            with self._lock:
-                for start in range(0, n, rows):
-                    if len(busy) == len(self._requests):
-                        done.append(_result(busy.popleft()))
-                    request = self._requests[start // rows % len(self._requests)]
-                    request.start_async([_filled(values[start : start + rows], rows)])
-                    busy.append(request)
-                done += [_result(request) for request in busy]
+            return self._lanes.run(values, self._rows or n)
         except Exception as error:  # its exceptions have no common base but this one
             raise PgsrError(
                 f"OpenVINO could not run a batch of {n}; try a smaller --batch ({_last_line(error)})"
             ) from error
-        return np.concatenate(done)[:n]
 
     def __enter__(self) -> Self:
         return self
@@ -77,20 +83,13 @@ class OpenVinoRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._requests = []
-
-
-def _result(request: Any) -> NDArray[Any]:
-    """What a started request makes; copied, because its memory is used again."""
-    request.wait()
-    result: NDArray[Any] = request.get_output_tensor(0).data.copy()
-    return result
+        self._lanes = Lanes([])
 
 
 def _filled(part: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
     """The part with its last image repeated up to `rows`."""
     missing = rows - len(part)
-    if missing:
+    if missing > 0:
         part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
     return np.ascontiguousarray(part)
 
@@ -114,7 +113,8 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
     if name in MODES:
         return _open(openvino, core, path, graph, settings, hint, MODES[name])
     opened = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
-    name = _faster(opened, example(graph, min(settings.batch, 16)))
+    rows = max(runner.rows_at_once for runner in opened.values())  # keeps either busy
+    name = _faster(opened, example(graph, rows))
     remembered.remember("openvino", key, name)
     return opened[name]
 
@@ -195,12 +195,13 @@ def _mark(layer: ElementTree.Element) -> None:
 
 
 def _faster(opened: Mapping[str, OpenVinoRunner], values: NDArray[np.float32]) -> str:
-    """The mode that makes more images a second; latency, unless the other clearly does."""
+    """The mode that makes more images a second; several parts at once, unless the other clearly does: they do
+    not wait for one another when a core is busy with encoding."""
     for runner in opened.values():
         runner.run(values)  # what is set up with the first batch is not counted
     seconds = {name: min(_timed(runner, values) for _ in range(2)) for name, runner in opened.items()}
     logging.getLogger(__name__).info("OpenVINO seconds: %s", seconds)
-    return min(seconds, key=lambda name: seconds[name] * (1 if name == "latency" else CLEARLY))
+    return min(seconds, key=lambda name: seconds[name] * (CLEARLY if name == "latency" else 1))
 
 
 def _timed(runner: OpenVinoRunner, values: NDArray[np.float32]) -> float:

@@ -32,6 +32,8 @@ class OrtRunner:
     their algorithms by the batch's size. So a batch is filled up to `rows_at_least`.
     """
 
+    calls = 1  # a session's threads are all busy with one
+
     def __init__(self, session: Any, graph: Graph, provider: str, rows_at_least: int) -> None:
         self.provider = provider
         self._session = session

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import queue
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from pgsr.gpu import Gpu, find_gpu
 
 from . import Settings
 from .cuda import Cuda, open_cuda
+from .lanes import Lanes
 
 LANES = 2
 COMMON = Profile(1, 16, 64)  # of the engines that are built here, so that one serves all usual batches
@@ -164,6 +163,8 @@ class Lane:
 class TensorRtRunner:
     """An engine in its lanes."""
 
+    calls = LANES
+
     def __init__(
         self,
         cuda: Cuda,
@@ -173,41 +174,15 @@ class TensorRtRunner:
         close: Callable[[], None] = lambda: None,  # called before the GPU's memory is freed
     ) -> None:
         self.provider = provider
-        self._cuda, self._lanes, self._output = cuda, lanes, output
+        self._cuda, self._rows = cuda, output.shape[0]
+        self._lanes: list[Lane] = lanes
+        self._shared = Lanes(lanes)
         self._close = close
-        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in lanes:
-            self._free.put(lane)
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
         """[N, ...] -> [N, ...]. Raises PgsrError if the GPU fails, for want of memory say."""
-        rows = self._output.shape[0]
-        result: NDArray[Any] = np.empty((len(values), *self._output.shape[1:]), dtype=self._output.dtype)
-        busy: deque[tuple[Lane, NDArray[Any]]] = deque()  # and where their results go
         with self._cuda.current():
-            try:
-                for start in range(0, len(values), rows):
-                    lane = self._next(busy)
-                    busy.append((lane, result[start : start + rows]))
-                    lane.start(values[start : start + rows])
-                while busy:
-                    self._free.put(_finished(busy))
-            finally:  # after an error; what they compute is of no use
-                for lane, _ in busy:
-                    with contextlib.suppress(PgsrError):
-                        lane.finish()
-                    self._free.put(lane)
-        return result
-
-    def _next(self, busy: deque[tuple[Lane, NDArray[Any]]]) -> Lane:
-        """A lane of nobody's, or the one this caller began first. Only who has none waits for others, so that
-        no two callers wait for each other."""
-        if not busy:
-            return self._free.get()
-        try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            return _finished(busy)
+            return self._shared.run(values, self._rows)
 
     def __enter__(self) -> Self:
         return self
@@ -221,14 +196,6 @@ class TensorRtRunner:
             self._close()
             self._lanes.clear()
         self._cuda.close()
-
-
-def _finished(busy: deque[tuple[Lane, NDArray[Any]]]) -> Lane:
-    """The oldest of the busy lanes, its result put where it goes."""
-    lane, place = busy[0]
-    place[:] = lane.finish()[: len(place)]
-    busy.popleft()
-    return lane
 
 
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
