@@ -26,7 +26,7 @@ def main() -> None:
     "--large-batch", type=int, default=4, show_default=True, help="Of the upscaler and of the chain."
 )
 @click.option("--images", type=int, default=8, show_default=True, help="Of an end-to-end call.")
-@click.option("--shipped-images", type=int, default=256, show_default=True, help="Of the shipped model's.")
+@click.option("--shipped-images", type=int, default=1000, show_default=True, help="Of the shipped model's.")
 @click.option(
     "--precision",
     "precisions",

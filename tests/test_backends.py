@@ -144,6 +144,17 @@ def test_openvino_bytes_do_not_depend_on_the_batch(
     assert np.array_equal(images(16, threads=2), all_at_once)
 
 
+def test_an_openvino_request_that_fails_leaves_all_free(small: Bundle) -> None:
+    latents = draws.latents(3, range(21), tiny.LATENT)
+    wrong = np.zeros((21, tiny.LATENT + 1), dtype=np.float32)
+    with open_runner(small, "cpu", "fp32", "openvino", threads=1, batch=4) as runner:
+        expected = runner.run(latents)
+        for _ in range(5):  # more often than there are requests
+            with pytest.raises(PgsrError, match=r"could not run a batch of 21; try a smaller --batch"):
+                runner.run(wrong)
+        assert np.array_equal(runner.run(latents), expected)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_several_threads_may_call_at_once(small: Bundle, backend: str) -> None:
     latents = draws.latents(3, range(48), tiny.LATENT)

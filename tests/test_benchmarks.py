@@ -350,6 +350,9 @@ def test_all_rows_are_there(found):
     assert rows[len(stages) : len(stages) + len(chains)] == chains
     rest = rows[len(stages) + len(chains) :]
     assert rest[:2] == shipped
+    assert {stage for stage, system, way in rest[2:] if (system, way) == ("tiny", ours)} == {
+        *throughput.OUTPUTS
+    }
     assert ("encode", "Pillow's defaults", "png") in rest
     assert ("encode", "zlib", "png") in rest
     assert rest[-1][0] == "write"
@@ -384,7 +387,7 @@ def test_speeds_follow_from_the_seconds(found):
             peak = 4.0 if row["way"].endswith("int8") else 2.0
             assert row["share_of_peak"] == pytest.approx(row["gflops"] / peak)
         else:
-            assert row["stage"] in ("encode", "write")
+            assert row["stage"] in ("encode", "write", *throughput.OUTPUTS)
             assert row["share_of_peak"] is None
 
 
@@ -405,6 +408,8 @@ def test_ratios_follow_from_the_rounds(found):
         if stage == "end to end":
             network = rows["network", system, way]
             assert row["share_of_network"] == pytest.approx(mean_ratio(row, network))
+        elif stage in throughput.OUTPUTS:  # to the network in the rounds of these
+            assert 0.0 < row["share_of_network"] < 10.0
         else:
             assert row["share_of_network"] is None
 
@@ -417,7 +422,7 @@ def test_images_of_a_call(found):
     stages = {"generator": 2, "upscaler": 2}
     assert calls("naive") == calls("eager") == {**stages, "network": 2, "end to end": 2}
     assert calls("vanilla") == calls("separable") == {**stages, "network": 3, "end to end": 3}
-    assert calls("tiny") == {"network": 5, "end to end": 5}
+    assert calls("tiny") == dict.fromkeys(("network", "end to end", *throughput.OUTPUTS), 5)
     assert calls("zlib", "whole or not") == {"encode": 16, "write": 16}
 
 

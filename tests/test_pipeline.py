@@ -24,12 +24,13 @@ from generating import command, refused_in, result_of
 from PIL import Image
 
 import bundles as tiny
+from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, batch, generate, remembered, synthesizer
 from pgsr.runtime.archives import partial
 from pgsr.runtime.batch import fastest_batch
 from pgsr.runtime.generate import Job
-from pgsr.runtime.pipeline import Finisher, ahead
+from pgsr.runtime.pipeline import Finisher, ahead, in_turn
 from pgsr.runtime.remembered import recall, remember
 from pgsr.runtime.writers import Encoding, Faces, FolderSink
 
@@ -106,6 +107,80 @@ def test_an_error_ahead_comes_where_the_item_would(error: BaseException) -> None
     assert [next(found), next(found)] == [1, 2]
     with pytest.raises(type(error)):
         next(found)
+
+
+# ----------------------------------------------------------------------------
+# Calls of the networks.
+
+
+def test_calls_keep_their_order_whichever_ends_first() -> None:
+    def slow_if_even(item: int) -> int:
+        time.sleep(0.01 if item % 2 == 0 else 0)
+        return 10 * item
+
+    for calls in (1, 2, 3, 7):
+        assert list(in_turn(slow_if_even, iter(range(10)), calls)) == [10 * i for i in range(10)]
+    assert list(in_turn(slow_if_even, [], 3)) == []
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_so_many_calls_and_no_more_are_in_work(calls: int) -> None:
+    lock, now, most, asked = threading.Lock(), 0, 0, 0
+    together = threading.Barrier(calls)
+
+    def call(item: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        together.wait(10)  # which takes all of them at once
+        with lock:
+            now -= 1
+        return item
+
+    def items() -> Iterator[int]:
+        nonlocal asked
+        while asked < 4 * calls:
+            asked += 1
+            yield asked
+
+    for taken in in_turn(call, items(), calls):
+        assert asked < taken + calls  # no further ahead
+    assert most == calls
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_calls_error_is_raised_in_its_turn(calls: int) -> None:
+    def call(item: int) -> int:
+        if item == 2:
+            raise PgsrError("the third")
+        return item
+
+    found = in_turn(call, range(9), calls)
+    assert [next(found), next(found)] == [0, 1]
+    with pytest.raises(PgsrError, match="the third"):
+        next(found)
+    assert not [t for t in threading.enumerate() if t.name.startswith("pgsr-network")]
+
+
+def test_a_synthesizer_keeps_its_runner_busy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch is in work while one is waited for: each needs the other to be there."""
+    latents = draws.latents(0, range(8), tiny.LATENT)
+    with Synthesizer(model, device="cpu", backend="onnxruntime", batch=2) as synthesizer:
+        expected = list(synthesizer.pictures(latents))
+        runner, together = synthesizer._runner, threading.Barrier(2)
+
+        class Two:
+            calls = 2
+
+            def run(self, values: np.ndarray) -> np.ndarray:
+                together.wait(10)
+                return runner.run(values)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(synthesizer, "_runner", Two())
+            assert np.array_equal(list(synthesizer.pictures(latents)), expected)
+            assert np.array_equal(synthesizer.images(0, 8), expected)
 
 
 # ----------------------------------------------------------------------------
