@@ -10,6 +10,7 @@ number of threads. (docs/backends.md says where that holds.)
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
@@ -30,6 +31,8 @@ from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch
 from .pipeline import ahead, in_turn
 from .remembered import machine, recall, remember, versions
 from .truncation import check_truncation, toward, typical_direction
+
+log = logging.getLogger(__name__)
 
 LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
 
@@ -109,6 +112,7 @@ class Synthesizer:
         """
         if not self._measured or self._remembered:
             return
+        log.warning("trying how many images at a time are the fastest here; that is remembered")  # on stderr
         size = self.bundle.latent_size
         best = fastest_batch(lambda batch: self._open(graph="chain", batch=batch), size, self._first)
         remember("batch", self._key, best)

@@ -24,7 +24,7 @@ from pgsr.errors import PgsrError, check_choice, missing_package
 
 
 class Runner(Protocol):
-    """An opened graph: three methods. `run` may be called from several threads at once."""
+    """An opened graph. `run` may be called from several threads at once."""
 
     provider: str  # what it really runs on, in the backend's own words
     calls: int  # of `run` at once, on threads of their own, that keep it busy all the time

@@ -105,6 +105,7 @@ def _measured(
     names: list[str], bundle: Bundle, graph: Graph, settings: Settings, key: Mapping[str, Any]
 ) -> Runner:
     """Opens all, keeps the fastest, closes the others."""
+    log.warning("trying which of %s is the fastest here; that is remembered", ", ".join(names))  # on stderr
     runners: dict[str, Runner] = {}
     refusals: dict[str, PgsrError] = {}
     chosen = None
