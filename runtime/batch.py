@@ -17,16 +17,23 @@ from .pipeline import in_turn
 
 FIRST, FIRST_ON_GPU = 16, 32  # also what is taken where nobody has measured
 LEAST, MOST = 2, 64  # a batch of one is computed as two
+PIXELS = 2**24  # of a batch's pictures at most: 48 MiB, of which a dozen may wait for their encoders
 ENOUGH = {2.0: 0.97, 0.5: 1.05}  # how many times as fast twice and half the size must be to be taken
 IMAGES = 64  # to compute for each size; two calls, if that is more
 ROUNDS = 2  # of which the quicker one counts, since others may use the machine
 SECONDS = 4.0  # for all of it
 
 
+def most(size: int) -> int:
+    """Of pictures with sides of `size` pixels."""
+    return min(MOST, max(LEAST, PIXELS // size**2))
+
+
 def fastest_batch(
     opened: Callable[[int], Runner],
     latent_size: int,
     first: int = FIRST,
+    limit: int = MOST,
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
@@ -38,7 +45,7 @@ def fastest_batch(
     best, speed = first, _speed(opened, first, latent_size, until, clock)
     for factor, enough in ENOUGH.items():
         began_with = best
-        while LEAST <= (size := int(best * factor)) <= MOST and clock() < until:
+        while LEAST <= (size := int(best * factor)) <= limit and clock() < until:
             found = _speed(opened, size, latent_size, until, clock)
             if found < enough * speed:
                 break

@@ -27,7 +27,7 @@ from pgsr.errors import PgsrError
 
 from .backends import Runner, Settings, open_runner
 from .backends.choice import gpu_present
-from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch
+from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
 from .pipeline import ahead, in_turn
 from .remembered import machine, recall, remember, versions
 from .truncation import check_truncation, toward, typical_direction
@@ -83,7 +83,7 @@ class Synthesizer:
     @property
     def _first(self) -> int:
         """The batch where nobody has measured."""
-        return FIRST_ON_GPU if self._gpu else FIRST
+        return min(FIRST_ON_GPU if self._gpu else FIRST, most(self.size))
 
     @property
     def _key(self) -> dict[str, Any]:
@@ -113,8 +113,12 @@ class Synthesizer:
         if not self._measured or self._remembered:
             return
         log.warning("trying how many images at a time are the fastest here; that is remembered")  # on stderr
-        size = self.bundle.latent_size
-        best = fastest_batch(lambda batch: self._open(graph="chain", batch=batch), size, self._first)
+        best = fastest_batch(
+            lambda batch: self._open(graph="chain", batch=batch),
+            self.bundle.latent_size,
+            self._first,
+            most(self.size),
+        )
         remember("batch", self._key, best)
         if best != self.batch:
             self._runner.__exit__(None, None, None)

@@ -397,6 +397,13 @@ def test_the_fastest_batch_is_found(seconds_of: Callable[[int], float], best: in
     assert timed.tried == tried
 
 
+@pytest.mark.parametrize(("size", "limit"), [(16, 64), (512, 64), (1024, 16), (2048, 4), (8192, 2)])
+def test_batches_of_large_pictures_are_small(size: int, limit: int) -> None:
+    assert batch.most(size) == limit
+    timed = Timed(lambda n: 0.01)  # the more the better
+    assert fastest_batch(timed, 8, 2, limit, clock=lambda: timed.now) == limit
+
+
 def test_the_batch_is_measured_once(model: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(synthesizer, "fastest_batch", lambda *values: calls.append(1) or 4)
