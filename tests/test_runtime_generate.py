@@ -301,7 +301,17 @@ def test_one_line_for_ctrl_c(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
-    arguments = ["--model", str(model), "--out", str(out), "--count", "10000000", "--no-sheet"]
+    arguments = [
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        "--count",
+        "10000000",
+        "--batch",
+        "8",
+        "--no-sheet",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "pgsr.runtime", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
