@@ -156,6 +156,14 @@ def test_an_openvino_request_that_fails_leaves_all_free(small: Bundle) -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_closed_runner_says_so_and_does_not_wait(small: Bundle, backend: str) -> None:
+    with open_runner(small, "cpu", "fp32", backend, threads=1, batch=4) as runner:
+        pass
+    with runner, pytest.raises(PgsrError, match="could not run a batch of 4"):
+        runner.run(draws.latents(3, range(4), tiny.LATENT))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_several_threads_may_call_at_once(small: Bundle, backend: str) -> None:
     latents = draws.latents(3, range(48), tiny.LATENT)
     with open_runner(small, "cpu", "fp32", backend, threads=1, batch=8) as runner:

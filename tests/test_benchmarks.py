@@ -426,6 +426,17 @@ def test_images_of_a_call(found):
     assert calls("zlib", "whole or not") == {"encode": 16, "write": 16}
 
 
+def test_no_outputs_of_a_model_that_nothing_could_run(tmp_path: Path):
+    import bundles as tiny
+
+    settings = throughput.Settings(model=tiny.write_bundle(tmp_path / "model"), threads=1)
+    described = machine.Machine(**{**vars(machine.describe(1)), "peak_gflops": 2.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "low_peak_gflops", lambda precision, threads: 4.0)
+        bench = throughput.Bench(settings, described, tmp_path / "scratch", print)
+        assert bench.shipped_outputs([]) == []
+
+
 def test_the_picture_opens(report):
     with Image.open(report[1] / "throughput.png") as picture:
         picture.load()

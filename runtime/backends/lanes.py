@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pgsr.errors import PgsrError
 
 
 class Lane(Protocol):
@@ -31,13 +33,17 @@ class Lane(Protocol):
 
 
 class Lanes:
-    def __init__(self, lanes: Iterable[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        """None at all is a runner that was closed."""
+        self._open = bool(lanes)
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in lanes:
             self._free.put(lane)
 
     def run(self, values: NDArray[np.float32], rows: int) -> NDArray[Any]:
         """[N, ...] -> [N, ...], in parts of `rows`. Raises what a lane raises; all are free again then."""
+        if not self._open:  # nobody would ever put one back
+            raise PgsrError("it is closed")
         call = _Call(len(values))
         try:
             for start in range(0, len(values), rows):

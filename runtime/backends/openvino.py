@@ -64,7 +64,7 @@ class OpenVinoRunner:
     def __init__(self, requests: list[Any], rows: int, provider: str) -> None:
         self.provider = provider
         self._rows = rows  # images in a part; 0 where the graph takes any shape
-        self._lanes = Lanes(Request(request, rows) for request in requests)
+        self._lanes = Lanes([Request(request, rows) for request in requests])
         self.rows_at_once = len(requests) * rows
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:

@@ -175,7 +175,7 @@ class TensorRtRunner:
     ) -> None:
         self.provider = provider
         self._cuda, self._rows = cuda, output.shape[0]
-        self._lanes: list[Lane] = lanes
+        self._lanes = lanes
         self._shared = Lanes(lanes)
         self._close = close
 
