@@ -64,9 +64,17 @@ def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -
         if name not in known:
             raise PgsrError(f"unknown option {name!r} of {kind!r}; it has {', '.join(known)}")
         expected = type(known[name].default)
+        if expected is tuple and type(value) in (list, tuple) and all(type(v) is int for v in value):
+            continue
         if type(value) is not expected:
-            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {expected.__name__}")
-    return {"kind": kind, **{name: given.get(name, p.default) for name, p in known.items()}}
+            wanted = "a list of integers" if expected is tuple else expected.__name__
+            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {wanted}")
+    return {"kind": kind, **{name: _plain(given.get(name, p.default)) for name, p in known.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON gives it back: a tuple is a list there."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def build(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any], seed: int = 0) -> nn.Module:

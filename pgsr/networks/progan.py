@@ -6,7 +6,7 @@ much of them is grown in, so that growing changes no shapes, names or optimizer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -47,6 +47,21 @@ def feature_maps(resolution: int, feature_base: int, feature_max: int) -> int:
     return max(1, min(feature_max, feature_base // resolution))
 
 
+def maps_by_resolution(
+    resolutions: Sequence[int], feature_base: int, feature_max: int, maps: Sequence[int] = ()
+) -> list[int]:
+    """Maps of the 3 x 3 layers at each resolution: `maps` if it is given, else those of `feature_maps`.
+
+    Raises PgsrError if `maps` does not name one positive number for each resolution.
+    """
+    if not maps:
+        return [feature_maps(r, feature_base, feature_max) for r in resolutions]
+    if len(maps) != len(resolutions) or min(maps) < 1:
+        wanted = ", ".join(map(str, resolutions))
+        raise PgsrError(f"maps is {list(maps)}, but must hold a positive number for each of {wanted}")
+    return list(maps)
+
+
 class GeneratorBlock(nn.Module):
     """Upsample, then two 3 x 3 layers: [N, C, H, W] -> [N, C', 2H, 2W]."""
 
@@ -82,11 +97,13 @@ class FirstGeneratorBlock(nn.Module):
         normalization: str = "pixel",
         activation: str = "leaky",
         first_normalized: bool = True,
+        first_maps: int = 0,
     ) -> None:
         super().__init__()
-        self.first = FIRST_LAYERS[first_layer](latent_size, maps)
-        self.act1 = Activation(maps, normalization if first_normalized else "none", activation)
-        self.conv = CONVOLUTIONS[convolution](maps, maps, 3)
+        first_maps = first_maps or maps
+        self.first = FIRST_LAYERS[first_layer](latent_size, first_maps)
+        self.act1 = Activation(first_maps, normalization if first_normalized else "none", activation)
+        self.conv = CONVOLUTIONS[convolution](first_maps, maps, 3)
         self.act2 = Activation(maps, normalization, activation)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -118,6 +135,8 @@ class ProGANGenerator(nn.Module):
         # Forms that other implementations have, for what is imported from them.
         first_normalized: bool = True,  # the first layer's values too
         first_bias: str = "map",  # of the vanilla first layer: one a map; or "place", 16 a map
+        maps: Sequence[int] = (),  # at 4, 8, ..., in place of feature_base and feature_max
+        first_maps: int = 0,  # of the first layer alone, whose weights are 16 a map and latent; 0: as at 4 x 4
     ) -> None:
         super().__init__()
         check_choice("convolution", convolution, CONVOLUTIONS)
@@ -128,7 +147,7 @@ class ProGANGenerator(nn.Module):
         self.resolutions = resolutions_up_to(resolution)
         self.latent_size, self.labels = latent_size, labels
         self.normalize_latents, self.tanh = normalize_latents, output == "tanh"
-        maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
+        maps = maps_by_resolution(self.resolutions, feature_base, feature_max, maps)
         first_layer = convolution if separable_ends else "vanilla"
         if first_bias == "place":
             if first_layer != "vanilla":
@@ -136,7 +155,7 @@ class ProGANGenerator(nn.Module):
             first_layer = "placed"
         acts = (normalization, activation)
         first = FirstGeneratorBlock(
-            latent_size + labels, maps[0], convolution, first_layer, *acts, first_normalized
+            latent_size + labels, maps[0], convolution, first_layer, *acts, first_normalized, first_maps
         )
         self.blocks = nn.ModuleList([first])
         self.blocks.extend(
@@ -249,6 +268,7 @@ class ProGANDiscriminator(nn.Module):
         statistics: str = "stddev",  # of the minibatch; or "discrimination", "none"
         normalization: str = "none",  # or "layer", in every 3 x 3 and 4 x 4 layer
         equalized: bool = True,
+        maps: Sequence[int] = (),  # at 4, 8, ..., in place of feature_base and feature_max
     ) -> None:
         super().__init__()
         self.noise = noise
@@ -256,7 +276,7 @@ class ProGANDiscriminator(nn.Module):
         check_choice("statistics", statistics, ("stddev", "discrimination", "none"))
         check_choice("normalization", normalization, ("none", "layer"))
         self.resolutions = resolutions_up_to(resolution)
-        maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
+        maps = maps_by_resolution(self.resolutions, feature_base, feature_max, maps)
         last_layer = convolution if separable_ends else "vanilla"
         self.from_rgb = nn.ModuleList([EqualizedConv2d(3, m, 1) for m in maps])
         self.last_block = LastCriticBlock(
