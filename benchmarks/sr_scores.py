@@ -17,7 +17,7 @@ from pgsr.images import to_uint8
 from pgsr.trainer import config
 from pgsr.trainer.batches import middle_boxes
 from pgsr.trainer.data import load_photographs
-from pgsr.trainer.loop import Trainer, single_form
+from pgsr.trainer.loop import Trainer
 
 from .sr_cells import OBJECTIVES, Cell, Settings
 
@@ -79,9 +79,8 @@ def variety(pictures: Pixels) -> float:
 @torch.no_grad()
 def generated(trainer: Trainer, inputs: Tensor) -> Pixels:
     """The averaged generator's pictures of inputs."""
-    generate = single_form(
-        trainer.state.generator_ema, trainer.schedule.at(max(0, trainer.state.images_shown - 1))
-    )
+    stage = trainer.schedule.at(max(0, trainer.state.images_shown - 1))
+    generate = trainer.state.generator_ema.at(stage.resolution, stage.alpha)
     return to_uint8(torch.cat([generate(part) for part in inputs.split(16)]).float().cpu().numpy())
 
 

@@ -99,10 +99,10 @@ def new_system(
     counts = {p.name: multiply_adds(Chain(list(p.networks), "fp32", False), example(widths, p)) for p in todo}
     exported = _export(widths, todo, make_folder(folder), precisions)
     if convolution == "vanilla":
-        generator, upscaler = plain_networks(widths, generator, upscaler)
+        eager: tuple[nn.Module, nn.Module] = plain_networks(widths, generator, upscaler)
     else:
-        generator = Grown(generator, widths.resolution)
-    return System(convolution, generator.to(device), upscaler.to(device), exported, counts)
+        eager = Grown(generator, widths.resolution), upscaler
+    return System(convolution, eager[0].to(device), eager[1].to(device), exported, counts)
 
 
 def example(widths: Widths, plan: Plan, count: int = 1) -> Tensor:

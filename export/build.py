@@ -138,7 +138,7 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
         found.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
     if generator:
         side = generator.resolution
-        grown = Grown(generator.network, side)
+        grown = Grown(generator.generator, side)
         latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
         made = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
         found.insert(0, Plan("generator", (grown,), False, latents, made, {0: "n"}))
@@ -177,7 +177,7 @@ class _Inputs:
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
             smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
             return np.asarray(smooth.clamp(-1, 1).numpy())
-        made = torch_function(Grown(self.generator.network, self.generator.resolution))
+        made = torch_function(Grown(self.generator.generator, self.generator.resolution))
         return np.clip(in_parts(made, self.latents(seed)), -1, 1)
 
     def of(self, plan: Plan, seed: int = PARITY_SEED) -> Array:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pgsr.checkpoint import load, newest
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
+from pgsr.networks.interfaces import Generator
 from pgsr.networks.progan import ProGANGenerator
 
 
@@ -29,8 +30,14 @@ class Source:
     provenance: dict[str, Any]
     input_size: int = 0  # side of the images an upscaler takes; 0: any
 
+    @property
+    def generator(self) -> Generator:
+        """The network of a source whose kind is "generator"."""
+        assert isinstance(self.network, Generator)
+        return self.network
 
-class OneLabel(nn.Module):
+
+class OneLabel(Generator):
     """A generator that is told labels, as one of a single label: latents alone go in."""
 
     label: Tensor
@@ -44,7 +51,7 @@ class OneLabel(nn.Module):
         labels = self.label.to(latents.dtype).expand(latents.shape[0], -1)
         return self.generator(torch.cat([latents, labels], dim=1), resolution)
 
-    def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
+    def at(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
         """The generator at one resolution; it is exported only where that is fully grown."""
         assert alpha == 1.0
         return partial(self, resolution=resolution)
@@ -58,7 +65,7 @@ def read_source(path: Path, label: int | None = None) -> Source:
     """
     checkpoint = load(newest(path))
     options = checkpoint.config["generator"]
-    network = build(GENERATORS, options)
+    network: Generator = build(GENERATORS, options)
     try:
         network.load_state_dict(checkpoint.under("generator_ema."))
     except RuntimeError as error:
@@ -83,7 +90,7 @@ def read_source(path: Path, label: int | None = None) -> Source:
     )
 
 
-def told(network: nn.Module, labels: int, label: int | None, path: Path) -> nn.Module:
+def told(network: Generator, labels: int, label: int | None, path: Path) -> Generator:
     """A generator told one of its labels; itself if it has none.
 
     Raises PgsrError for a label that is needed and not given, or given and not there.
@@ -107,8 +114,7 @@ def at_resolution(sources: list[Source], resolution: int) -> list[Source]:
     if not generators:
         raise PgsrError("--resolution is a generator's, and none is named")
     for source in generators:
-        has = getattr(source.network, "resolutions", [source.resolution])
-        grown = [r for r in has if r <= source.resolution]
+        grown = [r for r in source.generator.resolutions or [source.resolution] if r <= source.resolution]
         if resolution not in grown:
             raise PgsrError(f"--resolution {resolution}: the generator has {', '.join(map(str, grown))}")
     return [replace(s, resolution=resolution) if s.kind == "generator" else s for s in sources]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgsr.networks.began import BEGANGenerator, uniform
+from pgsr.networks.interfaces import Generator
 from pgsr.networks.layers import LRELU_SLOPE, Activation, fade, leaky_relu
 from pgsr.networks.msggan import MSGGANGenerator
 from pgsr.networks.progan import FirstGeneratorBlock, GeneratorBlock, ProGANGenerator
@@ -109,15 +110,12 @@ class Grown(nn.Module):
 
     resolution: int
 
-    def __init__(self, generator: nn.Module, resolution: int) -> None:
+    def __init__(self, generator: Generator, resolution: int) -> None:
         super().__init__()
         self.generator, self.resolution = generator, resolution
 
     def forward(self, latents: Tensor) -> Tensor:
-        grown = getattr(self.generator, "grown", None)
-        form = self.generator if grown is None else grown(self.resolution, 1.0)
-        images: Tensor = form(latents)
-        return images
+        return self.generator.at(self.resolution, 1.0)(latents)
 
 
 # ----------------------------------------------------------------------------

@@ -35,6 +35,9 @@ PURPOSES = {
     "label": 16,  # of the images the generator is trained on
     "wild": 17,  # drawn pictures in the wild
     "evaluation": 18,  # latents and photographs that quality is measured by
+    "augment real": 19,  # transforms of the photographs that critics see
+    "augment fake": 20,  # of the generated images in the critics' updates
+    "augment generator": 21,  # and in the generator's
 }
 
 
@@ -54,6 +57,11 @@ def _generator(seed: int, purpose: str, index: int) -> np.random.Philox:
 def uniforms(seed: int, purpose: str, index: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1), of 53 random bits each."""
     return _unit(raw(seed, purpose, index, count))
+
+
+def uniform_rows(seed: int, purpose: str, indices: Iterable[int], count: int) -> NDArray[np.float64]:
+    """`uniforms` of each index: a row of `count` numbers in [0, 1) each, [N, count]."""
+    return _unit(_raw_rows(seed, purpose, list(indices), count))
 
 
 def _unit(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -128,7 +128,7 @@ def test_other_sizes_are_refused(resolution: int):
 
 def test_a_growing_schedule_is_refused():
     with pytest.raises(PgsrError, match=r"schedule\.start_resolution to 16"):
-        generator().grown(8, 1.0)
+        generator().at(8, 1.0)
 
 
 # ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pgsr.networks import DISCRIMINATORS, build
 from pgsr.networks.vgg import LAYERS, load_vgg19
 from pgsr.trainer import cli, content
 from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer.objectives import generator_terms
+from pgsr.trainer.objectives import paired_losses
 
 WIDTHS = (3, 6, 7, 8, 6, 9, 7, 8, 6, 7, 9, 8, 6, 7, 8, 6, 9)
 
@@ -179,7 +179,7 @@ def features_of(config: ObjectiveConfig, critic: nn.Module | None = None):
 def test_content_loss_of_vgg(vgg_file: Path):
     config = ObjectiveConfig(adversarial="none", content=str(vgg_file))
     fakes, reals = randn(2, 3, 16, 16, seed=1).requires_grad_(), randn(2, 3, 16, 16, seed=2)
-    terms = generator_terms(config, None, fakes, reals, features=features_of(config)).losses
+    terms = paired_losses(config, fakes, reals, features=features_of(config))
     a, b = (slow_vgg(x.detach().numpy(), weights())[-1] for x in (fakes, reals))
     assert set(terms) == {"content"}
     assert terms["content"].item() == pytest.approx(0.006 * np.mean((a - b) ** 2), rel=1e-10)
@@ -192,7 +192,7 @@ def test_content_loss_of_the_critic(kind: str):
     critic = build(DISCRIMINATORS, {"kind": kind, "features": 2, "crop": 16}, 3).double().eval()
     config = ObjectiveConfig(adversarial="logistic", content="critic", content_depth=2, content_weight=2.0)
     fakes, reals = randn(2, 3, 16, 16, seed=1).requires_grad_(), randn(2, 3, 16, 16, seed=2)
-    terms = generator_terms(config, critic, fakes, reals, features=features_of(config, critic)).losses
+    terms = paired_losses(config, fakes, reals, features=features_of(config, critic))
     expected = (critic.features(fakes, 2) - critic.features(reals, 2)).square().mean()
     assert terms["content"].item() == pytest.approx(2 * expected.item(), rel=1e-12)
     (gradient,) = torch.autograd.grad(terms["content"], fakes)

@@ -209,14 +209,15 @@ def test_the_label_term_reaches_both_networks(archive: Path):
     trainer = trainer_of(archive)
     stage = trainer.stage()
     batch = trainer.batches.for_critic(stage, 0)
-    assert trainer.critic_loss is not None
-    losses, _ = trainer.critic_loss(batch, torch.full((8,), 0.5), stage)
+    fakes = trainer._fakes(batch, stage, 0)
+    losses, _ = trainer.critic_losses[""](batch.reals, fakes, torch.full((8,), 0.5), stage, batch.labels)
     losses["labels"].backward()
     critic = trainer.state.discriminator
     assert critic is not None
     assert critic.last_block.dense.weight.grad[1:].abs().min() > 0
     assert not critic.last_block.dense.weight.grad[0].any()  # the score is none of its business
-    losses, _ = trainer.generator_loss(trainer.batches.generator_inputs(stage, 0, batch), stage)
+    inputs = trainer.batches.generator_inputs(stage, 0, batch)
+    losses, _ = trainer.generator_loss(inputs, stage, lambda images: images)
     losses["labels"].backward()
     assert trainer.state.generator.blocks[0].first.weight.grad[:, 5:].abs().max() > 0
 
@@ -225,9 +226,9 @@ def test_the_label_term_is_the_cross_entropy_of_reals_and_fakes(archive: Path):
     trainer = trainer_of(archive, objective={"label_weight": 0.7})
     stage = trainer.stage()
     batch = trainer.batches.for_critic(stage, 0)
-    assert trainer.critic_loss is not None
-    losses, _ = trainer.critic_loss(batch, torch.full((8,), 0.5), stage)
-    generate, critic = trainer.state.generator.grown(4, 1.0), trainer.state.discriminator
+    fakes = trainer._fakes(batch, stage, 0)
+    losses, _ = trainer.critic_losses[""](batch.reals, fakes, torch.full((8,), 0.5), stage, batch.labels)
+    generate, critic = trainer.state.generator.at(4, 1.0), trainer.state.discriminator
     assert critic is not None
     with torch.no_grad():
         both = [F.log_softmax(critic(x)[:, 1:], 1) for x in (batch.reals, generate(batch.inputs))]

@@ -42,10 +42,10 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def test_every_scale_is_the_generator_at_that_resolution():
     network, z = generator(), randn(3, 6)
-    made = network.every_scale(16, 1.0)(z)
+    made = network.training_at(16, 1.0)(z)
     assert [tuple(image.shape) for image in made] == [(3, 3, r, r) for r in (16, 8, 4)]
     for image in made:
-        assert torch.equal(image, network.grown(image.shape[-1], 1.0)(z))
+        assert torch.equal(image, network.at(image.shape[-1], 1.0)(z))
 
 
 def test_its_layers_are_progans():
@@ -71,7 +71,7 @@ def test_the_papers_sizes():
 
 def test_a_growing_schedule_is_refused():
     with pytest.raises(PgsrError, match=r"schedule\.start_resolution to 16"):
-        generator().every_scale(8, 1.0)
+        generator().training_at(8, 1.0)
 
 
 # ----------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_half_of_the_maps_are_the_images():
 
 def test_the_pyramid_is_averages():
     images = randn(2, 3, 16, 16)
-    scales = critic().pyramid(images)
+    scales = critic().views(images)
     assert [s.shape[-1] for s in scales] == [16, 8, 4]
     assert torch.equal(scales[0], images)
     for scale, factor in zip(scales, (1, 2, 4), strict=True):

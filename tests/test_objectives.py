@@ -36,8 +36,8 @@ def critic_terms(*arguments: object) -> dict[str, Tensor]:
     return objectives.critic_terms(*arguments).losses
 
 
-def generator_terms(*arguments: object) -> dict[str, Tensor]:
-    return objectives.generator_terms(*arguments).losses
+def adversarial_terms(*arguments: object) -> dict[str, Tensor]:
+    return objectives.adversarial_terms(*arguments).losses
 
 
 def linear(x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def softplus(x: float) -> float:
 def test_wgan_losses():
     real, fake = quadratic(REALS).tolist(), quadratic(FAKES).tolist()
     assert terms_of(adversarial="wgan-gp") == {"critic": close(mean(fake) - mean(real))}
-    terms = generator_terms(ObjectiveConfig(adversarial="wgan-gp"), quadratic, FAKES, None)
+    terms = adversarial_terms(ObjectiveConfig(adversarial="wgan-gp"), quadratic, FAKES, None)
     assert {k: v.item() for k, v in terms.items()} == {"generator": close(-mean(fake))}
 
 
@@ -84,7 +84,7 @@ def test_logistic_losses():
     real, fake = linear(REALS).tolist(), linear(FAKES).tolist()
     expected = mean([softplus(-r) for r in real]) + mean([softplus(f) for f in fake])
     assert terms_of(linear, adversarial="logistic") == {"critic": close(expected)}
-    terms = generator_terms(ObjectiveConfig(adversarial="logistic"), linear, FAKES, None)
+    terms = adversarial_terms(ObjectiveConfig(adversarial="logistic"), linear, FAKES, None)
     assert terms["generator"].item() == close(mean([softplus(-f) for f in fake]))
 
 
@@ -176,8 +176,8 @@ def test_losses_are_the_papers_formulas(name: str):
 
 
 def test_the_generator_of_a_relativistic_loss_is_compared_with_reals():
-    """Through `generator_terms`, with a critic of the images."""
-    terms = generator_terms(ObjectiveConfig(adversarial="ra-hinge"), linear, FAKES, REALS)
+    """Through `adversarial_terms`, with a critic of the images."""
+    terms = adversarial_terms(ObjectiveConfig(adversarial="ra-hinge"), linear, FAKES, REALS)
     expected = FORMULAS["ra-hinge"][1](linear(REALS).tolist(), linear(FAKES).tolist())
     assert terms["generator"].item() == close(expected)
 
@@ -191,20 +191,20 @@ def test_relativistic_losses_look_at_differences_alone():
 
 
 # ----------------------------------------------------------------------------
-# What objectives remember.
+# What objectives carry from step to step.
 
 
-def remembered(
+def states_after(
     name: str, seen: list[tuple[float, float, float]], **options: object
 ) -> list[dict[str, float]]:
-    """The memory after each of these mean scores (real, fake, made)."""
+    """The objective's state after each of these mean scores (real, fake, made)."""
     objective, config = OBJECTIVES[name], ObjectiveConfig(adversarial=name, **options)
-    memory = {k: torch.tensor(v, dtype=torch.float64) for k, v in objective.memory.items()}
+    state = {k: torch.tensor(v, dtype=torch.float64) for k, v in objective.initial_state.items()}
     result = []
     for scores in seen:
         values = [torch.tensor(v, dtype=torch.float64) for v in scores]
-        memory = objective.remember(memory, config, *values)
-        result.append({k: v.item() for k, v in memory.items()})
+        state = objective.next_state(state, config, *values)
+        result.append({k: v.item() for k, v in state.items()})
     return result
 
 
@@ -214,7 +214,7 @@ def test_lsgan_noise_follows_appendix_b():
     for real, _, _ in seen:
         d = 0.1 * real + 0.9 * d
         expected.append(0.2 * max(0.0, d - 0.5) ** 2)
-    found = [m["noise"] for m in remembered("lsgan", seen)]
+    found = [m["noise"] for m in states_after("lsgan", seen)]
     assert found == pytest.approx(expected, rel=1e-12)
     assert found[0] == 0 < max(found)
     assert found[-1] == 0
@@ -228,7 +228,7 @@ def test_began_keeps_its_balance():
         gap = 0.7 * real - made
         k = min(1.0, max(0.0, k + 0.2 * gap))
         expected.append({"k": close(k), "M": close(real + abs(gap))})
-    assert remembered("began", seen, balance=0.7, balance_rate=0.2) == expected
+    assert states_after("began", seen, balance=0.7, balance_rate=0.2) == expected
     assert expected[-1]["k"] == 1.0
     assert expected[5]["k"] == 0.0
 
@@ -251,16 +251,15 @@ def tiny_critic(**options: object) -> ProGANDiscriminator:
     return network.double()
 
 
-def test_the_critics_noise_is_as_strong_as_the_memory_says():
+def test_the_critics_noise_is_as_strong_as_the_objectives_state_says():
     critic, x = tiny_critic(), images(1)
     plain = critic(x)
-    critic.memory = {"noise": torch.tensor(0.0)}
-    assert torch.equal(critic(x), plain)
+    assert torch.equal(critic.at(8, 1.0, {"noise": torch.tensor(0.0)})(x), plain)
     spread = []
     for magnitude in (0.01, 0.02):
-        critic.memory = {"noise": torch.tensor(magnitude)}
+        noisy = critic.at(8, 1.0, {"noise": torch.tensor(magnitude)})
         torch.manual_seed(0)
-        spread.append(torch.stack([critic(x) - plain for _ in range(50)]).std().item())
+        spread.append(torch.stack([noisy(x) - plain for _ in range(50)]).std().item())
     assert spread[1] == pytest.approx(2 * spread[0], rel=0.1)  # small noise is linear
     assert spread[0] > 0
 
@@ -277,12 +276,11 @@ def test_noise_is_at_the_input_of_every_3x3_and_4x4_layer(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(progan, "multiplicative_noise", noting)
     critic = tiny_critic()
-    critic.memory = {"noise": torch.tensor(0.1)}
     taken: dict[str, Tensor] = {}
     for name, module in critic.named_modules():
         if isinstance(module, layers.EqualizedWeight):
             module.register_forward_hook(lambda m, args, out, name=name: taken.update({name: args[0]}))
-    critic(images(1))
+    critic.at(8, 1.0, {"noise": torch.tensor(0.1)})(images(1))
     with_noise = {name for name, x in taken.items() if any(x is n for n in noised)}
     assert with_noise == {"blocks.0.conv1", "blocks.0.conv2", "last_block.conv", "last_block.last"}
     x = randn(3, 50, 4, 4, seed=1) + 5
@@ -292,10 +290,8 @@ def test_noise_is_at_the_input_of_every_3x3_and_4x4_layer(monkeypatch: pytest.Mo
 
 
 def test_noise_without_lsgan_is_an_error():
-    critic = tiny_critic()
-    critic.memory = {}
     with pytest.raises(PgsrError, match='adversarial = "lsgan"'):
-        critic(images(1))
+        tiny_critic().at(8, 1.0, {})
 
 
 def trainer_of(toy: Path, objective: dict[str, object], critic: dict[str, object], **more: object):
@@ -319,7 +315,7 @@ def trainer_of(toy: Path, objective: dict[str, object], critic: dict[str, object
 def test_lsgan_trains_with_the_noise_it_measures(toy: Path):
     trainer = trainer_of(toy, {"adversarial": "lsgan"}, {"noise": True})
     terms = [trainer.step(watch=True) for _ in range(3)]
-    assert trainer.state.discriminator.memory is trainer.state.memory
+    assert set(trainer.state.critics[0].objective_state) == {"certainty", "noise"}
     average = 0.0
     for term in terms:
         average = 0.1 * term["watch/score real"].item() + 0.9 * average
@@ -327,13 +323,13 @@ def test_lsgan_trains_with_the_noise_it_measures(toy: Path):
     assert "watch/noise" in terms[-1]
 
 
-def test_noise_and_memory_go_on_after_a_checkpoint(toy: Path):
+def test_noise_and_the_objectives_state_go_on_after_a_checkpoint(toy: Path):
     """Two steps, a checkpoint, two more: the weights of four steps, to the bit, noise and all."""
 
     def started() -> loop.Trainer:
         trainer = trainer_of(toy, {"adversarial": "lsgan"}, {"noise": True})
-        trainer.state.memory["certainty"] += 2.0
-        trainer.state.memory["noise"] += 0.2
+        trainer.state.critics[0].objective_state["certainty"] += 2.0
+        trainer.state.critics[0].objective_state["noise"] += 0.2
         return trainer
 
     whole, first, second = started(), started(), started()
@@ -392,7 +388,7 @@ def test_rare_penalties_are_as_strong_on_average(every: int):
 def test_pixel_losses(name: str, power: int):
     differences = (FAKES - REALS).abs().flatten().tolist()
     config = ObjectiveConfig(adversarial="none", pixel=name, pixel_weight=3.0)
-    terms = generator_terms(config, None, FAKES, REALS)
+    terms = objectives.paired_losses(config, FAKES, REALS)
     assert {k: v.item() for k, v in terms.items()} == {
         "pixel": close(3 * mean([d**power for d in differences]))
     }
@@ -400,13 +396,15 @@ def test_pixel_losses(name: str, power: int):
 
 def test_adversarial_weight_and_pixel_loss_add_up():
     config = ObjectiveConfig(adversarial="wgan-gp", adversarial_weight=1e-3, pixel="mse")
-    terms = generator_terms(config, quadratic, FAKES, REALS)
+    terms = adversarial_terms(config, quadratic, FAKES) | objectives.paired_losses(config, FAKES, REALS)
     assert terms["generator"].item() == close(-1e-3 * mean(quadratic(FAKES).tolist()))
     assert terms["pixel"].item() == close(F.mse_loss(FAKES, REALS).item())
 
 
-def test_unpaired_reals_make_no_pixel_loss():
-    assert set(generator_terms(ObjectiveConfig(pixel="l1"), quadratic, FAKES, None)) == {"generator"}
+def test_unpaired_reals_make_no_pixel_loss(toy: Path):
+    """A generator of latents has nothing to be compared with."""
+    trainer = trainer_of(toy, {"adversarial": "logistic", "pixel": "l1"}, {})
+    assert "pixel" not in trainer.step()
 
 
 # ----------------------------------------------------------------------------
@@ -484,7 +482,9 @@ def test_every_critic_term_moves_every_layer(critic: nn.Module):
 def test_every_generator_term_reaches_the_images():
     config = ObjectiveConfig(adversarial="logistic", adversarial_weight=1e-3, pixel="l1")
     fakes = FAKES.clone().requires_grad_()
-    for term in generator_terms(config, linear, fakes, REALS).values():
+    terms = adversarial_terms(config, linear, fakes) | objectives.paired_losses(config, fakes, REALS)
+    assert set(terms) == {"generator", "pixel"}
+    for term in terms.values():
         (gradient,) = torch.autograd.grad(term, fakes, retain_graph=True)
         assert (gradient != 0).all()
 

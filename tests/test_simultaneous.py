@@ -52,10 +52,11 @@ def test_both_gradients_are_those_of_the_two_losses(toy: Path):
     stage = trainer.stage()
     assert 0 < stage.alpha < 1
     batch: Batch = trainer.batches.for_critic(stage, stage.images_shown)
-    loss = GeneratorLoss(trainer.recipe, trainer.state)(batch, stage)[0]["generator"]
+    loss = GeneratorLoss(trainer.recipe, trainer.state)(batch, stage, lambda images: images)[0]["generator"]
     loss.backward()
     wanted = gradients(trainer.state.generator)
-    critic_losses, _ = trainer._critic_losses(batch, stage, stage.images_shown)
+    critic, fakes = trainer.state.critics[0], trainer._fakes(batch, stage, stage.images_shown)
+    critic_losses, _ = trainer._critic_losses(critic, batch, batch.reals, fakes, stage, stage.images_shown)
     trainer._backward(trainer.state.critic_optimizer, critic_losses, batch, stage)
     wanted_of_critic = gradients(trainer.state.discriminator)
 

@@ -19,7 +19,8 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
-from .objectives import ObjectiveConfig
+from .augment import AugmentConfig
+from .objectives import OBJECTIVES, ObjectiveConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -96,12 +97,19 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     learning_rate_from: Mapping[str, float] = field(default_factory=dict)  # by images shown
     reset_on_growth: bool = True  # forget the moments when a fade or a resolution begins
+    cosine_from: int = 0  # images shown where the rate begins to fall by a half cosine
+    cosine_to: int = 0  # and where it has fallen to cosine_floor of itself; 0: it does not fall
+    cosine_floor: float = 0.05
 
     def __post_init__(self) -> None:
         check_choice("optimizer.kind", self.kind, ("adam", "rmsprop"))
         for name in self.learning_rate_from:
             if not name.isdigit():
                 raise PgsrError(f"optimizer.learning_rate_from.{name}: keys are numbers of images shown")
+        if self.cosine_to and self.cosine_to <= self.cosine_from:
+            raise PgsrError(
+                f"optimizer.cosine_to is {self.cosine_to}, but must be above cosine_from ({self.cosine_from})"
+            )
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,31 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig:
+    """A further critic beside the discriminator: an entry of [[critics]]."""
+
+    network: Mapping[str, Any]  # {"kind": ..., options of that network}
+    weight: float = 1.0  # of its term in the generator's loss
+    from_resolution: int = 0  # the first that it looks at
+    adversarial: str = "logistic"  # a name in OBJECTIVES
+    r1: float = 0.0  # gamma of R1
+    penalty_every: int = 1  # steps between penalties, each then as many times as strong
+
+    def __post_init__(self) -> None:
+        check_choice("critics.adversarial", self.adversarial, OBJECTIVES)
+        object.__setattr__(self, "network", resolved(DISCRIMINATORS, self.network))
+
+    def objective(self) -> ObjectiveConfig:
+        """Its own objective, in the form that the discriminator's has."""
+        return ObjectiveConfig(
+            adversarial=self.adversarial,
+            adversarial_weight=self.weight,
+            r1=self.r1,
+            penalty_every=self.penalty_every,
+        )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training, whole: with the data and nothing else it decides every weight."""
 
@@ -177,6 +210,8 @@ class Recipe:
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    critics: Sequence[CriticConfig] = ()  # beside the discriminator
     seed: int = 0
     source: str = ""  # the paper, section, table or figure that it reproduces
 
@@ -187,11 +222,34 @@ class Recipe:
             self._check_fit("discriminator", self.discriminator)
             self._check_labels()
         self._check_fit("generator", self.generator)
+        self._check_critics()
         if self.data.box % self.schedule.resolution:
             raise PgsrError(
                 f"data.box is {self.data.box}, but must be a multiple of {self.schedule.resolution} "
                 "(schedule.resolution)"
             )
+
+    def _check_critics(self) -> None:
+        """Raises PgsrError if critics or augmentation have nothing to stand beside."""
+        if self.objective.adversarial == "none" and (self.critics or self.augment.kind != "none"):
+            raise PgsrError("[[critics]] and [augment] need a discriminator: set objective.adversarial")
+        if self.objective.updates == "simultaneous" and (self.critics or self.augment.kind != "none"):
+            raise PgsrError(
+                "[[critics]] and [augment] need updates in turn: set objective.updates to 'alternating'"
+            )
+        if self.augment.kind != "none" and "latent_size" not in self.generator:
+            raise PgsrError("[augment] is for generators that begin with latents")
+        if self.augment.kind != "none" and GENERATORS[self.generator["kind"]].multi_scale:
+            raise PgsrError("[augment] is for generators of one scale")
+
+    def named_critics(self) -> dict[str, CriticConfig]:
+        """The further critics by name: the network's kind, with a number where a kind comes again."""
+        kinds = [critic.network["kind"] for critic in self.critics]
+        names = [
+            kind if kinds[:i].count(kind) == 0 else f"{kind}-{kinds[:i].count(kind) + 1}"
+            for i, kind in enumerate(kinds)
+        ]
+        return dict(zip(names, self.critics, strict=True))
 
     def _check_labels(self) -> None:
         """Raises PgsrError if the critic does not name the labels that the generator is told."""
@@ -218,7 +276,7 @@ class Recipe:
             raise PgsrError(
                 f"schedule.resolution is {schedule.resolution}, but {name}.{option} is {network[option]}"
             )
-        grows = hasattr(GENERATORS[self.generator["kind"]], "grown")
+        grows = GENERATORS[self.generator["kind"]].grows
         if grows and schedule.start_resolution not in has:
             raise PgsrError(
                 f"schedule.start_resolution is {schedule.start_resolution}, but {name} has "
@@ -227,7 +285,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` gives the same recipe back."""
-        return dataclasses.asdict(self)
+        result = dataclasses.asdict(self)
+        return {**result, "critics": list(result["critics"])}
 
 
 # ----------------------------------------------------------------------------
@@ -265,6 +324,11 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is types.UnionType:  # int | None
         return None if value is None else _value(typing.get_args(hint)[0], value, path)
+    if origin is Sequence:
+        if not isinstance(value, (list, tuple)):
+            raise PgsrError(f"{path} is {value!r}, but must be a list of tables")
+        inner = typing.get_args(hint)[0]
+        return tuple(_value(inner, v, f"{path}.{i}") for i, v in enumerate(value))
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise PgsrError(f"{path} is {value!r}, but must be a table")

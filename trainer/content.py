@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
+from pgsr.networks.interfaces import Discriminator
 from pgsr.networks.vgg import LAYERS, load_vgg19
 
 from .objectives import ObjectiveConfig
 
 
 def content_features(
-    config: ObjectiveConfig, critic: nn.Module | None, generator: nn.Module
+    config: ObjectiveConfig, critic: Discriminator | None, generator: nn.Module
 ) -> Callable[[Tensor], Tensor] | None:
     """Images [N, 3, H, W] -> features, or None; on the generator's device and in its precision.
 
@@ -30,11 +31,11 @@ def content_features(
     if config.content == "none":
         return None
     if config.content == "critic":
-        features, deepest = getattr(critic, "features", None), getattr(critic, "depth", 0)
-        if features is None:
+        if critic is None or not critic.depth:
             raise PgsrError(
                 "objective.content = 'critic': this critic has no features; 'srgan' and 'cnn' have"
             )
+        features, deepest = critic.features, critic.depth
     else:
         example = next(generator.parameters())
         features, deepest = load_vgg19(Path(config.content)).to(example.device, example.dtype), len(LAYERS)

@@ -22,7 +22,7 @@ from pgsr import draws, images
 from pgsr.errors import PgsrError
 from pgsr.files import replacing
 
-from .loop import Trainer, single_form
+from .loop import Trainer
 from .metrics.swd import distance_between, pyramid_levels
 
 AVERAGE = "swd/average"
@@ -77,7 +77,7 @@ def _reals(trainer: Trainer, count: int) -> Iterator[Pixels]:
 
 def _fakes(trainer: Trainer, count: int) -> Iterator[Pixels]:
     stage = trainer.schedule.at(max(0, trainer.state.images_shown - 1))
-    generate = single_form(trainer.state.generator_ema, stage)
+    generate = trainer.state.generator_ema.at(stage.resolution, stage.alpha)
     for start in range(0, count, BATCH):
         inputs = trainer.batches.evaluation(range(start, min(start + BATCH, count)))
         yield images.to_uint8(generate(inputs).float().cpu().numpy())

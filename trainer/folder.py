@@ -22,6 +22,8 @@ from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, w
 
 from . import evaluate
 from . import record as records
+from .config import from_dict
+from .content import content_provenance
 from .events import Events
 from .lock import held
 from .loop import Trainer
@@ -30,6 +32,8 @@ from .schedule import Stage
 from .state import restore, state_tensors
 from .watch import Diverged, Stability, check_tensors
 
+# Tables of a recipe whose change makes another training of it.
+DECISIVE = ("generator", "discriminator", "critics", "seed", "schedule", "objective", "data", "augment")
 ROLLBACKS = 5  # in a row, before a run that does not get past a point is given up
 
 
@@ -198,9 +202,19 @@ class Run:
         if not other_data and checkpoint.provenance["data"] != self.provenance["data"]:
             trained_on = checkpoint.provenance["data"]["fingerprint"][:16]
             raise PgsrError(f"{path} was trained on other data (fingerprint {trained_on}); add --other-data")
-        recipe = self.trainer.recipe.as_dict()
-        for key in ("generator", "discriminator", "seed", "schedule", "objective", "data"):
-            if checkpoint.config[key] != recipe[key] and self.writes:
+        check_frozen_weights(path, checkpoint.provenance, self.provenance)
+        recipe, before = self.trainer.recipe.as_dict(), from_dict(checkpoint.config).as_dict()
+        for key in (
+            "generator",
+            "discriminator",
+            "critics",
+            "seed",
+            "schedule",
+            "objective",
+            "data",
+            "augment",
+        ):
+            if before[key] != recipe[key] and self.writes:
                 print(f"note: {key} differs from the checkpoint's", file=sys.stderr)
         self._restore(checkpoint)
 
@@ -258,8 +272,23 @@ class Run:
 def provenance(trainer: Trainer) -> dict[str, Any]:
     """What made these weights: no path and no name of this machine."""
     batches = trainer.batches
+    critics = {c.name or "discriminator": c.network.frozen_digest for c in trainer.state.critics}
+    frozen = {name: digest for name, digest in critics.items() if digest}
+    frozen |= content_provenance(trainer.recipe.objective)
     return {
         "version": __version__,
         "torch": str(torch.__version__),
         "data": {"fingerprint": batches.fingerprint, "pictures": batches.count},
+        **({"frozen weights": frozen} if frozen else {}),
     }
+
+
+def check_frozen_weights(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises PgsrError if a feature network is another file than the checkpoint was trained with."""
+    trained_with = before.get("frozen weights", {})
+    for name, digest in now.get("frozen weights", {}).items():
+        if trained_with.get(name, digest) != digest:
+            raise PgsrError(
+                f"{path} was trained with other frozen weights of {name} (sha256 {trained_with[name][:16]}, "
+                f"here {digest[:16]}): install the same file, or begin again"
+            )

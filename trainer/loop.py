@@ -8,7 +8,7 @@ and resumes makes the same weights as one that never stopped.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from pgsr import draws
 
+from .augment import augment
 from .batches import Batch, batches_for
 from .config import Recipe
 from .content import content_features
-from .objectives import OBJECTIVES, Images, critic_terms, each, generator_terms, scales
+from .objectives import OBJECTIVES, Images, adversarial_terms, critic_terms, each, paired_losses, scales
 from .parallel import ALONE, Ranks
 from .schedule import Schedule, Stage
-from .state import State, average_decay, new_state, prepare_optimizers, update_average
+from .state import Critic, State, average_decay, new_state, prepare_optimizers, update_average
 
 # ----------------------------------------------------------------------------
 # Precision.
@@ -56,63 +57,62 @@ def autocast(device: torch.device, precision: torch.dtype) -> contextlib.Abstrac
 
 
 class CriticLoss(nn.Module):
-    """A batch -> the critic's terms and mean scores."""
+    """Real and generated images -> one critic's terms and mean scores."""
 
-    def __init__(self, recipe: Recipe, state: State) -> None:
+    def __init__(self, critic: Critic) -> None:
         super().__init__()
-        assert state.discriminator is not None
-        self.network = state.discriminator
-        self.recipe, self.state = recipe, state
+        self.network = critic.network
+        self.critic = critic
 
     def forward(
-        self, batch: Batch, blend: Tensor, stage: Stage, fakes: Images | None = None
+        self, reals: Tensor, fakes: Images, blend: Tensor, stage: Stage, labels: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`fakes` are the generator's images of the batch, if they are there already."""
-        if fakes is None:
-            with torch.no_grad():
-                fakes = each(_wide, training_form(self.state.generator, stage)(batch.inputs))
+        """`fakes` are without a graph, but in simultaneous updates."""
         terms = critic_terms(
-            self.recipe.objective,
-            training_form(self.network, stage),
-            pyramid(self.network, batch.reals),
-            fakes,
+            self.critic.objective,
+            self.network.at(stage.resolution, stage.alpha, self.critic.objective_state),
+            self.network.views(reals),
+            self.network.views(fakes),
             blend,
             stage.step,
-            self.state.memory,
-            batch.labels,
+            self.critic.objective_state,
+            labels,
         )
-        return terms.losses, terms.scores
+        return self.critic.named(terms.losses), self.critic.named(terms.scores)
 
 
 class GeneratorLoss(nn.Module):
-    """A batch -> the generator's terms and mean score."""
+    """A batch -> the generator's terms and mean scores, over all critics that look at the stage."""
 
     def __init__(self, recipe: Recipe, state: State) -> None:
         super().__init__()
         self.network = state.generator
         self.recipe = recipe
-        self.critic = (state.discriminator,)  # in a tuple: its parameters are not this module's
-        self.features = content_features(recipe.objective, self.critic[0], self.network)
+        self.state = state
+        self.features = content_features(recipe.objective, state.discriminator, self.network)
 
-    def forward(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        objective, (critic,) = self.recipe.objective, self.critic
-        score: Callable[[Images], Tensor] | None = None
-        reals: Images = batch.reals
-        if critic is not None:
-            score = training_form(critic, stage)
-            reals = pyramid(critic, batch.reals)
-        fakes = training_form(self.network, stage)(batch.inputs)
-        compares = critic is not None and OBJECTIVES[objective.adversarial].compares
-        terms = generator_terms(
-            objective,
-            score,
-            fakes,
-            reals if batch.paired or compares else None,
-            batch.inputs if batch.paired else None,
-            batch.labels,
-            self.features if batch.paired else None,
-        )
-        return terms.losses, terms.scores
+    def forward(
+        self, batch: Batch, stage: Stage, change: Callable[[Images], Images]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`change` is what images go through before critics."""
+        losses: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
+        fakes = self.network.training_at(stage.resolution, stage.alpha)(batch.inputs)
+        seen = change(fakes)
+        for critic in self.state.critics_at(stage.resolution):
+            compares = OBJECTIVES[critic.objective.adversarial].compares
+            terms = adversarial_terms(
+                critic.objective,
+                critic.network.at(stage.resolution, stage.alpha, critic.objective_state),
+                critic.network.views(seen),
+                critic.network.views(batch.reals) if compares else None,
+                batch.labels,
+            )
+            losses |= critic.named(terms.losses)
+            scores |= critic.named(terms.scores)
+        if batch.paired:
+            losses |= paired_losses(self.recipe.objective, fakes, batch.reals, batch.inputs, self.features)
+        return losses, scores
 
 
 class GeneratorImages(nn.Module):
@@ -123,25 +123,7 @@ class GeneratorImages(nn.Module):
         self.network = state.generator
 
     def forward(self, batch: Batch, stage: Stage) -> Images:
-        return each(_wide, training_form(self.network, stage)(batch.inputs))
-
-
-def training_form(network: nn.Module, stage: Stage) -> Callable[[Any], Any]:
-    """The network as it trains at a stage; one that does not grow is itself."""
-    grown = getattr(network, "every_scale", None) or getattr(network, "grown", None)
-    return network if grown is None else grown(stage.resolution, stage.alpha)
-
-
-def single_form(network: nn.Module, stage: Stage) -> Callable[[Tensor], Tensor]:
-    """The generator at a stage, as one that gives images of one size."""
-    grown = getattr(network, "grown", None)
-    return network if grown is None else grown(stage.resolution, stage.alpha)
-
-
-def pyramid(critic: nn.Module, images: Tensor) -> Images:
-    """Real images as the critic sees them: at every scale, if it looks at several."""
-    reduce = getattr(critic, "pyramid", None)
-    return images if reduce is None else reduce(images)
+        return each(_wide, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -167,10 +149,7 @@ class Trainer:
             self.generator_images = ranks.wrap(GeneratorImages(self.state))
         else:
             self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
-        self.critic_loss: nn.Module | None = None
-        if self.state.discriminator is not None:
-            setattr(self.state.discriminator, "memory", self.state.memory)  # noqa: B010 (not a module)
-            self.critic_loss = ranks.wrap(CriticLoss(recipe, self.state))
+        self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
 
     def stage(self) -> Stage:
         return self.schedule.at(self.state.images_shown)
@@ -186,27 +165,55 @@ class Trainer:
         self._seed_torch(stage)
         update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
         terms, scores, shown = update(stage)
-        self._remember(scores)
+        self._update_objective_states(scores, stage)
         update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
         state.images_shown = shown
-        watched = self._watched(scores) if watch else {}
+        watched = self._watched(scores, stage) if watch else {}
         return {name: term.detach() for name, term in (terms | watched).items()}
 
     def _alternating_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """The critic's, then the generator's through the new critic: terms, scores, images shown."""
+        """The critics', then the generator's through the new critics: terms, scores, images shown."""
         terms: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         shown, seen = stage.images_shown, None
         for _ in range(self.recipe.objective.critic_steps):
-            if self.critic_loss is not None:
+            if self.state.critics:
                 seen = self.batches.for_critic(stage, shown)
-                losses, means = self._critic_update(seen, stage, shown)
+                losses, means = self._critic_updates(seen, stage, shown)
                 terms |= losses
                 scores |= means
             shown += stage.batch
         batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
-        losses, means = self._generator_update(batch, stage)
+        losses, means = self._generator_update(batch, stage, shown - stage.batch)
         return terms | losses, scores | means, shown
+
+    def _critic_updates(
+        self, batch: Batch, stage: Stage, shown: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One update of every critic that looks at the stage, of the same images."""
+        fakes = self._fakes(batch, stage, shown)
+        reals = self._augmented(batch.reals, "augment real", shown, stage)
+        terms: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
+        for critic in self.state.critics_at(stage.resolution):
+            losses, means = self._critic_update(critic, batch, reals, fakes, stage, shown)
+            terms |= losses
+            scores |= means
+        return terms, scores
+
+    @torch.no_grad()
+    def _fakes(self, batch: Batch, stage: Stage, shown: int) -> Images:
+        """The generator's images of a critic's batch, as critics see them."""
+        with autocast(self.device, self.precision):
+            generate = self.state.generator.training_at(stage.resolution, stage.alpha)
+            fakes = each(_wide, generate(batch.inputs))
+        return each(lambda x: self._augmented(x, "augment fake", shown, stage), fakes)
+
+    def _augmented(self, images: Tensor, purpose: str, shown: int, stage: Stage) -> Tensor:
+        """This rank's share of a batch after the recipe's augmentation."""
+        positions = self.ranks.share(shown, stage.batch)
+        state = self.state.augmentation
+        return augment(images, self.recipe.augment, state, self.recipe.seed, purpose, positions)
 
     def _simultaneous_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """Both from one pass of the critic over one batch of fakes.
@@ -219,42 +226,49 @@ class Trainer:
         with autocast(self.device, self.precision):
             made = self.generator_images(batch, stage)
         fakes = each(lambda x: x.detach().requires_grad_(), made)
-        losses, scores = self._critic_losses(batch, stage, stage.images_shown, fakes)
-        self._backward(self.state.critic_optimizer, losses, batch, stage)
+        critic = self.state.critics[0]
+        losses, scores = self._critic_losses(critic, batch, batch.reals, fakes, stage, stage.images_shown)
+        self._backward(critic.optimizer, losses, batch, stage)
         self.state.generator_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(scales(made), [-x.grad for x in scales(fakes) if x.grad is not None])
-        self.state.critic_optimizer.step()
+        critic.optimizer.step()
         self.state.generator_optimizer.step()
         terms = losses | {"generator": -scores["fake"]}
         return terms, scores | {"made": scores["fake"]}, stage.images_shown + stage.batch
 
     def _critic_update(
-        self, batch: Batch, stage: Stage, shown: int
+        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        assert self.critic_loss is not None
-        assert self.state.critic_optimizer is not None
-        losses, scores = self._critic_losses(batch, stage, shown)
-        self._backward(self.state.critic_optimizer, losses, batch, stage)
-        self.state.critic_optimizer.step()
-        if self.recipe.objective.clip:
-            weights = [p.data for p in self.critic_loss.parameters()]
-            torch._foreach_clamp_min_(weights, -self.recipe.objective.clip)
-            torch._foreach_clamp_max_(weights, self.recipe.objective.clip)
+        losses, scores = self._critic_losses(critic, batch, reals, fakes, stage, shown)
+        self._backward(critic.optimizer, losses, batch, stage)
+        critic.optimizer.step()
+        if critic.objective.clip:
+            weights = [p.data for p in critic.network.parameters()]
+            torch._foreach_clamp_min_(weights, -critic.objective.clip)
+            torch._foreach_clamp_max_(weights, critic.objective.clip)
         return losses, scores
 
     def _critic_losses(
-        self, batch: Batch, stage: Stage, shown: int, fakes: Images | None = None
+        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        assert self.critic_loss is not None
         own = slice(self.ranks.rank, None, self.ranks.count)
         blend = self.batches.tensor(draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[own])
+        loss = self.critic_losses[critic.name]
         with autocast(self.device, self.precision):
-            result: tuple[dict[str, Tensor], dict[str, Tensor]] = self.critic_loss(batch, blend, stage, fakes)
+            result: tuple[dict[str, Tensor], dict[str, Tensor]] = loss(
+                reals, fakes, blend, stage, batch.labels
+            )
         return result
 
-    def _generator_update(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        with _frozen(self.state.discriminator), autocast(self.device, self.precision):
-            losses, scores = self.generator_loss(batch, stage)
+    def _generator_update(
+        self, batch: Batch, stage: Stage, shown: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def change(images: Images) -> Images:
+            return each(lambda x: self._augmented(x, "augment generator", shown, stage), images)
+
+        networks = [critic.network for critic in self.state.critics]
+        with _frozen(networks), autocast(self.device, self.precision):
+            losses, scores = self.generator_loss(batch, stage, change)
         self._backward(self.state.generator_optimizer, losses, batch, stage)
         self.state.generator_optimizer.step()
         return losses, scores
@@ -273,44 +287,54 @@ class Trainer:
         draw = draws.raw(self.recipe.seed, "step", stage.images_shown, self.ranks.count)[self.ranks.rank]
         torch.manual_seed(int(draw) & (2**63 - 1))
 
-    def _remember(self, scores: dict[str, Tensor]) -> None:
-        name = self.recipe.objective.adversarial
-        if name == "none" or not OBJECTIVES[name].memory:
-            return
-        means = torch.stack([scores[key].detach() for key in ("real", "fake", "made")])
-        real, fake, made = (self.ranks.sum(means) / self.ranks.count).unbind()
-        remember = OBJECTIVES[name].remember
-        self.state.memory.update(remember(self.state.memory, self.recipe.objective, real, fake, made))
+    def _update_objective_states(self, scores: dict[str, Tensor], stage: Stage) -> None:
+        """What objectives and augmentation carry to the next step, from the scores of all ranks."""
+        for critic in self.state.critics_at(stage.resolution):
+            objective = OBJECTIVES[critic.objective.adversarial]
+            if objective.initial_state:
+                real, fake, made = self._rank_means(
+                    [scores[f"{key} {critic.name}".rstrip()] for key in ("real", "fake", "made")]
+                )
+                state = critic.objective_state
+                state.update(objective.next_state(state, critic.objective, real, fake, made))
+        if self.state.augmentation:
+            (sign,) = self._rank_means([scores["sign"]])
+            state = self.state.augmentation
+            state.update(self.recipe.augment.next_state(state, sign, stage.batch))
 
-    def _watched(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _rank_means(self, values: list[Tensor]) -> tuple[Tensor, ...]:
+        """The means over ranks of scalars."""
+        return (self.ranks.sum(torch.stack([v.detach() for v in values])) / self.ranks.count).unbind()
+
+    def _watched(self, scores: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         """Mean scores, their difference (WGAN's estimate of the distance) and the gradients' norms."""
-        watched = {f"watch/score {name}": value for name, value in scores.items()}
+        watched = {f"watch/score {k}": v for k, v in scores.items() if not k.startswith("sign")}
         if "real" in scores:
             watched["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
         watched["watch/gradient norm generator"] = gradient_norm(self.state.generator)
-        if self.state.discriminator is not None:
-            watched["watch/gradient norm critic"] = gradient_norm(self.state.discriminator)
-        return watched | {f"watch/{name}": value for name, value in self.state.memory.items()}
+        for critic in self.state.critics_at(stage.resolution):
+            watched[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
+            watched |= {f"watch/{k}": v for k, v in critic.named(critic.objective_state).items()}
+        return watched | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
 
     def preview(self, count: int) -> Tensor:
         """The averaged generator's images of the fixed inputs, as it is grown now: [N, 3, H, W]."""
         stage = self.schedule.at(max(0, self.state.images_shown - 1))
-        generate = single_form(self.state.generator_ema, stage)
+        generate = self.state.generator_ema.at(stage.resolution, stage.alpha)
         with torch.no_grad():
             return torch.cat([generate(part) for part in self.batches.preview(count).split(16)])
 
 
 @contextlib.contextmanager
-def _frozen(network: nn.Module | None) -> Iterator[None]:
-    """No gradients for a network's weights inside the block; they flow through it all the same."""
-    if network is None:
-        yield
-        return
-    network.requires_grad_(False)
+def _frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """No gradients for the networks' weights inside the block; they flow through them all the same."""
+    for network in networks:
+        network.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for network in networks:
+            network.requires_grad_(True)
 
 
 def gradient_norm(network: nn.Module) -> Tensor:

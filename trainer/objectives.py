@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgsr.errors import PgsrError, check_choice
+from pgsr.networks.interfaces import Images
 
-Images = Tensor | tuple[Tensor, ...]
 Score = Callable[[Images], Tensor]  # [N] scores, or [N, 1 + labels]: the score and a logit a label
-Memory = Mapping[str, Tensor]  # scalars that an objective carries from step to step
+ObjectiveState = Mapping[str, Tensor]  # scalars that an objective carries from step to step
 
 
 def _nothing(
-    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
 ) -> dict[str, Tensor]:
     return {}
 
@@ -30,13 +30,15 @@ def _nothing(
 class Adversarial:
     """What the critic minimises, given its scores [N], and what the generator does."""
 
-    critic: Callable[[Tensor, Tensor, Memory], Tensor]  # (real scores, fake scores, memory) -> loss
+    critic: Callable[[Tensor, Tensor, ObjectiveState], Tensor]  # (real scores, fake scores, state) -> loss
     generator: Callable[[Tensor, Tensor | None], Tensor]  # (fake scores, real scores) -> loss
     compares: bool = False  # whether the generator's loss needs the real scores
     zero_sum: bool = False  # whether it is the critic's term of the fakes, negated
-    memory: Mapping[str, float] = field(default_factory=dict)  # as it is before the first step
-    # (memory, config, mean real score, mean fake score of the critic's step, of the generator's step)
-    remember: Callable[[Memory, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = _nothing
+    initial_state: Mapping[str, float] = field(default_factory=dict)
+    # (state, config, mean real score, mean fake score of the critic's step, of the generator's step)
+    next_state: Callable[[ObjectiveState, ObjectiveConfig, Tensor, Tensor, Tensor], dict[str, Tensor]] = (
+        _nothing
+    )
 
 
 def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
@@ -50,21 +52,21 @@ def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
 
 
 def _adaptive_noise(
-    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
 ) -> dict[str, Tensor]:
     """The magnitude of the critic's own noise (paper 2, appendix B): 0.2 max(0, d - 0.5)**2, where d is the
     running average of its output for real images: 0.5 if it cannot tell them from fakes, 1 if it is sure.
     """
-    certainty = 0.1 * real + 0.9 * memory["certainty"]
+    certainty = 0.1 * real + 0.9 * state["certainty"]
     return {"certainty": certainty, "noise": 0.2 * F.relu(certainty - 0.5).square()}
 
 
 def _equilibrium(
-    memory: Memory, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
 ) -> dict[str, Tensor]:
     """k held where E[L(G(z))] = gamma E[L(x)], and the measure of convergence M (paper 5, BEGAN)."""
     gap = config.balance * real - made
-    k = (memory["k"] + config.balance_rate * gap).clamp(0, 1)
+    k = (state["k"] + config.balance_rate * gap).clamp(0, 1)
     return {"k": k, "M": real + gap.abs()}
 
 
@@ -72,40 +74,40 @@ OBJECTIVES: dict[str, Adversarial] = {
     # Wasserstein (Gulrajani et al. 2017; paper 2 section A.1). The penalty is its own term below; with
     # `clip` instead it is the WGAN of Arjovsky et al. 2017 (paper 3, equation 5).
     "wgan-gp": Adversarial(
-        critic=lambda real, fake, memory: fake.mean() - real.mean(),
+        critic=lambda real, fake, state: fake.mean() - real.mean(),
         generator=lambda fake, real: -fake.mean(),
         zero_sum=True,
     ),
     # Non-saturating logistic loss: -log D(x) - log(1 - D(G(z))), and -log D(G(z)) for G, D = sigmoid
     # (paper 3, equations 2 and 4).
     "logistic": Adversarial(
-        critic=lambda real, fake, memory: F.softplus(-real).mean() + F.softplus(fake).mean(),
+        critic=lambda real, fake, state: F.softplus(-real).mean() + F.softplus(fake).mean(),
         generator=lambda fake, real: F.softplus(-fake).mean(),
     ),
     # Hinge (paper 4, section 3.5, before its critics are made relativistic).
     "hinge": Adversarial(
-        critic=lambda real, fake, memory: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+        critic=lambda real, fake, state: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
         generator=lambda fake, real: -fake.mean(),
     ),
     # Relativistic average hinge (paper 4, equations 10 to 14).
     "ra-hinge": Adversarial(
-        critic=lambda real, fake, memory: _relativistic_hinge(real, fake),
+        critic=lambda real, fake, state: _relativistic_hinge(real, fake),
         generator=lambda fake, real: _relativistic_hinge(fake, real),
         compares=True,
     ),
     # Least squares, real 1 and fake 0 (Mao et al. 2016), and the noise that paper 2 needs with it.
     "lsgan": Adversarial(
-        critic=lambda real, fake, memory: 0.5 * (1 - real).square().mean() + 0.5 * fake.square().mean(),
+        critic=lambda real, fake, state: 0.5 * (1 - real).square().mean() + 0.5 * fake.square().mean(),
         generator=lambda fake, real: 0.5 * (1 - fake).square().mean(),
-        memory={"certainty": 0.0, "noise": 0.0},
-        remember=_adaptive_noise,
+        initial_state={"certainty": 0.0, "noise": 0.0},
+        next_state=_adaptive_noise,
     ),
     # Boundary equilibrium: scores are reconstruction errors L(x) and L(G(z)) (paper 5, BEGAN).
     "began": Adversarial(
-        critic=lambda real, fake, memory: real.mean() - memory["k"] * fake.mean(),
+        critic=lambda real, fake, state: real.mean() - state["k"] * fake.mean(),
         generator=lambda fake, real: fake.mean(),
-        memory={"k": 0.0, "M": 0.0},
-        remember=_equilibrium,
+        initial_state={"k": 0.0, "M": 0.0},
+        next_state=_equilibrium,
     ),
 }
 
@@ -172,7 +174,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class Terms:
-    """What one network minimises: the sum of `losses`. `scores` are means, to be watched and remembered."""
+    """What one network minimises is the sum of `losses`; `scores` are means, to watch and for objectives."""
 
     losses: dict[str, Tensor]
     scores: dict[str, Tensor]
@@ -185,7 +187,7 @@ def critic_terms(
     fakes: Images,  # detached
     blend: Tensor,  # [N] in [0, 1): where the gradient penalty looks
     step: int,
-    memory: Memory | None = None,
+    state: ObjectiveState | None = None,
     labels: Tensor | None = None,  # [N]
 ) -> Terms:
     """The named terms whose sum the critic minimises."""
@@ -194,7 +196,7 @@ def critic_terms(
     reals = each(lambda x: x.detach().requires_grad_(needs_r1), reals)
     real, real_logits = _split(score(reals))
     fake, fake_logits = _split(score(fakes))
-    losses = {"critic": OBJECTIVES[config.adversarial].critic(real, fake, memory or {})}
+    losses = {"critic": OBJECTIVES[config.adversarial].critic(real, fake, state or {})}
     if config.drift:
         losses["drift"] = config.drift * real.square().mean()
     if config.gradient_penalty and lazily:
@@ -205,40 +207,47 @@ def critic_terms(
     if labels is not None and real_logits is not None and fake_logits is not None:
         both = F.cross_entropy(real_logits, labels) + F.cross_entropy(fake_logits, labels)
         losses["labels"] = config.label_weight * both
-    return Terms(losses, {"real": real.detach().mean(), "fake": fake.detach().mean()})
+    means = {"real": real.detach().mean(), "fake": fake.detach().mean(), "sign": real.detach().sign().mean()}
+    return Terms(losses, means)
 
 
-def generator_terms(
+def adversarial_terms(
     config: ObjectiveConfig,
-    score: Score | None,
+    score: Score,
     fakes: Images,  # with a graph
-    reals: Images | None = None,  # where data are paired or the objective compares
-    inputs: Tensor | None = None,  # what the generator was given: [N, 3, h, w] where pixel_at is "inputs"
+    reals: Images | None = None,  # where the objective compares
     labels: Tensor | None = None,  # [N]
-    features: Callable[[Tensor], Tensor] | None = None,  # of images, where contents are compared
 ) -> Terms:
-    """The named terms whose sum the generator minimises."""
+    """The generator's terms of one critic."""
+    objective = OBJECTIVES[config.adversarial]
+    fake, logits = _split(score(fakes))
+    real = _split(score(reals))[0] if objective.compares and reals is not None else None
+    losses = {"generator": config.adversarial_weight * objective.generator(fake, real)}
+    if labels is not None and logits is not None:
+        losses["labels"] = config.label_weight * F.cross_entropy(logits, labels)
+    return Terms(losses, {"made": fake.detach().mean()})
+
+
+def paired_losses(
+    config: ObjectiveConfig,
+    fakes: Images,  # with a graph
+    reals: Images,  # what they should be
+    inputs: Tensor | None = None,  # what the generator was given: [N, 3, h, w] where pixel_at is "inputs"
+    features: Callable[[Tensor], Tensor] | None = None,  # of images, where contents are compared
+) -> dict[str, Tensor]:
+    """The generator's terms of the real images that it should have made: pixels and contents."""
     losses: dict[str, Tensor] = {}
-    scores: dict[str, Tensor] = {}
-    if score is not None:
-        objective = OBJECTIVES[config.adversarial]
-        fake, logits = _split(score(fakes))
-        real = _split(score(reals))[0] if objective.compares and reals is not None else None
-        losses["generator"] = config.adversarial_weight * objective.generator(fake, real)
-        if labels is not None and logits is not None:
-            losses["labels"] = config.label_weight * F.cross_entropy(logits, labels)
-        scores["made"] = fake.detach().mean()
     target = reals if config.pixel_at == "reals" else inputs
     if config.pixel != "none" and target is not None:
-        made, wanted = _wide(scales(fakes)[0]), _wide(scales(target)[0])
-        made = F.avg_pool2d(made, made.shape[-1] // wanted.shape[-1])
-        losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](made, wanted)
-    if features is not None and reals is not None:
+        generated, wanted = _wide(scales(fakes)[0]), _wide(scales(target)[0])
+        generated = F.avg_pool2d(generated, generated.shape[-1] // wanted.shape[-1])
+        losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](generated, wanted)
+    if features is not None:
         with torch.no_grad():
             wanted = _wide(features(scales(reals)[0]))
         difference = F.mse_loss(_wide(features(scales(fakes)[0])), wanted)
         losses["content"] = config.content_weight * difference
-    return Terms(losses, scores)
+    return losses
 
 
 # ----------------------------------------------------------------------------

@@ -17,12 +17,12 @@ def scale_sheet(trainer: Trainer, columns: int = 8) -> NDArray[np.uint8] | None:
 
     None for a generator of one scale.
     """
-    every_scale = getattr(trainer.state.generator_ema, "every_scale", None)
-    if every_scale is None:
+    generator = trainer.state.generator_ema
+    if not generator.multi_scale:
         return None
     stage = trainer.schedule.at(max(0, trainer.state.images_shown - 1))
     with torch.no_grad():
-        scales = every_scale(stage.resolution, stage.alpha)(trainer.batches.preview(columns))
+        scales = generator.training_at(stage.resolution, stage.alpha)(trainer.batches.preview(columns))
     rows = [F.interpolate(scale, size=scales[0].shape[-2:], mode="nearest") for scale in scales]
     pixels = images.to_uint8(torch.cat(rows).float().cpu().numpy())
     return images.sheet(pixels, columns=len(scales[0]))

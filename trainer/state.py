@@ -6,53 +6,106 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
+from pgsr.networks.interfaces import Discriminator, Generator
 
 from .config import AveragingConfig, OptimizerConfig, Recipe
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, ObjectiveConfig
 from .schedule import Stage
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass
+class Critic:
+    """A critic while it trains."""
+
+    name: str  # "" is the recipe's discriminator; others are called by their kind
+    network: Discriminator
+    objective: ObjectiveConfig
+    optimizer: torch.optim.Optimizer
+    from_resolution: int = 0  # the first that it looks at
+    objective_state: dict[str, Tensor] = field(default_factory=dict)  # scalars
+
+    @property
+    def prefix(self) -> str:
+        """Of its tensors in a checkpoint."""
+        return f"critics.{self.name}" if self.name else "discriminator"
+
+    @property
+    def state_prefix(self) -> str:
+        return f"objective.{self.name}." if self.name else "objective."
+
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Terms and scores under names that tell critics apart."""
+        return {f"{key} {self.name}".rstrip(): value for key, value in values.items()}
 
 
 @dataclass
 class State:
     """What a checkpoint holds."""
 
-    generator: nn.Module
-    generator_ema: nn.Module
-    discriminator: nn.Module | None
+    generator: Generator
+    generator_ema: Generator
     generator_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer | None
-    memory: dict[str, Tensor] = field(default_factory=dict)  # of the objective: scalars
+    critics: list[Critic] = field(default_factory=list)  # the recipe's discriminator first
+    augmentation: dict[str, Tensor] = field(default_factory=dict)  # scalars
     images_shown: int = 0
     learning_rate_scale: float = 1.0  # below 1 after a rollback
+
+    @property
+    def discriminator(self) -> Discriminator | None:
+        """The first critic's network, where there is an adversarial loss."""
+        return self.critics[0].network if self.critics else None
+
+    @property
+    def critic_optimizer(self) -> torch.optim.Optimizer | None:
+        """The first critic's."""
+        return self.critics[0].optimizer if self.critics else None
+
+    def critics_at(self, resolution: int) -> list[Critic]:
+        """Those that look at images of a resolution."""
+        return [critic for critic in self.critics if resolution >= critic.from_resolution]
 
 
 def new_state(recipe: Recipe, device: torch.device, precision: torch.dtype = torch.float32) -> State:
     """Networks and optimizers as they are before the first step."""
     wide = torch.float64 if precision == torch.float64 else torch.float32
 
-    def place(network: nn.Module) -> nn.Module:
+    def place(network: Network) -> Network:
         network.to(device, wide)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
 
     generator = place(build(GENERATORS, recipe.generator, recipe.seed))
-    critic, memory = None, {}
+
+    def scalars(values: Mapping[str, float]) -> dict[str, Tensor]:
+        return {name: torch.tensor(value, device=device) for name, value in values.items()}
+
+    def critic(number: int, name: str, options: Mapping[str, Any], objective: ObjectiveConfig) -> Critic:
+        network = place(build(DISCRIMINATORS, options, recipe.seed + 1 + number))
+        optimizer = new_optimizer(network, recipe.critic_optimizer)
+        state = scalars(OBJECTIVES[objective.adversarial].initial_state)
+        return Critic(name, network, objective, optimizer, objective_state=state)
+
+    critics = []
     if recipe.objective.adversarial != "none":
-        critic = place(build(DISCRIMINATORS, recipe.discriminator, recipe.seed + 1))
-        first = OBJECTIVES[recipe.objective.adversarial].memory
-        memory = {name: torch.tensor(value, device=device) for name, value in first.items()}
+        critics.append(critic(0, "", recipe.discriminator, recipe.objective))
+    for number, (name, config) in enumerate(recipe.named_critics().items(), start=1):
+        critics.append(critic(number, name, config.network, config.objective()))
+        critics[-1].from_resolution = config.from_resolution
     return State(
         generator=generator,
         generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
-        discriminator=critic,
         generator_optimizer=new_optimizer(generator, recipe.generator_optimizer),
-        critic_optimizer=None if critic is None else new_optimizer(critic, recipe.critic_optimizer),
-        memory=memory,
+        critics=critics,
+        augmentation=scalars(recipe.augment.initial_state()),
     )
 
 
@@ -85,16 +138,22 @@ def new_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate(config: OptimizerConfig, images_shown: int) -> float:
-    """The rate at a point: the last entry of `learning_rate_from` that has begun."""
+    """The rate at a point: the last entry of `learning_rate_from` that has begun, times the fall by a half
+    cosine (Loshchilov and Hutter 2017) between `cosine_from` and `cosine_to`."""
     begun = {int(k): v for k, v in config.learning_rate_from.items() if int(k) <= images_shown}
-    return begun[max(begun)] if begun else config.learning_rate
+    rate = begun[max(begun)] if begun else config.learning_rate
+    if not config.cosine_to or images_shown <= config.cosine_from:
+        return rate
+    share = min(1.0, (images_shown - config.cosine_from) / (config.cosine_to - config.cosine_from))
+    return rate * (
+        config.cosine_floor + (1.0 - config.cosine_floor) * 0.5 * (1.0 + math.cos(math.pi * share))
+    )
 
 
 def prepare_optimizers(state: State, recipe: Recipe, stage: Stage) -> None:
     """Sets the rates of a step, and forgets the moments where the recipe says so."""
     pairs = [(state.generator_optimizer, recipe.generator_optimizer)]
-    if state.critic_optimizer is not None:
-        pairs.append((state.critic_optimizer, recipe.critic_optimizer))
+    pairs += [(critic.optimizer, recipe.critic_optimizer) for critic in state.critics]
     for optimizer, config in pairs:
         if stage.begins_phase and config.reset_on_growth:
             optimizer.state.clear()
@@ -137,10 +196,11 @@ def state_tensors(state: State) -> dict[str, Tensor]:
     tensors = {f"generator.{k}": v for k, v in state.generator.state_dict().items()}
     tensors |= {f"generator_ema.{k}": v for k, v in state.generator_ema.state_dict().items()}
     tensors |= _optimizer_tensors("generator", state.generator, state.generator_optimizer)
-    if state.discriminator is not None and state.critic_optimizer is not None:
-        tensors |= {f"discriminator.{k}": v for k, v in state.discriminator.state_dict().items()}
-        tensors |= _optimizer_tensors("discriminator", state.discriminator, state.critic_optimizer)
-    return tensors | {f"objective.{k}": v for k, v in state.memory.items()}
+    for critic in state.critics:
+        tensors |= {f"{critic.prefix}.{k}": v for k, v in critic.network.state_dict().items()}
+        tensors |= _optimizer_tensors(critic.prefix, critic.network, critic.optimizer)
+        tensors |= {f"{critic.state_prefix}{k}": v for k, v in critic.objective_state.items()}
+    return tensors | {f"augment.{k}": v for k, v in state.augmentation.items()}
 
 
 def _optimizer_tensors(name: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -155,19 +215,27 @@ def restore(
     state: State, tensors: Mapping[str, Tensor], images_shown: int, learning_rate_scale: float = 1.0
 ) -> None:
     """Fills a state from `state_tensors`. Raises PgsrError if names or shapes do not fit."""
-    networks = {"generator": state.generator, "generator_ema": state.generator_ema}
-    if state.discriminator is not None:
-        networks["discriminator"] = state.discriminator
-    for name, network in networks.items():
+    for name, network in {"generator": state.generator, "generator_ema": state.generator_ema}.items():
         load_weights(network, tensors, name)
     _restore_optimizer("generator", state.generator, state.generator_optimizer, tensors)
-    if state.discriminator is not None and state.critic_optimizer is not None:
-        _restore_optimizer("discriminator", state.discriminator, state.critic_optimizer, tensors)
-    for name, value in state.memory.items():
-        if f"objective.{name}" not in tensors:
-            raise PgsrError(f"the checkpoint has no {name} of the objective: it was trained with another")
-        state.memory[name] = tensors[f"objective.{name}"].to(value.device)
+    for critic in state.critics:
+        _restore_critic(critic, tensors)
+    for name, value in state.augmentation.items():
+        state.augmentation[name] = tensors.get(f"augment.{name}", value).to(value.device)
     state.images_shown, state.learning_rate_scale = images_shown, learning_rate_scale
+
+
+def _restore_critic(critic: Critic, tensors: Mapping[str, Tensor]) -> None:
+    """A critic that was added to the recipe since the checkpoint stays as it is new."""
+    if critic.name and not any(name.startswith(f"{critic.prefix}.") for name in tensors):
+        critic.optimizer.state.clear()
+        return
+    load_weights(critic.network, tensors, critic.prefix)
+    _restore_optimizer(critic.prefix, critic.network, critic.optimizer, tensors)
+    for name, value in critic.objective_state.items():
+        if f"{critic.state_prefix}{name}" not in tensors:
+            raise PgsrError(f"the checkpoint has no {name} of the objective: it was trained with another")
+        critic.objective_state[name] = tensors[f"{critic.state_prefix}{name}"].to(value.device)
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:

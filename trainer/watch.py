@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError
 
-from .loop import Trainer, single_form
+from .loop import Trainer
 from .metrics.swd import COARSEST
 from .schedule import Stage
 
@@ -128,7 +128,7 @@ class Stability:
 
 
 def _samples(trainer: Trainer, stage: Stage) -> Tensor:
-    generate = single_form(trainer.state.generator, stage)
+    generate = trainer.state.generator.at(stage.resolution, stage.alpha)
     with torch.no_grad():
         parts = [generate(part) for part in trainer.batches.preview(STABILITY_SAMPLES).split(12)]
     return ((torch.cat(parts) + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
+from pgsr.networks.interfaces import Generator
 
 from ..source import Source, told
 from .by_spandrel import spandrel
@@ -94,6 +95,7 @@ def read_foreign(path: Path, label: int | None = None) -> Source:
         network = found.network()
         draws_faces = found.latent_size > 0
         if draws_faces and not found.takes_label:
+            assert isinstance(network, Generator)
             network = told(network, found.labels, label, path)
     except PgsrError as error:
         raise PgsrError(f"{path} cannot be imported: {error}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ from torch import nn
 from pgsr.errors import PgsrError, check_choice
 
 from .began import BEGANDiscriminator, BEGANGenerator
+from .interfaces import Discriminator, Generator
 from .metz import MetzDiscriminator, MetzGenerator
 from .msggan import MSGGANDiscriminator, MSGGANGenerator
 from .progan import ProGANDiscriminator, ProGANGenerator
+from .projected import ProjectedDiscriminator
 from .sr_variants import (
     CNNDiscriminator,
     DCGANGenerator,
@@ -28,7 +30,7 @@ from .sr_variants import (
 )
 from .srgan import CompactUpscaler, SRGANDiscriminator, SRResNet
 
-GENERATORS: dict[str, type[nn.Module]] = {
+GENERATORS: dict[str, type[Generator]] = {
     "progan": ProGANGenerator,  # latents -> images
     "srresnet": SRResNet,  # low-resolution images -> high
     "compact": CompactUpscaler,
@@ -41,7 +43,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANGenerator,  # latents -> images of one size
 }
 
-DISCRIMINATORS: dict[str, type[nn.Module]] = {
+DISCRIMINATORS: dict[str, type[Discriminator]] = {
     "progan": ProGANDiscriminator,
     "metz": MetzDiscriminator,
     "srgan": SRGANDiscriminator,
@@ -49,7 +51,11 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "began": BEGANDiscriminator,
     "cnn": CNNDiscriminator,
     "mlp": MLPDiscriminator,
+    "projected": ProjectedDiscriminator,  # on frozen pretrained features
 }
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def build(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any], seed: int = 0) -> nn.Module:
+def build(table: Mapping[str, type[Network]], options: Mapping[str, Any], seed: int = 0) -> Network:
     """A network with initial weights that are a function of `seed` alone."""
     arguments = resolved(table, options)
     kind = arguments.pop("kind")

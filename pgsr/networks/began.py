@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError
 
+from .interfaces import Discriminator, Generator
 from .layers import upsample
 from .srgan import convolution_of
 
@@ -87,7 +88,7 @@ def uniform(z: Tensor) -> Tensor:
     return torch.erf(z / math.sqrt(2.0))
 
 
-class BEGANGenerator(nn.Module):
+class BEGANGenerator(Generator):
     """Latents [N, latent_size], standard normal -> images [N, 3, resolution, resolution]."""
 
     def __init__(
@@ -99,13 +100,14 @@ class BEGANGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.resolution, self.latent_size = resolution, latent_size
+        self.resolutions = [resolution]
         self.decoder = Decoder(resolution, latent_size, features, convolution)
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.decoder(uniform(z))
 
-    def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
+    def at(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
         """Itself: it does not grow. Raises PgsrError for a schedule that does."""
         if resolution != self.resolution:
             raise PgsrError(
@@ -115,7 +117,7 @@ class BEGANGenerator(nn.Module):
         return self
 
 
-class BEGANDiscriminator(nn.Module):
+class BEGANDiscriminator(Discriminator):
     """Images [N, 3, resolution, resolution] -> errors of their reconstruction [N]: L(v) = mean |v - D(v)|."""
 
     def __init__(

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError, check_choice
 
+from .interfaces import Discriminator, Generator
 from .layers import EqualizedConv2d, EqualizedLinear, EqualizedWeight, minibatch_stddev, pixel_norm
 
 SIDE = 28  # pixels, as MNIST's digits have
@@ -69,7 +70,7 @@ def _reducing(inputs: int, outputs: int, normalization: str) -> nn.Module:
     return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
 
-class MetzGenerator(nn.Module):
+class MetzGenerator(Generator):
     """Latents [N, latent_size] -> images [N, 3, 28, 28] in [-1, 1]."""
 
     def __init__(
@@ -104,7 +105,7 @@ class MetzGenerator(nn.Module):
         return pixel_norm(F.relu(x)) if self.pixel else F.relu(x)
 
 
-class MetzDiscriminator(nn.Module):
+class MetzDiscriminator(Discriminator):
     """Images [N, 3, 28, 28] -> scores [N]."""
 
     def __init__(

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError, check_choice
 
+from .interfaces import Discriminator, Images
 from .layers import CONVOLUTIONS, EqualizedConv2d, downsample, leaky_relu, minibatch_stddev
 from .progan import LastCriticBlock, ProGANGenerator, feature_maps, resolutions_up_to
-
-Images = tuple[Tensor, ...]
 
 
 class MSGGANGenerator(ProGANGenerator):
@@ -42,7 +41,9 @@ class MSGGANGenerator(ProGANGenerator):
             made.insert(0, self.finished(to_rgb(x)))
         return tuple(made)
 
-    def every_scale(self, resolution: int, alpha: float) -> Callable[[Tensor], Images]:
+    multi_scale = True
+
+    def training_at(self, resolution: int, alpha: float) -> Callable[[Tensor], Images]:
         """The generator as it trains. Raises PgsrError for a schedule that grows."""
         if resolution != self.resolutions[-1]:
             raise PgsrError(
@@ -119,7 +120,7 @@ class MSGCriticBlock(nn.Module):
         return downsample(leaky_relu(self.conv2(leaky_relu(self.conv1(x)))))
 
 
-class MSGGANDiscriminator(nn.Module):
+class MSGGANDiscriminator(Discriminator):
     """Images of every scale, largest first -> scores [N]."""
 
     def __init__(
@@ -158,8 +159,10 @@ class MSGGANDiscriminator(nn.Module):
             x = combine(image, block(x))
         return self.last_block(x)
 
-    def pyramid(self, images: Tensor) -> Images:
+    def views(self, images: Images) -> Images:
         """Real images at every scale, by 2 x 2 averages: [N, 3, resolution, resolution] -> a tuple."""
+        if isinstance(images, tuple):
+            return images
         scales = [images]
         for _ in self.blocks:
             scales.append(downsample(scales[-1]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError, check_choice
 
+from .interfaces import Discriminator, Generator, Images
 from .layers import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -111,11 +112,13 @@ class FirstGeneratorBlock(nn.Module):
         return self.act2(self.conv(x))
 
 
-class ProGANGenerator(nn.Module):
+class ProGANGenerator(Generator):
     """Latents [N, latent_size] -> images [N, 3, resolution, resolution] around [-1, 1].
 
     With `labels`, each latent is followed by its label as a one-hot vector: [N, latent_size + labels].
     """
+
+    grows = True
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class ProGANGenerator(nn.Module):
         first_normalized: bool = True,  # the first layer's values too
         first_bias: str = "map",  # of the vanilla first layer: one a map; or "place", 16 a map
         maps: Sequence[int] = (),  # at 4, 8, ..., in place of feature_base and feature_max
-        first_maps: int = 0,  # of the first layer alone, whose weights are 16 a map and latent; 0: as at 4 x 4
+        first_maps: int = 0,  # of the first layer alone, at 16 weights a map and latent; 0: as at 4 x 4
     ) -> None:
         super().__init__()
         check_choice("convolution", convolution, CONVOLUTIONS)
@@ -184,7 +187,7 @@ class ProGANGenerator(nn.Module):
     def finished(self, image: Tensor) -> Tensor:
         return torch.tanh(image) if self.tanh else image
 
-    def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
+    def at(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
         """The generator as it is at one stage of training."""
         return partial(self, resolution=resolution, alpha=alpha)
 
@@ -249,10 +252,8 @@ class LastCriticBlock(nn.Module):
         return self.dense(x).squeeze(1)
 
 
-class ProGANDiscriminator(nn.Module):
+class ProGANDiscriminator(Discriminator):
     """Images [N, 3, r, r] -> scores [N], or with `labels` [N, 1 + labels]: the score, a logit a label."""
-
-    memory: Mapping[str, Tensor] | None = None  # the objective's, while it trains
 
     def __init__(
         self,
@@ -294,10 +295,11 @@ class ProGANDiscriminator(nn.Module):
         if not equalized:
             fold_equalized(self)
 
-    def forward(self, images: Tensor, alpha: float = 1.0) -> Tensor:
-        """Scores; the images' own size says how much of the network is grown in."""
+    def forward(self, images: Tensor, alpha: float = 1.0, noise: Tensor | None = None) -> Tensor:
+        """Scores; the images' own size says how much of the network is grown in, `noise` how strong its own
+        noise is (None: there is none)."""
         level = self.resolutions.index(images.shape[-1])
-        noisy = self._noisy()
+        noisy = no_noise if noise is None else partial(multiplicative_noise, magnitude=noise)
         x = leaky_relu(self.from_rgb[level](images))
         for i in reversed(range(level)):
             x = self.blocks[i](x, noisy)
@@ -305,16 +307,16 @@ class ProGANDiscriminator(nn.Module):
                 x = fade(leaky_relu(self.from_rgb[i](downsample(images))), x, alpha)
         return self.last_block(x, noisy)
 
-    def _noisy(self) -> Noise:
-        if not self.noise or self.memory is None:
-            return no_noise
-        if "noise" not in self.memory:
-            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan", which measures it')
-        return partial(multiplicative_noise, magnitude=self.memory["noise"])
+    def at(
+        self, resolution: int, alpha: float, objective_state: Mapping[str, Tensor]
+    ) -> Callable[[Images], Tensor]:
+        """The critic as it is at one stage of training (the images say the resolution).
 
-    def grown(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
-        """The critic as it is at one stage of training (the images say the resolution)."""
-        return partial(self, alpha=alpha)
+        Raises PgsrError if it has noise and the objective does not say how much.
+        """
+        if self.noise and "noise" not in objective_state:
+            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan", which measures it')
+        return partial(self, alpha=alpha, noise=objective_state["noise"] if self.noise else None)
 
 
 def fade_reals(images: Tensor, alpha: float) -> Tensor:

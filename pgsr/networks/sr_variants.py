@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError, check_choice
 
+from .interfaces import Discriminator, Generator
 from .layers import upsample
 from .srgan import until
 
@@ -101,7 +102,7 @@ def _require_scale(scale: int) -> None:
 # Generators.
 
 
-class DCGANUpscaler(nn.Module):
+class DCGANUpscaler(Generator):
     """2 convolutions halve 16 x 16 to 4 x 4, 4 deconvolutions double it to 64 x 64 (paper 3, section 4)."""
 
     def __init__(
@@ -158,7 +159,7 @@ class ShortcutBlock(nn.Module):
         return self.shortcut(x) + self.body(x)
 
 
-class ResNetUpscaler(nn.Module):
+class ResNetUpscaler(Generator):
     """3 residual blocks, at 16 x 16, 32 x 32 and 64 x 64, then 3 convolutions (paper 3, section 4).
 
     Between blocks each pixel is replicated 2 x 2. Takes images of any size.
@@ -194,7 +195,7 @@ class ResNetUpscaler(nn.Module):
         return self.tail(x)
 
 
-class MLPUpscaler(nn.Module):
+class MLPUpscaler(Generator):
     """4 dense layers from all pixels to all pixels (paper 3, section 4)."""
 
     def __init__(
@@ -224,7 +225,7 @@ def _dense_layers(widths: Sequence[int], norm: str, activation: str) -> list[nn.
     return steps
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(Generator):
     """Noise -> 64 x 64: a dense layer to 4 x 4, then 4 deconvolutions (paper 3, figure 5)."""
 
     def __init__(
@@ -260,7 +261,7 @@ class DCGANGenerator(nn.Module):
 # Critics: [N, 3, crop, crop] -> [N].
 
 
-class CNNDiscriminator(nn.Module):
+class CNNDiscriminator(Discriminator):
     """4 convolutions of stride 2 and a dense layer (paper 3, section 4)."""
 
     depth = 4
@@ -291,7 +292,7 @@ class CNNDiscriminator(nn.Module):
         return self.score(self.convolutions(x).flatten(1)).squeeze(1)
 
 
-class MLPDiscriminator(nn.Module):
+class MLPDiscriminator(Discriminator):
     """4 dense layers (paper 3, section 4)."""
 
     def __init__(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError, check_choice
 
+from .interfaces import Discriminator, Generator
 from .layers import LRELU_SLOPE
 
 
@@ -61,7 +62,7 @@ class ResidualBlock(nn.Module):
         return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
 
 
-class SRResNet(nn.Module):
+class SRResNet(Generator):
     """SRGAN's generator: k9n64, 16 residual blocks, long skip, sub-pixel upsampling, k9n3."""
 
     def __init__(
@@ -143,7 +144,7 @@ class NearestPhases(nn.Module):
 BASES: dict[str, type[nn.Module]] = {"nearest": NearestPhases, "bicubic": BicubicPhases}
 
 
-class CompactUpscaler(nn.Module):
+class CompactUpscaler(Generator):
     """Everything at the low resolution, one PixelShuffle last, on top of a plain enlargement.
 
     The layers only learn what the enlargement misses, and the network starts as that enlargement.
@@ -175,7 +176,7 @@ class CompactUpscaler(nn.Module):
         return F.pixel_shuffle(self.base(x) + self.tail(self.body(x)), self.scale)
 
 
-class SRGANDiscriminator(nn.Module):
+class SRGANDiscriminator(Discriminator):
     """Eight 3 x 3 convolutions 64 -> 512, every second one of stride 2, then dense 1024 and a score.
 
     [N, 3, crop, crop] -> [N]
