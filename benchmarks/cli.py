@@ -53,9 +53,9 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
     The defaults are the papers' full widths, and take minutes on a small machine.
     """
     with packages("measuring", "bench"):
-        from .systems import Widths
-        from .throughput import Settings, run
-        from .throughput_report import text, write_report
+        from .throughput.measure import Settings, run
+        from .throughput.report import text, write_report
+        from .throughput.systems import Widths
     widths = Widths(**{name: options.pop(name) for name in Widths.__dataclass_fields__})
     result = run(Settings(widths=widths, **options), lambda line: click.echo(line, err=True))
     if out is not None:
@@ -116,8 +116,8 @@ def training(out: Path | None, as_json: bool, variants: tuple[str, ...], **optio
     The defaults are the paper's full widths, and take half an hour on a small machine.
     """
     with packages("measuring", "bench"):
-        from .training import Settings, run
-        from .training_report import text, write_report
+        from .training.measure import Settings, run
+        from .training.report import text, write_report
     settings = Settings(variants=tuple(name for name in variants if name), **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     if out is not None:
@@ -145,8 +145,8 @@ def rewrites(out: Path | None, timed: tuple[int, ...], as_json: bool, **options:
     The defaults are the paper's full widths, and take minutes on a small machine.
     """
     with packages("measuring", "bench"):
-        from .rewrites import Settings, run
-        from .rewrites_report import text, write_report
+        from .rewrites.measure import Settings, run
+        from .rewrites.report import text, write_report
     settings = Settings(timed=tuple(side for side in timed if side), **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     if out is not None:
@@ -173,9 +173,9 @@ def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
     The same command goes on where it was stopped. The defaults are the paper's widths and want a GPU.
     """
     with packages("measuring", "bench"):
-        from .sr_cells import CELLS, Settings
-        from .sr_matrix import run
-        from .sr_matrix_report import result_of, text, write_report
+        from .sr_matrix.cells import CELLS, Settings
+        from .sr_matrix.measure import run
+        from .sr_matrix.report import result_of, text, write_report
     names = tuple(CELLS) if cells == "all" else tuple(cells.split(","))
     settings = Settings(cells=names, **options)
     trained, held = run(settings, lambda line: click.echo(line, err=True))
@@ -205,8 +205,8 @@ def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Goes on where it was stopped; finished trainings are not repeated.
     """
     with packages("measuring", "bench"):
-        from .modes import SYSTEMS, Settings, run
-        from .modes_report import text, write_report
+        from .modes.measure import SYSTEMS, Settings, run
+        from .modes.report import text, write_report
     settings = Settings(systems=systems or SYSTEMS, **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     write_report(result, settings)
@@ -231,7 +231,7 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Goes on where it was stopped; finished trainings are not repeated.
     """
     with packages("measuring", "bench"):
-        from .ladder import RUNGS, Settings, run, text, write_report
+        from .ladder.measure import RUNGS, Settings, run, text, write_report
     settings = Settings(rungs=rungs or tuple(RUNGS), **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     write_report(result, settings.out)
@@ -253,7 +253,7 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @json_option
 def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
     """Find the training photographs nearest to generated faces (paper 2, Figure 10)."""
-    from .neighbours import Settings, run, text, write_report
+    from .quality.neighbours import Settings, run, text, write_report
 
     report, picture = run(Settings(**options))
     if out is not None:
@@ -284,10 +284,10 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 def quality(out: Path | None, features: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
     with packages("measuring", "bench"):
-        from . import feature_network
-        from .quality import as_dict, run
-        from .quality_report import text, write_report
-        from .quality_sets import Settings
+        from .quality import feature_network
+        from .quality.measure import as_dict, run
+        from .quality.report import text, write_report
+        from .quality.sets import Settings
     side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
     network = None if features is None else feature_network.Settings(features, side, resize, meaning)
     found = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
@@ -304,7 +304,7 @@ def quality(out: Path | None, features: Path | None, as_json: bool, **options: A
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Compare two quality.json score by score; scores that were made differently are refused."""
     with packages("comparing", "bench"):
-        from .quality_report import compare as compared
+        from .quality.report import compare as compared
     emit(*compared(first, second), as_json)
 
 
@@ -317,7 +317,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 def swd(as_json: bool, **options: Any) -> None:
     """Time the sliced Wasserstein distance, and its memory, by the number of images."""
     with packages("measuring", "bench"):
-        from .swd_cost import run, text
+        from .quality.swd_cost import run, text
     result = run(**options)
     emit(result, text(result), as_json)
 
@@ -334,8 +334,8 @@ def swd(as_json: bool, **options: Any) -> None:
 def resample(out: Path | None, as_json: bool, **options: Any) -> None:
     """Time and judge the filters that reduce photographs (paper 1, Table 1)."""
     with packages("measuring", "bench"):
-        from .resample import Settings, run
-        from .resample_report import text, write_report
+        from .resample.measure import Settings, run
+        from .resample.report import text, write_report
     result, originals = run(Settings(**options), lambda line: click.echo(line, err=True))
     if out is not None:
         write_report(result, originals, out)

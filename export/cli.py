@@ -99,7 +99,7 @@ def main(
     if not runs and not foreign:
         raise click.UsageError("name a run, a checkpoint, or another project's weights with --from FILE")
     with packages("exporting", "export"):
-        from .build import Choice, export_bundle, summary
+        from .bundle_builder import Choice, export_bundle, summary
         from .importers import read_foreign
         from .source import at_resolution, read_source
     flags = {"fp32": True, "fp16": fp16, "bf16": bf16, "int8": int8}

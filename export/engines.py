@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgsr.bundle import Bundle, Graph
-from pgsr.engines import (
+from pgsr.errors import PgsrError, check_choice, missing_package
+from pgsr.files import cache_root
+from pgsr.gpu import find_gpu
+from pgsr.tensorrt.engines import (
     LIBRARIES,
     Engine,
     Key,
@@ -29,9 +32,6 @@ from pgsr.engines import (
     why_stale,
     write_engine,
 )
-from pgsr.errors import PgsrError, check_choice, missing_package
-from pgsr.files import cache_root
-from pgsr.gpu import find_gpu
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
@@ -73,7 +73,7 @@ class Made:
 
 def add_engines(
     bundle: Bundle,
-    library: str,  # one of pgsr.engines.LIBRARIES
+    library: str,  # one of pgsr.tensorrt.engines.LIBRARIES
     profile: Profile,
     compute_capabilities: Sequence[str] = (),  # for TensorRT-RTX; empty: Ampere and newer
     report: Callable[[str], None] = lambda line: None,  # told before what takes time

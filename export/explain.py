@@ -20,7 +20,7 @@ from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.files import write_bytes
 
-from .rewrites import REWRITES
+from .rewrites.table import REWRITES
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SIDE = 64  # of an upscaler's images, where any size will do

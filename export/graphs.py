@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pgsr.networks.pixels import to_pixels
 
-# Of weights and activations. An int8 graph is made of the float32 one (export/quantize.py).
+# Of weights and activations. An int8 graph is made of the float32 one (export/int8.py).
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pgsr.errors import PgsrError
 
-    from .generate import Job, write_faces
+    from .generate.job import Job, write_faces
     from .synthesizer import Synthesizer
-    from .upscale import Upscaler
+    from .upscale.upscaler import Upscaler
 
 __all__ = ["Job", "PgsrError", "Synthesizer", "Upscaler", "write_faces"]
 
 _MODULES = {
-    "Job": "pgsr.runtime.generate",
+    "Job": "pgsr.runtime.generate.job",
     "PgsrError": "pgsr.errors",
     "Synthesizer": "pgsr.runtime.synthesizer",
-    "Upscaler": "pgsr.runtime.upscale",
-    "write_faces": "pgsr.runtime.generate",
+    "Upscaler": "pgsr.runtime.upscale.upscaler",
+    "write_faces": "pgsr.runtime.generate.job",
 }
 
 

@@ -1,5 +1,5 @@
 """python -m pgsr.runtime: the same as pgsr-generate."""
 
-from .cli import main
+from .generate.cli import main
 
 main()

@@ -25,12 +25,12 @@ from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.errors import PgsrError
 
+from .autotune import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
 from .backends import Runner, Settings, open_runner
 from .backends.choice import gpu_present
-from .batch import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
+from .generate.truncation import check_truncation, toward, typical_direction
+from .measured import machine, recall, remember, versions
 from .pipeline import ahead, in_turn
-from .remembered import machine, recall, remember, versions
-from .truncation import check_truncation, toward, typical_direction
 
 log = logging.getLogger(__name__)
 

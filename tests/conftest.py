@@ -30,7 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared archive of 40 drawn pictures at 16 and 8."""
-    from pgsr.trainer.prepare import Settings, prepare
+    from pgsr.trainer.data.cli import Settings, prepare
 
     path = tmp_path_factory.mktemp("toy") / "toy.zip"
     prepare([], path, Settings((16, 8), "lanczos", "png", 95), drawn=40)

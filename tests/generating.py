@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pgsr.runtime.cli import main
+from pgsr.runtime.generate.cli import main
 
 
 def command(*arguments: object) -> Result:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgsr.trainer.procedural import draw
+from pgsr.trainer.data.procedural import draw
 
 
 def png(size: int | tuple[int, int] = 32, index: int = 0) -> bytes:

@@ -20,9 +20,9 @@ from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.gpu import Gpu
-from pgsr.runtime import remembered
+from pgsr.runtime import measured as remembered
 from pgsr.runtime.backends import BACKENDS, Backend, Settings, choice, listing, open_runner, ort
-from pgsr.runtime.cli import main
+from pgsr.runtime.generate.cli import main
 
 openvino = pytest.importorskip("openvino", reason="pip install 'pgsr[openvino]'")
 

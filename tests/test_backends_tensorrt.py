@@ -21,11 +21,11 @@ import bundles as tiny
 from pgsr import bundle as contract
 from pgsr import draws
 from pgsr.bundle import Bundle
-from pgsr.engines import Profile, read_sidecar, sidecar
 from pgsr.errors import PgsrError
 from pgsr.export.engines import add_engines
 from pgsr.gpu import Gpu
 from pgsr.runtime.backends import cuda, open_runner, trt
+from pgsr.tensorrt.engines import Profile, read_sidecar, sidecar
 
 try:
     import tensorrt_rtx as rtx

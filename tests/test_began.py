@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 from pgsr.networks.began import BEGANDiscriminator, BEGANGenerator, uniform
-from pgsr.trainer import config, loop, schedule
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule
+from pgsr.trainer.step import trainer as loop
 
 SMALL = {"kind": "began", "resolution": 16, "features": 4}
 

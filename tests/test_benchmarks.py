@@ -26,13 +26,16 @@ from pgsr.networks.pixels import to_pixels
 
 pytest.importorskip("onnxruntime")
 
-from pgsr.benchmarks import machine, plain, systems, throughput
-from pgsr.benchmarks.arithmetic import LAYERS, equation_3, traffic
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.gpu import train_shipped
-from pgsr.benchmarks.throughput import checked_difference
-from pgsr.benchmarks.throughput_report import bandwidth_lines
-from pgsr.benchmarks.timing import Contender, Timing, measure
+from pgsr.benchmarks.harness import machine
+from pgsr.benchmarks.harness.arithmetic import LAYERS, equation_3, traffic
+from pgsr.benchmarks.harness.timing import Contender, Timing, measure
+from pgsr.benchmarks.references import inference as plain
+from pgsr.benchmarks.throughput import measure as throughput
+from pgsr.benchmarks.throughput import systems
+from pgsr.benchmarks.throughput.measure import checked_difference
+from pgsr.benchmarks.throughput.report import bandwidth_lines
 
 TINY = systems.Widths(
     resolution=8, latent_size=16, feature_base=64, feature_max=12, scale=2, sr_blocks=1, sr_features=8
@@ -444,7 +447,7 @@ def test_the_picture_opens(report):
 
 
 def test_page_and_table_have_all_rows(report, found):
-    from pgsr.benchmarks.throughput_report import HEADINGS, table, text
+    from pgsr.benchmarks.throughput.report import HEADINGS, table, text
 
     page = (report[1] / "throughput.md").read_text()
     lines = table(found["rows"]).splitlines()
@@ -599,7 +602,7 @@ def test_the_second_piece_continues_the_first(pieces):
 
 
 def test_a_piece_accepts_data_of_another_fingerprint(pieces, command, tmp_path):
-    from pgsr.trainer.prepare import Settings, prepare
+    from pgsr.trainer.data.cli import Settings, prepare
 
     other = tmp_path / "other.zip"
     prepare([], other, Settings((16,), "lanczos", "png", 95), drawn=12)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import bundles as tiny
-from pgsr.benchmarks import neighbours
 from pgsr.benchmarks.cli import main
-from pgsr.benchmarks.neighbours import Settings, middle, nearest, outlined, variety
+from pgsr.benchmarks.quality import neighbours
+from pgsr.benchmarks.quality.neighbours import Settings, middle, nearest, outlined, variety
 from pgsr.errors import PgsrError
 
 

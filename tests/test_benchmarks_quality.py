@@ -17,13 +17,13 @@ from test_metrics_features import Means, SquaredError, scripted
 
 from pgsr import bundle as bundles
 from pgsr import draws
-from pgsr.benchmarks import swd_cost
 from pgsr.benchmarks.cli import main
+from pgsr.benchmarks.quality import swd_cost
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.runtime import Synthesizer
-from pgsr.trainer.data import load_photographs
+from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics.fidelity import fidelity
 from pgsr.trainer.metrics.swd import distance_between
 
@@ -112,7 +112,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """44 drawn pictures at 32 x 32."""
-    from pgsr.trainer.prepare import Settings, prepare
+    from pgsr.trainer.data.cli import Settings, prepare
 
     path = tmp_path_factory.mktemp("large") / "large.zip"
     prepare([], path, Settings((LARGE,), "lanczos", "png", 95), drawn=44)

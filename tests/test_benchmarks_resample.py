@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgsr.benchmarks import resample
 from pgsr.benchmarks.cli import main
-from pgsr.benchmarks.resample import PAPER, aliasing_and_loss, cosines, rank_correlation, split
-from pgsr.trainer import procedural
+from pgsr.benchmarks.resample import measure as resample
+from pgsr.benchmarks.resample.measure import PAPER, aliasing_and_loss, cosines, rank_correlation, split
+from pgsr.trainer.data import procedural
 from pictures import png, write_zip
 
 

@@ -12,10 +12,13 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from pgsr.benchmarks import cli, sr_cells, sr_matrix, sr_scores
-from pgsr.benchmarks import sr_matrix_report as reports
-from pgsr.benchmarks.sr_cells import CELLS, Cell, Settings
-from pgsr.benchmarks.sr_scores import Trained
+from pgsr.benchmarks import cli
+from pgsr.benchmarks.sr_matrix import cells as sr_cells
+from pgsr.benchmarks.sr_matrix import measure as sr_matrix
+from pgsr.benchmarks.sr_matrix import report as reports
+from pgsr.benchmarks.sr_matrix import scores as sr_scores
+from pgsr.benchmarks.sr_matrix.cells import CELLS, Cell, Settings
+from pgsr.benchmarks.sr_matrix.scores import Trained
 from pgsr.errors import PgsrError
 
 # ----------------------------------------------------------------------------
@@ -158,8 +161,8 @@ CHOSEN = ("mlp-gan", "noise-gan", "resnet-wgan-gp")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pgsr.trainer.prepare import Settings as Preparation
-    from pgsr.trainer.prepare import prepare
+    from pgsr.trainer.data.cli import Settings as Preparation
+    from pgsr.trainer.data.cli import prepare
 
     path = tmp_path_factory.mktemp("data") / "toy.zip"
     prepare([], path, Preparation((64,), "box", "png", 95), drawn=12)

@@ -21,13 +21,14 @@ from pgsr.errors import PgsrError
 
 pytest.importorskip("onnxruntime")
 
-from pgsr.benchmarks import machine, plain_training
 from pgsr.benchmarks.cli import main
-from pgsr.benchmarks.contender import MultiplyAdds, multiply_adds, ours, reference
-from pgsr.benchmarks.training import Child, Settings, draw_pictures, jobs
-from pgsr.trainer import config
-from pgsr.trainer.loop import Trainer, make_trainer
-from pgsr.trainer.schedule import build
+from pgsr.benchmarks.harness import machine
+from pgsr.benchmarks.references import training as plain_training
+from pgsr.benchmarks.training.contender import MultiplyAdds, multiply_adds, ours, reference
+from pgsr.benchmarks.training.measure import Child, Settings, draw_pictures, jobs
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.schedule import build
+from pgsr.trainer.step.trainer import Trainer, make_trainer
 
 Command = Callable[..., Result]
 CPU = torch.device("cpu")
@@ -372,7 +373,7 @@ def test_memory_is_that_of_the_step(found):
 
 
 def test_page_and_table_have_all_rows(report, found):
-    from pgsr.benchmarks.training_report import HEADINGS, text
+    from pgsr.benchmarks.training.report import HEADINGS, text
 
     page = (report[1] / "training.md").read_text()
     table = text(found).splitlines()

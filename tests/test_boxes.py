@@ -10,11 +10,11 @@ import torch
 
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.trainer import config
-from pgsr.trainer.batches import LatentBatches, batches_for, data_indices, middle_boxes, mirrored
-from pgsr.trainer.data import load_photographs
-from pgsr.trainer.parallel import ALONE
-from pgsr.trainer.schedule import build
+from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.batches import LatentBatches, batches_for, data_indices, middle_boxes, mirrored
+from pgsr.trainer.step.parallel import ALONE
+from pgsr.trainer.step.schedule import build
 
 CPU = torch.device("cpu")
 START, COUNT = 24, 8

@@ -26,15 +26,17 @@ from pgsr import bundle as bundles
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
-from pgsr.trainer import celeba, facecrop, wild
-from pgsr.trainer.celebahq import main
-from pgsr.trainer.celebahq_picture import Maker, Settings
-from pgsr.trainer.celebahq_set import run
-from pgsr.trainer.celebahq_sources import Drawn, drawn_file
-from pgsr.trainer.enhance import Enhancer
-from pgsr.trainer.facecrop import Crop, Pass, align, oriented_crop
-from pgsr.trainer.pictures import open_pictures
-from pgsr.trainer.spectrum import effective_share, quality
+from pgsr.trainer.data import celeba
+from pgsr.trainer.data.celebahq import align as facecrop
+from pgsr.trainer.data.celebahq import wild
+from pgsr.trainer.data.celebahq.align import Crop, Pass, align, oriented_crop
+from pgsr.trainer.data.celebahq.cli import main
+from pgsr.trainer.data.celebahq.dataset import run
+from pgsr.trainer.data.celebahq.enhance import Enhancer
+from pgsr.trainer.data.celebahq.picture import Maker, Settings
+from pgsr.trainer.data.celebahq.sources import Drawn, drawn_file
+from pgsr.trainer.data.celebahq.spectrum import effective_share, quality
+from pgsr.trainer.data.sources import open_pictures
 
 UPRIGHT = np.array([(40, 50), (80, 50), (60, 70), (45, 90), (75, 90)], dtype=np.float64)
 
@@ -465,7 +467,15 @@ def living() -> dict[int, int]:
 
 def test_a_killed_process_leaves_no_workers_and_a_folder_that_goes_on(whole: Path, tmp_path: Path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "pgsr.trainer.celebahq", "--procedural", "10", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "pgsr.trainer.data.celebahq.cli",
+        "--procedural",
+        "10",
+        "--out",
+        str(out),
+    ]
     command += ["--size", "32", "--oversampling", "2", "--keep", "4", "--processes", "2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import config
+from pgsr.trainer.step import recipe as config
 
 SMALL: dict[str, Any] = {
     "name": "small",

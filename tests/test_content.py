@@ -19,9 +19,10 @@ from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.networks import DISCRIMINATORS, build
 from pgsr.networks.vgg import LAYERS, load_vgg19
-from pgsr.trainer import cli, content
-from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer.objectives import paired_losses
+from pgsr.trainer import cli
+from pgsr.trainer.step import content_loss as content
+from pgsr.trainer.step.objectives import paired_losses
+from pgsr.trainer.step.recipe import ObjectiveConfig
 
 WIDTHS = (3, 6, 7, 8, 6, 9, 7, 8, 6, 7, 9, 8, 6, 7, 8, 6, 9)
 

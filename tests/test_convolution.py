@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgsr.networks import convolution
-from pgsr.networks.convolution import Convolve, Depthwise, Vanilla, Winograd, convolve
-from pgsr.networks.elementwise import LeakyReLU, PixelNorm
+from pgsr.networks.kernels import convolution
+from pgsr.networks.kernels.convolution import Convolve, Depthwise, Vanilla, Winograd, convolve
+from pgsr.networks.kernels.elementwise import LeakyReLU, PixelNorm
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

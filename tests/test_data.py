@@ -19,8 +19,12 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import batches, config, data, prepare, procedural
-from pgsr.trainer.schedule import build
+from pgsr.trainer.data import cache as data
+from pgsr.trainer.data import cli as prepare
+from pgsr.trainer.data import procedural
+from pgsr.trainer.step import batches
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.schedule import build
 from pictures import flipped, png, write_zip
 
 PILLOW = {

@@ -17,12 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bundles as tiny
 from pgsr import bundle as contract
-from pgsr import engines, gpu
-from pgsr.engines import Key, Profile, read_sidecar, sidecar, why_stale
+from pgsr import gpu
 from pgsr.errors import PgsrError
 from pgsr.export import engines as export
 from pgsr.export.cli import main
 from pgsr.files import sha256
+from pgsr.tensorrt import engines
+from pgsr.tensorrt.engines import Key, Profile, read_sidecar, sidecar, why_stale
 
 try:
     import tensorrt_rtx as rtx

@@ -15,16 +15,18 @@ import torch
 
 from pgsr import draws
 from pgsr.checkpoint import load
-from pgsr.export.rewrites import Grown
+from pgsr.export.rewrites.table import Grown
 from pgsr.export.source import read_source
 from pgsr.images import to_uint8
-from pgsr.trainer import cli, config, evaluate
-from pgsr.trainer.batches import batches_for, data_indices, mirrored
-from pgsr.trainer.data import Noise, load_photographs
+from pgsr.trainer import cli
+from pgsr.trainer.data.cache import Noise, load_photographs
+from pgsr.trainer.loop import Progress
 from pgsr.trainer.metrics.swd import distance_between
-from pgsr.trainer.parallel import ALONE
-from pgsr.trainer.run import Progress
-from pgsr.trainer.status import status_of
+from pgsr.trainer.run_folder import evaluate
+from pgsr.trainer.run_folder.status import status_of
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.batches import batches_for, data_indices, mirrored
+from pgsr.trainer.step.parallel import ALONE
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish, metrics
 
 TOTAL = 24 + 40 + 24
@@ -74,7 +76,7 @@ def test_lines_come_as_often_as_told_from_16_pixels_on(whole: Path):
 
 
 def test_the_distance_is_that_of_the_averaged_generator(whole: Path, toy: Path):
-    """Made again from the last checkpoint, with nothing of pgsr.trainer.evaluate."""
+    """Made again from the last checkpoint, with nothing of pgsr.trainer.run_folder.evaluate."""
     source = read_source(checkpoint(whole, TOTAL))
     latents = draws.normals(0, "evaluation", range(COUNT), source.latent_size)
     with torch.no_grad():
@@ -175,7 +177,7 @@ def test_a_link_goes_where_its_checkpoint_went(tmp_path: Path):
 
 def test_time_of_looking_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
-    monkeypatch.setattr("pgsr.trainer.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pgsr.trainer.loop.time.monotonic", lambda: now[0])
     progress = Progress.__new__(Progress)
     progress.recent = deque([(90.0, 0)], maxlen=20)
     with progress.paused():

@@ -15,8 +15,8 @@ from pgsr import bundle
 from pgsr.export.cli import main
 from pgsr.export.explain import explained, read_layers
 from pgsr.export.graphs import Chain
-from pgsr.export.steps import Sum
-from pgsr.export.to_onnx import to_onnx
+from pgsr.export.lowering import Sum
+from pgsr.export.onnx_file import to_onnx
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from lively import lively
 from pgsr import bundle, draws
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
-from pgsr.export import build, parity
+from pgsr.export import bundle_builder as build
+from pgsr.export import parity
 from pgsr.export.cli import main
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites import Grown, Rewrite, rewritten
+from pgsr.export.onnx_file import to_onnx
+from pgsr.export.rewrites.table import Grown, Rewrite, rewritten
 from pgsr.export.source import read_source
-from pgsr.export.to_onnx import to_onnx
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 

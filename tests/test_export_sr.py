@@ -16,9 +16,9 @@ from lively import lively
 from pgsr import bundle
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
-from pgsr.export import build
+from pgsr.export import bundle_builder as build
 from pgsr.export.cli import main
-from pgsr.export.rewrites import rewritten
+from pgsr.export.rewrites.table import rewritten
 from pgsr.export.source import read_source
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network

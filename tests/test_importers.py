@@ -22,7 +22,7 @@ from pgsr.errors import PgsrError
 from pgsr.export.cli import main
 from pgsr.export.importers import IMPORTERS, import_file, read_foreign
 from pgsr.export.parity import session_of
-from pgsr.export.rewrites import rewritten
+from pgsr.export.rewrites.table import rewritten
 from pgsr.networks.progan import ProGANGenerator
 
 WIDTHS = [8, 8, 4]  # at 4 x 4, 8 x 8, 16 x 16

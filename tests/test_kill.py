@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from pgsr.checkpoint import load
-from pgsr.trainer import config, schedule
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish
 
 SEED = 20240607  # of the instants

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import celeba, data, prepare, procedural
-from pgsr.trainer.celeba import Selection, label_names, read_table, select
-from pgsr.trainer.pictures import Damage, open_pictures, reading
+from pgsr.trainer.data import cache as data
+from pgsr.trainer.data import celeba, procedural
+from pgsr.trainer.data import cli as prepare
+from pgsr.trainer.data.celeba import Selection, label_names, read_table, select
+from pgsr.trainer.data.sources import Damage, open_pictures, reading
 from pictures import flipped, png, write_zip
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"

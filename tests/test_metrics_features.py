@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from pgsr.benchmarks import feature_network
-from pgsr.benchmarks.feature_network import Settings, open_lpips, open_network
+from pgsr.benchmarks.quality import feature_network
+from pgsr.benchmarks.quality.feature_network import Settings, open_lpips, open_network
 from pgsr.errors import PgsrError
 from pgsr.trainer.metrics import features
 from pgsr.trainer.metrics.features import Found, frechet_distance, precision_recall, scores

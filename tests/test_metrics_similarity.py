@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import procedural
+from pgsr.trainer.data import procedural
 from pgsr.trainer.metrics.similarity import PairSimilarity, lags, ms_ssim, ssim
 
 

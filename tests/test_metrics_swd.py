@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.trainer import procedural
+from pgsr.trainer.data import procedural
 from pgsr.trainer.metrics import swd
 from pgsr.trainer.metrics.swd import Descriptors, Samples, distance, distance_between, sliced_wasserstein
 

@@ -14,15 +14,17 @@ import torch
 
 from pgsr import checkpoint as checkpoints
 from pgsr import draws
-from pgsr.benchmarks import modes, modes_report
 from pgsr.benchmarks.cli import main as bench
+from pgsr.benchmarks.modes import measure as modes
+from pgsr.benchmarks.modes import report as modes_report
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
-from pgsr.trainer import batches, config
-from pgsr.trainer.data import LABELS, Photographs, load_photographs
+from pgsr.trainer.data.cache import LABELS, Photographs, load_photographs
+from pgsr.trainer.data.mnist_cifar import open_native
 from pgsr.trainer.metrics import digits
-from pgsr.trainer.native import open_native
-from pgsr.trainer.schedule import build as build_schedule
+from pgsr.trainer.step import batches
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.schedule import build as build_schedule
 from pictures import write_zip
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"

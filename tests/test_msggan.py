@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 from pgsr.networks.msggan import COMBINATIONS, MSGGANDiscriminator, MSGGANGenerator
-from pgsr.trainer import config, loop, schedule
-from pgsr.trainer.previews import scale_sheet
+from pgsr.trainer.run_folder.previews import scale_sheet
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule
+from pgsr.trainer.step import trainer as loop
 
 SMALL = {"feature_base": 64, "feature_max": 8}  # 8, 8, 4 maps at 4, 8, 16
 

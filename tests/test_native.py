@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import data, prepare
-from pgsr.trainer.native import CIFAR_NAMES, open_native
+from pgsr.trainer.data import cache as data
+from pgsr.trainer.data import cli as prepare
+from pgsr.trainer.data.mnist_cifar import CIFAR_NAMES, open_native
 from pictures import flipped, png, write_zip
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"

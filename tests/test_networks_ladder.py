@@ -17,15 +17,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pgsr import draws
-from pgsr.benchmarks import ladder
 from pgsr.benchmarks.cli import main as bench
+from pgsr.benchmarks.ladder import measure as ladder
 from pgsr.errors import PgsrError
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites import Grown, rewritten
+from pgsr.export.rewrites.table import Grown, rewritten
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build, layers
 from pgsr.networks.progan import ProGANDiscriminator, ProGANGenerator
-from pgsr.trainer import config, objectives, schedule
-from pgsr.trainer.state import update_average
+from pgsr.trainer.step import objectives, schedule
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.state import update_average
 
 SMALL = {"feature_base": 64, "feature_max": 8}
 BASELINE = {"normalization": "batch", "activation": "relu", "output": "tanh", "normalize_latents": False}
@@ -289,8 +290,8 @@ def test_folding_batch_norm_into_progan_is_exact(convolution: str):
 def test_a_generator_with_batch_norm_exports():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
+    from pgsr.export.onnx_file import to_onnx
     from pgsr.export.parity import session_of
-    from pgsr.export.to_onnx import to_onnx
 
     network = generator_of(8, **BASELINE).float().eval()
     folded, _ = rewritten(Grown(network, 8))

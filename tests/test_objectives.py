@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, build
 from pgsr.networks.progan import ProGANDiscriminator
-from pgsr.trainer import config as recipes
-from pgsr.trainer import loop, objectives, schedule
-from pgsr.trainer.config import ObjectiveConfig
-from pgsr.trainer.objectives import OBJECTIVES, gradient_penalty, squared_gradient
-from pgsr.trainer.state import restore, state_tensors
+from pgsr.trainer.step import objectives, schedule
+from pgsr.trainer.step import recipe as recipes
+from pgsr.trainer.step import trainer as loop
+from pgsr.trainer.step.objectives import OBJECTIVES, gradient_penalty, squared_gradient
+from pgsr.trainer.step.recipe import ObjectiveConfig
+from pgsr.trainer.step.state import restore, state_tensors
 
 SHAPE = (5, 3, 4, 4)
 

@@ -17,7 +17,7 @@ import torch
 from pgsr.checkpoint import load
 from pgsr.errors import PgsrError
 from pgsr.networks.layers import minibatch_stddev
-from pgsr.trainer.parallel import Ranks
+from pgsr.trainer.step.parallel import Ranks
 
 ROOT = Path(__file__).parents[1]
 

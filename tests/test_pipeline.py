@@ -26,13 +26,16 @@ from PIL import Image
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, batch, generate, remembered, synthesizer
-from pgsr.runtime.archives import partial
-from pgsr.runtime.batch import fastest_batch
-from pgsr.runtime.generate import Job
+from pgsr.runtime import Synthesizer, synthesizer
+from pgsr.runtime import autotune as batch
+from pgsr.runtime import measured as remembered
+from pgsr.runtime.autotune import fastest_batch
+from pgsr.runtime.generate import job as generate
+from pgsr.runtime.generate.job import Job
+from pgsr.runtime.measured import recall, remember
+from pgsr.runtime.output.archives import partial
+from pgsr.runtime.output.writers import Encoding, Faces, FolderSink
 from pgsr.runtime.pipeline import Finisher, ahead, in_turn
-from pgsr.runtime.remembered import recall, remember
-from pgsr.runtime.writers import Encoding, Faces, FolderSink
 
 ALIKE = ("--backend", "onnxruntime", "--batch", 4, "--threads", 1)  # what processes are run with
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,12 +17,14 @@ from torch import nn
 from pgsr import bundle, draws
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
-from pgsr.export import build, parity, quantize
+from pgsr.export import bundle_builder as build
+from pgsr.export import int8 as quantize
+from pgsr.export import parity
 from pgsr.export.cli import main
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites import chosen, rewritten
-from pgsr.export.steps import DividingNorm, NormBehind, PixelNorm
-from pgsr.export.to_onnx import finished, to_onnx
+from pgsr.export.lowering import DividingNorm, NormBehind, PixelNorm
+from pgsr.export.onnx_file import finished, to_onnx
+from pgsr.export.rewrites.table import chosen, rewritten
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 

@@ -17,13 +17,15 @@ from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, build, efficientnet, projected
 from pgsr.networks.efficientnet import PYRAMID_CHANNELS, lite0_path, load_lite0, same_padding
-from pgsr.trainer import augment as augmentation
-from pgsr.trainer import config, loop, schedule
-from pgsr.trainer.augment import AugmentConfig, adjust_color, augment, cut_out, translate
-from pgsr.trainer.folder import check_frozen_weights, provenance
-from pgsr.trainer.objectives import critic_terms
-from pgsr.trainer.parallel import Ranks
-from pgsr.trainer.state import learning_rate, restore, state_tensors
+from pgsr.trainer.run_folder.run import check_frozen_weights, provenance
+from pgsr.trainer.step import augment as augmentation
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule
+from pgsr.trainer.step import trainer as loop
+from pgsr.trainer.step.augment import AugmentConfig, adjust_color, augment, cut_out, translate
+from pgsr.trainer.step.objectives import critic_terms
+from pgsr.trainer.step.parallel import Ranks
+from pgsr.trainer.step.state import learning_rate, restore, state_tensors
 
 
 def randn(*shape: int, seed: int) -> Tensor:

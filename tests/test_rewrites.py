@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from lively import lively
 from pgsr.errors import PgsrError
-from pgsr.export.build import multiply_adds
-from pgsr.export.rewrites import (
+from pgsr.export.bundle_builder import multiply_adds
+from pgsr.export.lowering import Fade, as_steps
+from pgsr.export.rewrites.table import (
     REWRITES,
     TARGETS,
     Grown,
@@ -24,7 +25,6 @@ from pgsr.export.rewrites import (
     rewritten,
     unshuffled,
 )
-from pgsr.export.steps import Fade, as_steps
 from pgsr.networks import GENERATORS
 from pgsr.networks import build as build_network
 

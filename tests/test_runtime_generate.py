@@ -17,10 +17,11 @@ from PIL import Image
 
 import bundles as tiny
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, cli
-from pgsr.runtime.encoders import decoded
-from pgsr.runtime.generate import Job, generate, missing
-from pgsr.runtime.writers import FORMATS, Encoding
+from pgsr.runtime import Synthesizer
+from pgsr.runtime.generate import cli
+from pgsr.runtime.generate.job import Job, generate, missing
+from pgsr.runtime.output.encoders import decoded
+from pgsr.runtime.output.writers import FORMATS, Encoding
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,10 +12,11 @@ from click.testing import CliRunner, Result
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, truncation
-from pgsr.runtime.cli import main
-from pgsr.runtime.generate import Job, generate
-from pgsr.runtime.truncation import toward, typical_direction, typicality
+from pgsr.runtime import Synthesizer
+from pgsr.runtime.generate import truncation
+from pgsr.runtime.generate.cli import main
+from pgsr.runtime.generate.job import Job, generate
+from pgsr.runtime.generate.truncation import toward, typical_direction, typicality
 
 
 @pytest.fixture(scope="module")

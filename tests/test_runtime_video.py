@@ -18,10 +18,12 @@ from PIL import Image, ImageSequence
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, containers, interpolation, video
-from pgsr.runtime.encoders import EXIF_IMAGE_DESCRIPTION
-from pgsr.runtime.interpolation import walk
-from pgsr.runtime.video import Film, make_video
+from pgsr.runtime import Synthesizer
+from pgsr.runtime.generate import interpolation, video
+from pgsr.runtime.generate.interpolation import walk
+from pgsr.runtime.generate.video import Film, make_video
+from pgsr.runtime.output import animation as containers
+from pgsr.runtime.output.encoders import EXIF_IMAGE_DESCRIPTION
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = (".mp4", ".gif", ".webp")

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from pgsr.errors import PgsrError
-from pgsr.runtime import archives, cli
-from pgsr.runtime.archives import ARCHIVES, ArchiveFile, members, partial
-from pgsr.runtime.encoders import (
+from pgsr.runtime.generate import cli
+from pgsr.runtime.output import archives
+from pgsr.runtime.output.archives import ARCHIVES, ArchiveFile, members, partial
+from pgsr.runtime.output.encoders import (
     ENCODERS,
     EXIF_IMAGE_DESCRIPTION,
     NAMES,
@@ -26,7 +27,7 @@ from pgsr.runtime.encoders import (
     installed,
     open_encoder,
 )
-from pgsr.runtime.writers import FORMATS, Encoding
+from pgsr.runtime.output.writers import FORMATS, Encoding
 
 SIZE = 48
 NOTE = {"seed": 5, "index": 7, "model": "abc"}

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pgsr.errors import PgsrError
-from pgsr.trainer import config, schedule
-from pgsr.trainer.batches import Batch
-from pgsr.trainer.loop import GeneratorLoss, Trainer, make_trainer
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule
+from pgsr.trainer.step.batches import Batch
+from pgsr.trainer.step.trainer import GeneratorLoss, Trainer, make_trainer
 
 SETTINGS = (
     "generator.latent_size=8",

@@ -17,11 +17,15 @@ import torch
 from pgsr.checkpoint import Checkpoint, load
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.pixels import from_pixels
-from pgsr.trainer import cli, config, estimate, loop, schedule, state
+from pgsr.trainer import cli
 from pgsr.trainer import start as beginning
-from pgsr.trainer.config import AveragingConfig, OptimizerConfig
-from pgsr.trainer.data import load_photographs
-from pgsr.trainer.run import StopRequest
+from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.loop import StopRequest
+from pgsr.trainer.run_folder import estimate
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import schedule, state
+from pgsr.trainer.step import trainer as loop
+from pgsr.trainer.step.recipe import AveragingConfig, OptimizerConfig
 from pictures import flipped, png, write_zip
 
 PROGAN = """

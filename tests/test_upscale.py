@@ -24,8 +24,8 @@ from pgsr.bundle import Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.images import to_float, to_uint8
-from pgsr.runtime.upscale import RAMP, Axis, Upscaler
-from pgsr.runtime.upscale_cli import main
+from pgsr.runtime.upscale.cli import main
+from pgsr.runtime.upscale.upscaler import RAMP, Axis, Upscaler
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALE, MAPS, LAYERS = 2, 5, 4
@@ -337,7 +337,7 @@ def test_stdin_of_a_real_process(model: Path) -> None:
         [
             sys.executable,
             "-c",
-            "from pgsr.runtime.upscale_cli import main; main()",
+            "from pgsr.runtime.upscale.cli import main; main()",
             "-",
             "--model",
             str(model),

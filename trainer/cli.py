@@ -88,8 +88,8 @@ def main(
 def _look_at(status: Path | None, plot: Path | None, as_json: bool) -> None:
     """--status and --plot."""
     with packages("training", "train"):
-        from .plot import plot_of
-        from .status import status_of
+        from .run_folder.plot import plot_of
+        from .run_folder.status import status_of
     if status is not None:
         emit(*status_of(status), as_json)
     if plot is not None:

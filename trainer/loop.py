@@ -1,350 +1,156 @@
-"""The training loop. It knows neither architecture nor objective: batches, networks and loss terms
-come from the recipe's tables.
-
-Everything a step does is a function of (recipe, data, state, images shown), so a run that stops anywhere
-and resumes makes the same weights as one that never stopped.
-"""
+"""The outer loop: steps, and what is due between them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from types import FrameType
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from pgsr import draws
-
-from .augment import augment
-from .batches import Batch, batches_for
-from .config import Recipe
-from .content import content_features
-from .objectives import OBJECTIVES, Images, adversarial_terms, critic_terms, each, paired_losses, scales
-from .parallel import ALONE, Ranks
-from .schedule import Schedule, Stage
-from .state import Critic, State, average_decay, new_state, prepare_optimizers, update_average
+from .run_folder import evaluate
+from .run_folder.run import Run
+from .run_folder.watch import Diverged, Due, averaged, check_losses, due_after
+from .step.parallel import named_failures
+from .step.schedule import Stage
 
 # ----------------------------------------------------------------------------
-# Precision.
+# Stopping on request.
 
 
-def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
-    """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware."""
-    if wish == "auto":
-        wish = "bfloat16" if device.type == "cuda" or _cpu_multiplies_bfloat16() else "float32"
-    return getattr(torch, wish)
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM, or the end of a time budget, into a clean stop after the step at hand."""
 
+    def __init__(self, minutes: float | None) -> None:
+        self.deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self.signalled = False
 
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    def __enter__(self) -> StopRequest:
+        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    if precision != torch.bfloat16:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    @property
+    def due(self) -> bool:
+        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
 # ----------------------------------------------------------------------------
-# What each network minimises, as a module: its forward is one loss, its parameters are one network's.
-# (As a whole, because DDP must see one forward before each backward, and WGAN-GP has three inside.)
+# Speed, and the bar.
 
 
-class CriticLoss(nn.Module):
-    """Real and generated images -> one critic's terms and mean scores."""
+class Progress:
+    """Images a second over the last twenty times it was asked, and the bar on stderr."""
 
-    def __init__(self, critic: Critic) -> None:
-        super().__init__()
-        self.network = critic.network
-        self.critic = critic
-
-    def forward(
-        self, reals: Tensor, fakes: Images, blend: Tensor, stage: Stage, labels: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`fakes` are without a graph, but in simultaneous updates."""
-        terms = critic_terms(
-            self.critic.objective,
-            self.network.at(stage.resolution, stage.alpha, self.critic.objective_state),
-            self.network.views(reals),
-            self.network.views(fakes),
-            blend,
-            stage.step,
-            self.critic.objective_state,
-            labels,
+    def __init__(self, run: Run) -> None:
+        self.trainer = run.trainer
+        self.bar = tqdm(
+            total=self.trainer.schedule.total_images,
+            unit="img",
+            file=sys.stderr,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,  # not a log of a thousand bars
+            disable=not run.writes,
         )
-        return self.critic.named(terms.losses), self.critic.named(terms.scores)
+        self.restart()
 
+    def restart(self) -> None:
+        """Begins anew from the images shown now."""
+        shown = self.trainer.state.images_shown
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), shown)], maxlen=20)
+        self.bar.initial = self.bar.n = self.bar.last_print_n = shown
+        self.bar.refresh()
 
-class GeneratorLoss(nn.Module):
-    """A batch -> the generator's terms and mean scores, over all critics that look at the stage."""
+    def images_per_second(self) -> float:
+        self.recent.append((time.monotonic(), self.trainer.state.images_shown))
+        (began, first), (now, last) = self.recent[0], self.recent[-1]
+        return round((last - first) / (now - began), 2)
 
-    def __init__(self, recipe: Recipe, state: State) -> None:
-        super().__init__()
-        self.network = state.generator
-        self.recipe = recipe
-        self.state = state
-        self.features = content_features(recipe.objective, state.discriminator, self.network)
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self.recent = deque([(then + spent, shown) for then, shown in self.recent], maxlen=20)
 
-    def forward(
-        self, batch: Batch, stage: Stage, change: Callable[[Images], Images]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`change` is what images go through before critics."""
-        losses: dict[str, Tensor] = {}
-        scores: dict[str, Tensor] = {}
-        fakes = self.network.training_at(stage.resolution, stage.alpha)(batch.inputs)
-        seen = change(fakes)
-        for critic in self.state.critics_at(stage.resolution):
-            compares = OBJECTIVES[critic.objective.adversarial].compares
-            terms = adversarial_terms(
-                critic.objective,
-                critic.network.at(stage.resolution, stage.alpha, critic.objective_state),
-                critic.network.views(seen),
-                critic.network.views(batch.reals) if compares else None,
-                batch.labels,
-            )
-            losses |= critic.named(terms.losses)
-            scores |= critic.named(terms.scores)
-        if batch.paired:
-            losses |= paired_losses(self.recipe.objective, fakes, batch.reals, batch.inputs, self.features)
-        return losses, scores
-
-
-class GeneratorImages(nn.Module):
-    """A batch -> the generator's images, where its gradient is the critic's (simultaneous updates)."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.network = state.generator
-
-    def forward(self, batch: Batch, stage: Stage) -> Images:
-        return each(_wide, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    def moved(self) -> None:
+        self.bar.update(self.trainer.state.images_shown - self.bar.n)
 
 
 # ----------------------------------------------------------------------------
-# One step.
+# The loop.
 
 
-class Trainer:
-    """A recipe, its data and its state, and the step that advances them."""
+def train(run: Run, stop: StopRequest, on_nan: str = "stop") -> bool:
+    """Trains until the schedule ends (True) or a stop is due (False); both leave a checkpoint.
 
-    def __init__(
-        self, recipe: Recipe, schedule: Schedule, batches: Any, device: torch.device, ranks: Ranks
-    ) -> None:
-        self.recipe, self.schedule, self.batches, self.device = recipe, schedule, batches, device
-        self.ranks = ranks
-        self.precision = chosen_precision(recipe.run.precision, device)
-        self.state = new_state(recipe, device, self.precision)
-        self.simultaneous = recipe.objective.updates == "simultaneous"
-        if self.simultaneous:
-            self.generator_images = ranks.wrap(GeneratorImages(self.state))
-        else:
-            self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
-        self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
-
-    def stage(self) -> Stage:
-        return self.schedule.at(self.state.images_shown)
-
-    def step(self, watch: bool = False) -> dict[str, Tensor]:
-        """One update of the generator after `critic_steps` of the critic.
-
-        Returns the loss terms of this rank's share, detached; with `watch` also the mean scores and the
-        gradients' norms, as "watch/...". Nothing here waits for the device.
-        """
-        stage, state = self.stage(), self.state
-        prepare_optimizers(state, self.recipe, stage)
-        self._seed_torch(stage)
-        update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
-        terms, scores, shown = update(stage)
-        self._update_objective_states(scores, stage)
-        update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
-        state.images_shown = shown
-        watched = self._watched(scores, stage) if watch else {}
-        return {name: term.detach() for name, term in (terms | watched).items()}
-
-    def _alternating_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """The critics', then the generator's through the new critics: terms, scores, images shown."""
-        terms: dict[str, Tensor] = {}
-        scores: dict[str, Tensor] = {}
-        shown, seen = stage.images_shown, None
-        for _ in range(self.recipe.objective.critic_steps):
-            if self.state.critics:
-                seen = self.batches.for_critic(stage, shown)
-                losses, means = self._critic_updates(seen, stage, shown)
-                terms |= losses
-                scores |= means
-            shown += stage.batch
-        batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
-        losses, means = self._generator_update(batch, stage, shown - stage.batch)
-        return terms | losses, scores | means, shown
-
-    def _critic_updates(
-        self, batch: Batch, stage: Stage, shown: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One update of every critic that looks at the stage, of the same images."""
-        fakes = self._fakes(batch, stage, shown)
-        reals = self._augmented(batch.reals, "augment real", shown, stage)
-        terms: dict[str, Tensor] = {}
-        scores: dict[str, Tensor] = {}
-        for critic in self.state.critics_at(stage.resolution):
-            losses, means = self._critic_update(critic, batch, reals, fakes, stage, shown)
-            terms |= losses
-            scores |= means
-        return terms, scores
-
-    @torch.no_grad()
-    def _fakes(self, batch: Batch, stage: Stage, shown: int) -> Images:
-        """The generator's images of a critic's batch, as critics see them."""
-        with autocast(self.device, self.precision):
-            generate = self.state.generator.training_at(stage.resolution, stage.alpha)
-            fakes = each(_wide, generate(batch.inputs))
-        return each(lambda x: self._augmented(x, "augment fake", shown, stage), fakes)
-
-    def _augmented(self, images: Tensor, purpose: str, shown: int, stage: Stage) -> Tensor:
-        """This rank's share of a batch after the recipe's augmentation."""
-        positions = self.ranks.share(shown, stage.batch)
-        state = self.state.augmentation
-        return augment(images, self.recipe.augment, state, self.recipe.seed, purpose, positions)
-
-    def _simultaneous_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """Both from one pass of the critic over one batch of fakes.
-
-        What the critic wants of them is what the generator wants, negated (a zero-sum game), so the critic's
-        gradient at the fakes, turned round, is the generator's. Three passes of eighteen are saved.
-        """
-        assert self.state.critic_optimizer is not None
-        batch = self.batches.for_critic(stage, stage.images_shown)
-        with autocast(self.device, self.precision):
-            made = self.generator_images(batch, stage)
-        fakes = each(lambda x: x.detach().requires_grad_(), made)
-        critic = self.state.critics[0]
-        losses, scores = self._critic_losses(critic, batch, batch.reals, fakes, stage, stage.images_shown)
-        self._backward(critic.optimizer, losses, batch, stage)
-        self.state.generator_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(scales(made), [-x.grad for x in scales(fakes) if x.grad is not None])
-        critic.optimizer.step()
-        self.state.generator_optimizer.step()
-        terms = losses | {"generator": -scores["fake"]}
-        return terms, scores | {"made": scores["fake"]}, stage.images_shown + stage.batch
-
-    def _critic_update(
-        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        losses, scores = self._critic_losses(critic, batch, reals, fakes, stage, shown)
-        self._backward(critic.optimizer, losses, batch, stage)
-        critic.optimizer.step()
-        if critic.objective.clip:
-            weights = [p.data for p in critic.network.parameters()]
-            torch._foreach_clamp_min_(weights, -critic.objective.clip)
-            torch._foreach_clamp_max_(weights, critic.objective.clip)
-        return losses, scores
-
-    def _critic_losses(
-        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        own = slice(self.ranks.rank, None, self.ranks.count)
-        blend = self.batches.tensor(draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[own])
-        loss = self.critic_losses[critic.name]
-        with autocast(self.device, self.precision):
-            result: tuple[dict[str, Tensor], dict[str, Tensor]] = loss(
-                reals, fakes, blend, stage, batch.labels
-            )
-        return result
-
-    def _generator_update(
-        self, batch: Batch, stage: Stage, shown: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        def change(images: Images) -> Images:
-            return each(lambda x: self._augmented(x, "augment generator", shown, stage), images)
-
-        networks = [critic.network for critic in self.state.critics]
-        with _frozen(networks), autocast(self.device, self.precision):
-            losses, scores = self.generator_loss(batch, stage, change)
-        self._backward(self.state.generator_optimizer, losses, batch, stage)
-        self.state.generator_optimizer.step()
-        return losses, scores
-
-    def _backward(
-        self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor], batch: Batch, stage: Stage
-    ) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        total = torch.stack(list(losses.values())).sum()
-        if self.ranks.count > 1:
-            total = total * self.ranks.weight(len(batch.reals), stage.batch)
-        total.backward()
-
-    def _seed_torch(self, stage: Stage) -> None:
-        """For networks with noise or dropout inside: their draws too are a function of images shown."""
-        draw = draws.raw(self.recipe.seed, "step", stage.images_shown, self.ranks.count)[self.ranks.rank]
-        torch.manual_seed(int(draw) & (2**63 - 1))
-
-    def _update_objective_states(self, scores: dict[str, Tensor], stage: Stage) -> None:
-        """What objectives and augmentation carry to the next step, from the scores of all ranks."""
-        for critic in self.state.critics_at(stage.resolution):
-            objective = OBJECTIVES[critic.objective.adversarial]
-            if objective.initial_state:
-                real, fake, made = self._rank_means(
-                    [scores[f"{key} {critic.name}".rstrip()] for key in ("real", "fake", "made")]
-                )
-                state = critic.objective_state
-                state.update(objective.next_state(state, critic.objective, real, fake, made))
-        if self.state.augmentation:
-            (sign,) = self._rank_means([scores["sign"]])
-            state = self.state.augmentation
-            state.update(self.recipe.augment.next_state(state, sign, stage.batch))
-
-    def _rank_means(self, values: list[Tensor]) -> tuple[Tensor, ...]:
-        """The means over ranks of scalars."""
-        return (self.ranks.sum(torch.stack([v.detach() for v in values])) / self.ranks.count).unbind()
-
-    def _watched(self, scores: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
-        """Mean scores, their difference (WGAN's estimate of the distance) and the gradients' norms."""
-        watched = {f"watch/score {k}": v for k, v in scores.items() if not k.startswith("sign")}
-        if "real" in scores:
-            watched["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
-        watched["watch/gradient norm generator"] = gradient_norm(self.state.generator)
-        for critic in self.state.critics_at(stage.resolution):
-            watched[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
-            watched |= {f"watch/{k}": v for k, v in critic.named(critic.objective_state).items()}
-        return watched | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
-
-    def preview(self, count: int) -> Tensor:
-        """The averaged generator's images of the fixed inputs, as it is grown now: [N, 3, H, W]."""
-        stage = self.schedule.at(max(0, self.state.images_shown - 1))
-        generate = self.state.generator_ema.at(stage.resolution, stage.alpha)
-        with torch.no_grad():
-            return torch.cat([generate(part) for part in self.batches.preview(count).split(16)])
+    Raises Diverged where training breaks down, unless `on_nan` is "rollback": then it goes back to the
+    last checkpoint and on with half the learning rate. Raises PgsrError if the folder cannot be written or
+    another process of the run is gone.
+    """
+    evaluate.check(run.trainer)
+    with run.writing():
+        progress = Progress(run)
+        if on_nan == "rollback" and not run.trainer.state.images_shown:
+            run.write_checkpoint()
+        with progress.bar:
+            while True:
+                try:
+                    return _steps(run, stop, progress)
+                except Diverged as cause:
+                    if on_nan != "rollback":
+                        raise run.stopped_by(cause) from None
+                    told = run.roll_back(cause)
+                    progress.restart()
+                    if run.writes:
+                        progress.bar.write(f"rollback: {told}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """No gradients for the networks' weights inside the block; they flow through them all the same."""
-    for network in networks:
-        network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for network in networks:
-            network.requires_grad_(True)
+def _steps(run: Run, stop: StopRequest, progress: Progress) -> bool:
+    trainer = run.trainer
+    terms: dict[str, Tensor] = {}
+    due = Due()
+    total = trainer.schedule.total_images
+    while trainer.state.images_shown < total and not trainer.ranks.any(stop.due):
+        stage = trainer.stage()
+        due = due_after(trainer, stage)
+        with named_failures():
+            terms = trainer.step(watch=due.log)
+        progress.moved()
+        _write_what_is_due(run, due, stage, terms, progress)
+    if terms and not due.checkpoint:
+        _write_what_is_due(run, Due(checkpoint=True), stage, terms, progress)
+    return trainer.state.images_shown >= total
 
 
-def gradient_norm(network: nn.Module) -> Tensor:
-    """The 2-norm of all gradients of a network's last update: a scalar."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return torch.stack(torch._foreach_norm(gradients)).norm()
-
-
-def make_trainer(
-    recipe: Recipe, schedule: Schedule, data: Path, device: torch.device, ranks: Ranks = ALONE
-) -> Trainer:
-    """The trainer of a recipe on the data at a path."""
-    return Trainer(recipe, schedule, batches_for(recipe, data, device, ranks), device, ranks)
+def _write_what_is_due(
+    run: Run, due: Due, stage: Stage, terms: Mapping[str, Tensor], progress: Progress
+) -> None:
+    """Losses are looked at only here, since that waits for the device, and always before a checkpoint."""
+    trainer = run.trainer
+    if due.log or due.checkpoint:
+        values = averaged(trainer, terms, stage)
+        check_losses(values, stage, trainer.recipe.run.explosion)
+    if due.log:
+        if due.stability and run.writes:
+            values |= run.stability.measure(trainer, stage)
+        if due.evaluation:  # by every rank alike: one alone would keep the others waiting too long
+            with progress.paused():
+                values |= evaluate.measure(trainer)
+        run.log(stage, {"images_per_second": progress.images_per_second(), **values})
+        progress.bar.set_postfix_str(f"{stage.phase.name} alpha {stage.alpha:.2f}")
+    if due.samples:
+        run.write_samples()
+    if due.checkpoint:
+        run.write_checkpoint()

@@ -14,18 +14,18 @@ import torch
 from pgsr import checkpoint as checkpoints
 from pgsr.cli import emit
 from pgsr.errors import PgsrError
+from pgsr.lock import is_held
 
-from . import config
-from .batches import batches_for
-from .dryrun import dry_run
-from .folder import Run, provenance
-from .lock import is_held
-from .loop import Trainer
-from .memory import keep_freed_memory
-from .parallel import ALONE, Ranks, local_device, ranks_of_run
-from .run import StopRequest, train
-from .schedule import build as build_schedule
-from .state import load_weights
+from .loop import StopRequest, train
+from .run_folder.dry_run import dry_run
+from .run_folder.run import Run, provenance
+from .step import recipe as config
+from .step.allocator import keep_freed_memory
+from .step.batches import batches_for
+from .step.parallel import ALONE, Ranks, local_device, ranks_of_run
+from .step.schedule import build as build_schedule
+from .step.state import load_weights
+from .step.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
 if TYPE_CHECKING:
-    from pgsr.trainer.loop import Trainer
-    from pgsr.trainer.run import Run
+    from pgsr.trainer.loop import Run
+    from pgsr.trainer.step.trainer import Trainer
 
 LARGEST_BYTES = 16 * 2**20  # of a file that comes back easily; a larger one is noted
 
@@ -62,8 +62,8 @@ def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
 
 def _prepared(piece: Piece, folder: Path) -> Run:
     """A run in a new folder, standing where the checkpoint stood."""
-    from pgsr.trainer import config
     from pgsr.trainer.start import chosen_device, open_run
+    from pgsr.trainer.step import recipe as config
 
     run = open_run(config.load(piece.recipe, piece.settings), piece.data, folder, chosen_device(piece.device))
     if piece.checkpoint is not None:
@@ -74,7 +74,7 @@ def _prepared(piece: Piece, folder: Path) -> Run:
 
 def _trained(run: Run, minutes: float) -> dict[str, Any]:
     """Trains until the minutes or the schedule are over; what is worth knowing of it."""
-    from pgsr.trainer.run import StopRequest, train
+    from pgsr.trainer.loop import StopRequest, train
 
     trainer = run.trainer
     before, precision = trainer.state.images_shown, str(trainer.precision).removeprefix("torch.")

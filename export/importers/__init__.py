@@ -18,12 +18,12 @@ from pgsr.files import sha256
 from pgsr.networks.interfaces import Generator
 
 from ..source import Source, told
-from .by_spandrel import spandrel
 from .contents import contents
 from .imported import Imported
 from .nvidia import nvidia
 from .plain import Record
 from .progan import akanimax, gan_zoo, rosinality
+from .spandrel import spandrel
 from .taking import some
 from .upscalers import basicsr, lornatang
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import elementwise
-from .convolution import convolve
+from .kernels import elementwise
+from .kernels.convolution import convolve
 
 LRELU_SLOPE = 0.2  # paper 2, section A.1
 LRELU_GAIN = math.sqrt(2.0)  # He's gain, kept at sqrt(2) for the leaky ReLU as in the original code

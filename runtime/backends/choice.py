@@ -1,7 +1,7 @@
 """--backend auto: the fastest backend that is present, measured once for a graph on this machine.
 
 What was measured is remembered in the user's cache directory, keyed by machine, GPU, versions, graph and
-kinds of devices (runtime/remembered.py), so that only the first opening pays for it: a second or two. Batch
+kinds of devices (runtime/measured.py), so that only the first opening pays for it: a second or two. Batch
 and threads are left out of the key, since pixels must not depend on them, and backends differ a little.
 """
 
@@ -23,7 +23,7 @@ from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.gpu import Gpu, find_gpu
 
-from .. import remembered
+from .. import measured as remembered
 from . import BACKENDS, Runner, Settings, open_backend
 
 ROUNDS = 3  # at most, in turns

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 
-from .. import remembered
+from .. import measured as remembered
 from . import Settings
 from .choice import CLEARLY, example
 from .lanes import Lanes

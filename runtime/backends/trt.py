@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX. The only file that imports them.
 
 An engine is found beside the bundle's graph or in the cache; a stale one is never loaded, and one is built
-when there is none (pgsr/engines.py). It runs in lanes: each has a stream, pinned buffers, an execution
-context and a CUDA graph of its own, so that one batch is copied while another is computed, and two threads
+when there is none (pgsr/tensorrt/engines.py). It runs in lanes: each has a stream, pinned buffers, an
+execution context and a CUDA graph of its own, so that one batch is copied while another is computed, and two threads
 may call at once. Every batch is filled up to the runner's, so that an image does not depend on the others.
 """
 
@@ -21,10 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph, Port
-from pgsr.engines import Key, Profile, build, quiet_log, read_sidecar, sidecar, sm, why_stale, write_engine
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_bytes
 from pgsr.gpu import Gpu, find_gpu
+from pgsr.tensorrt.engines import (
+    Key,
+    Profile,
+    build,
+    quiet_log,
+    read_sidecar,
+    sidecar,
+    sm,
+    why_stale,
+    write_engine,
+)
 
 from . import Settings
 from .cuda import Cuda, open_cuda

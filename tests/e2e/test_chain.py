@@ -48,10 +48,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(PHOTOGRAPHS) as source, zipfile.ZipFile(folder / "few.zip", "w") as few:
             for name in sorted(source.namelist())[:120]:
                 few.writestr(name, source.read(name))
-        prepared = command("pgsr.trainer.prepare", folder / "few.zip", *arguments)
+        prepared = command("pgsr.trainer.data.cli", folder / "few.zip", *arguments)
     else:
         print("no photographs in ../shared/data: the whole chain on procedural pictures")
-        prepared = command("pgsr.trainer.prepare", "--procedural", "120", *arguments)
+        prepared = command("pgsr.trainer.data.cli", "--procedural", "120", *arguments)
     assert prepared["count"] == 120
     return out
 

@@ -23,7 +23,7 @@ from pgsr import __version__, draws
 from pgsr.checkpoint import Checkpoint, load, save
 from pgsr.errors import PgsrError
 
-from ..data import Photographs
+from ..data.cache import Photographs
 
 SIDE = 28
 HELD_OUT = 0.15  # of the digits

@@ -1,0 +1,1 @@
+"""What all measurements share: timing side by side, the machine, tables."""

@@ -1,0 +1,310 @@
+"""Table 1 and figure 3 of paper 2 at a size that fits the machine: every rung of its ladder of training
+configurations trained, a sheet of each on one picture, and their sliced Wasserstein distances in one table.
+
+    pgsr-bench ladder --data faces.zip --resolution 32 --images 100000 --out report
+
+The recipes ladder-a ... ladder-h are the paper's. Here their networks end at a lower resolution and have
+fewer maps, and all counts of images shrink alike; everything else is the recipe's own. A short run does not
+get far at their rates, so --rates multiplies all of them: the equalized weights of (f) to (h) are larger than
+the others and need rates as much larger, so one rate for all would compare nothing. Each rung is a run folder
+in OUT, which the same command goes on with, or passes over once it is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pgsr import checkpoint as checkpoints
+from pgsr import draws, images
+from pgsr.errors import PgsrError, check_choice
+from pgsr.export.rewrites.table import Grown
+from pgsr.export.source import read_source
+from pgsr.files import make_folder, replacing, write_text
+from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.loop import StopRequest, train
+from pgsr.trainer.metrics.swd import Swd, distance_between
+from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.recipe import Recipe
+from pgsr.trainer.step.schedule import build as build_schedule
+
+from ..harness.report import aligned, markdown_table
+
+RUNGS = {
+    "a": "(a) Gulrajani et al. (2017)",
+    "b": "(b) + progressive growing",
+    "c": "(c) + small minibatch",
+    "d": "(d) + revised training parameters",
+    "e-star": "(e*) + minibatch discrimination",
+    "e": "(e) minibatch stddev",
+    "f": "(f) + equalized learning rate",
+    "g": "(g) + pixelwise normalization",
+    "h": "(h) converged",
+}
+
+# The paper's averages over the four levels of 128 x 128, CelebA (Table 1).
+PAPER = {
+    "a": 9.28,
+    "b": 4.28,
+    "c": 46.23,
+    "d": 8.07,
+    "e-star": 9.84,
+    "e": 7.04,
+    "f": 4.39,
+    "g": 3.56,
+    "h": 2.96,
+}
+
+PAPER_IMAGES = 10_000_000  # what (a) to (g) are shown (section 6.1)
+PAPER_MAPS = 512
+BATCH = 64  # images generated at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, as it was given."""
+
+    data: Path
+    out: Path
+    resolution: int  # of the finished networks, at most the paper's 128
+    images: int  # real images shown to rungs (a) to (g); (h) sees half as many again
+    maps: int  # at most, where the paper has 512
+    rungs: tuple[str, ...]
+    rates: float  # times the recipes' learning rates
+    swd_images: int  # of either set; 0: no distances
+    overrides: tuple[str, ...]  # "key=value", for every rung
+    device: str
+
+    def __post_init__(self) -> None:
+        for rung in self.rungs:
+            check_choice("--rung", rung, RUNGS)
+        if self.resolution not in (16, 32, 64, 128):
+            raise PgsrError(f"--resolution {self.resolution} is not 16, 32, 64 or 128")
+        if not 0 < self.rates < float("inf"):
+            raise PgsrError(f"--rates {self.rates} is not above 0")
+        if self.images < 1000:
+            raise PgsrError(f"--images {self.images}: a rung needs at least 1000")
+
+
+# ----------------------------------------------------------------------------
+# Recipes made smaller.
+
+
+def reduced(rung: str, settings: Settings) -> Recipe:
+    """A rung's recipe with fewer images, lower resolution and fewer maps."""
+    name = f"ladder-{rung}"
+    return config.load(name, [*_reductions(config.load(name), settings), *settings.overrides])
+
+
+def _reductions(full: Recipe, settings: Settings) -> list[str]:
+    side, share = settings.resolution, settings.images / PAPER_IMAGES
+    schedule = full.schedule
+    total = build_schedule(schedule, full.objective.critic_steps).total_images
+    grows = schedule.start_resolution < schedule.resolution
+    fade, stable = round(share * schedule.fade_images), round(share * schedule.stable_images)
+    below = side.bit_length() - 3 if grows else 0  # resolutions from 4 x 4 up to half of `side`
+    changes: dict[str, object] = {
+        "schedule.resolution": side,
+        "schedule.start_resolution": 4 if grows else side,
+        "schedule.fade_images": fade,
+        "schedule.stable_images": stable,
+        f"schedule.at.{side}.stable_images": round(share * total) - below * (fade + stable),
+        "averaging.rampup": 0.05,  # a short run's average must not show its beginning
+        "run.log_images": max(1, settings.images // 100),
+        "run.sample_images": settings.images,
+        "run.checkpoint_images": max(1, settings.images // 5),
+        "run.stability_images": settings.images,
+        "run.explosion": 0.0,  # a rung that breaks down is a result too
+    }
+    for network, options in (("generator", full.generator), ("discriminator", full.discriminator)):
+        changes[f"{network}.resolution"] = side
+        changes[f"{network}.feature_max"] = settings.maps
+        changes[f"{network}.feature_base"] = options["feature_base"] * settings.maps // PAPER_MAPS
+    for name, optimizer in (("generator", full.generator_optimizer), ("critic", full.critic_optimizer)):
+        changes[f"{name}_optimizer.learning_rate"] = round(settings.rates * optimizer.learning_rate, 12)
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+# ----------------------------------------------------------------------------
+# Training and drawing.
+
+
+def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """Trains a rung to its end, wherever it stands. Raises PgsrError if it is stopped or another's folder."""
+    folder = settings.out / f"ladder-{rung}"
+    written = folder / "config.json"
+    if written.is_file() and not _same(config.of_run(folder), recipe):
+        raise PgsrError(f"{folder} is a run of other settings: give those again, or name another --out")
+    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
+    shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)
+    if shown < schedule.total_images:
+        run = open_run(recipe, settings.data, folder, chosen_device(settings.device))
+        if shown:
+            run.resume(checkpoints.newest(folder))
+        with StopRequest(None) as stop:
+            if not train(run, stop):
+                raise PgsrError(f"stopped in {folder}: the same command goes on")
+    last = schedule.at(schedule.total_images - 1)
+    return {"images": schedule.total_images, "generator_steps": last.step + 1}
+
+
+def _same(one: Recipe, other: Recipe) -> bool:
+    """But for what is said about them."""
+    return replace(one, about=other.about, source=other.source) == other
+
+
+def faces(folder: Path, count: int, device: torch.device) -> Iterator[NDArray[np.uint8]]:
+    """The averaged generator's images of indices 0, 1, ...: uint8 [N, R, R, 3], a batch at a time."""
+    source = read_source(folder)
+    network = Grown(source.generator, source.resolution).to(device)
+    for start in range(0, count, BATCH):
+        latents = draws.latents(0, range(start, min(start + BATCH, count)), source.latent_size)
+        with torch.no_grad():
+            made = network(torch.from_numpy(latents).to(device))
+        yield images.to_uint8(made.float().cpu().numpy())
+
+
+def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(pixels), BATCH):
+        yield pixels[start : start + BATCH]
+
+
+def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Every rung finished, and what there is to report of it."""
+    recipes = {rung: reduced(rung, settings) for rung in settings.rungs}
+    device = chosen_device(settings.device)
+    rows = []
+    for rung, recipe in recipes.items():
+        tell(f"{RUNGS[rung]}: {recipe.schedule.start_resolution} to {recipe.schedule.resolution}")
+        rows.append({"rung": rung, "name": RUNGS[rung], **finish(rung, recipe, settings)})
+    count, side = settings.swd_images, settings.resolution
+    floor = None
+    if count:
+        pixels = load_photographs(settings.data, side).pixels
+        if len(pixels) < 2 * count:
+            raise PgsrError(
+                f"{settings.data} has {len(pixels)} pictures: --swd-images at most {len(pixels) // 2}"
+            )
+        reals = pixels[:count]
+        floor = _levels(
+            distance_between(in_batches(reals), in_batches(pixels[count : 2 * count]), side, 0, device)
+        )
+        for row in rows:
+            made = faces(settings.out / f"ladder-{row['rung']}", count, device)
+            row["swd"] = _levels(distance_between(in_batches(reals), made, side, 0, device))
+            tell(f"{row['name']}: average distance {row['swd']['average']:.1f}")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "settings": {
+            "resolution": side,
+            "images": settings.images,
+            "maps": settings.maps,
+            "rates": settings.rates,
+            "swd_images": count,
+            "overrides": list(settings.overrides),
+        },
+        "photographs": floor,
+        "rows": rows,
+    }
+
+
+def _levels(swd: Swd) -> dict[str, float]:
+    return {**{str(side): value for side, value in swd.levels.items()}, "average": swd.average}
+
+
+# ----------------------------------------------------------------------------
+# The table.
+
+
+def lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells, headings first."""
+    floor = result["photographs"]
+    levels = [] if floor is None else list(floor)
+    heads = ["configuration", "images", "steps of G", *[f"SWD {level}" for level in levels], "paper, 128x128"]
+    body = [
+        [
+            row["name"],
+            f"{row['images']:,}",
+            f"{row['generator_steps']:,}",
+            *[f"{row['swd'][level]:.2f}" for level in levels],
+            f"{PAPER[row['rung']]:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    if floor is not None:
+        body.append(["photographs, other ones", "", "", *[f"{floor[level]:.2f}" for level in levels], ""])
+    return [heads, *body]
+
+
+def legend(result: Mapping[str, Any]) -> list[str]:
+    """What the columns are."""
+    settings = result["settings"]
+    count = settings["swd_images"]
+    return [
+        f"{settings['resolution']}x{settings['resolution']}, at most {settings['maps']} maps, "
+        f"{settings['images']:,} real images shown, learning rates times {settings['rates']:g}; "
+        "the paper: 128x128, 512 maps, 10,000,000",
+        *([f"SWD: sliced Wasserstein distance x 1000, {count:,} images of either set"] if count else []),
+        "paper: its averages over four levels, CelebA; distances of other sizes and counts do not compare",
+        *[f"all rungs with {setting}" for setting in settings["overrides"]],
+    ]
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """What the command prints."""
+    return "\n".join([aligned(lines(result), 1), "", *legend(result)])
+
+
+def write_report(result: Mapping[str, Any], folder: Path) -> None:
+    """ladder.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
+    make_folder(folder)
+    write_text(folder / "ladder.json", json.dumps(result, indent=1) + "\n")
+    page = [
+        f"# The ladder of paper 2's Table 1, {result['date']}",
+        "",
+        *markdown_table(lines(result), 1),
+        "",
+        "![samples of each](ladder.png)",
+        "",
+        *[f"- {line}" for line in legend(result)],
+    ]
+    write_text(folder / "ladder.md", "\n".join(page) + "\n")
+    strips = [(row["name"], _strip(folder / f"ladder-{row['rung']}")) for row in result["rows"]]
+    with replacing(folder / "ladder.png") as temporary:
+        stacked(strips).save(temporary, "PNG")
+
+
+# ----------------------------------------------------------------------------
+# The picture: a strip of uncurated images a rung, like figure 3.
+
+COLUMNS, ROWS = 12, 2
+LEAST_SIDE = 64  # pixels: smaller images are enlarged by replication
+HEADING = 22  # pixels above a strip
+
+
+def _strip(folder: Path) -> NDArray[np.uint8]:
+    made = next(faces(folder, COLUMNS * ROWS, torch.device("cpu")))
+    factor = max(1, LEAST_SIDE // made.shape[1])
+    return images.sheet(made.repeat(factor, axis=1).repeat(factor, axis=2), COLUMNS)
+
+
+def stacked(strips: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
+    """Strips below each other, each under its name."""
+    heights = [HEADING + strip.shape[0] for _, strip in strips]
+    page = Image.new("RGB", (max(strip.shape[1] for _, strip in strips), sum(heights)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    for i, (name, strip) in enumerate(strips):
+        top = sum(heights[:i])
+        pen.text((4, top + 4), name, fill="black", font=font)
+        page.paste(Image.fromarray(strip), (0, top + HEADING))
+    return page

@@ -1,0 +1,283 @@
+"""pgsr-bench modes: how many of 1000 modes a small GAN covers (paper 2, appendix E, Table 4).
+
+An image is three random digits in red, green and blue. A classifier trained here reads 25,600 generated
+images as numbers 0 to 999; counted are the numbers that occur, and how far their histogram is from a
+uniform one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgsr import checkpoint as checkpoints
+from pgsr import draws
+from pgsr.errors import PgsrError, check_choice
+from pgsr.files import make_folder, write_text
+from pgsr.networks import DISCRIMINATORS, GENERATORS, build
+from pgsr.trainer.data.cache import Photographs, load_photographs
+from pgsr.trainer.loop import StopRequest, train
+from pgsr.trainer.metrics import digits
+from pgsr.trainer.metrics.digits import Trained, classify
+from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.batches import stacked
+from pgsr.trainer.step.schedule import build as build_schedule
+
+Report = Callable[[str], None]  # is told what is going on
+
+MODES = 1000
+SYSTEMS = ("gan", "wgan-gp", "norm", "stddev")  # columns of Table 4 that are recipes here
+CRITICS = ("k4", "k2")  # its rows
+CLASSIFIER_SEED = 0
+BATCH = 512  # images generated at once
+SHOWN = 16  # samples of each system in the picture
+
+# Table 4 of paper 2: mean and standard deviation over 8 runs. None where the text at hand lost the value.
+Value = tuple[float, float] | None
+PAPER: dict[tuple[str, str], dict[str, Value]] = {
+    ("gan", "k4"): {"modes": (30.6, 20.7), "kl": (5.99, 0.04)},
+    ("gan", "k2"): {"modes": (628.0, 140.9), "kl": (2.58, 0.75)},
+    ("wgan-gp", "k4"): {"modes": (640.1, 136.3), "kl": (1.97, 0.70)},
+    ("wgan-gp", "k2"): {"modes": (772.4, 146.5), "kl": (1.35, 0.55)},
+    ("norm", "k4"): {"modes": (856.7, 50.4), "kl": (1.10, 0.19)},
+    ("norm", "k2"): {"modes": (886.6, 58.5), "kl": (0.98, 0.33)},
+    ("stddev", "k4"): {"modes": (881.3, 39.2), "kl": None},
+    ("stddev", "k2"): {"modes": None, "kl": (0.89, 0.21)},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained and counted. Raises PgsrError for values out of range."""
+
+    data: Path  # an archive of labelled digits
+    out: Path
+    images: int  # shown in each training
+    seeds: int = 8
+    systems: tuple[str, ...] = SYSTEMS
+    generated: int = 25_600  # images that are counted
+    overrides: tuple[str, ...] = ()  # "key=value", of every recipe
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("images", "seeds", "generated"):
+            if getattr(self, name) < 1:
+                raise PgsrError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        for system in self.systems:
+            check_choice("--system", system, SYSTEMS)
+        if not self.systems:
+            raise PgsrError("--system names none")
+
+
+def run(settings: Settings, report: Report) -> dict[str, Any]:
+    """Trains what is not trained yet, counts, and gives the whole result as JSON data.
+
+    Raises PgsrError if the data do not fit, the folder holds other runs, or it was stopped.
+    """
+    device = chosen_device(settings.device)
+    photographs = load_photographs(settings.data, digits.SIDE)
+    make_folder(settings.out)
+    classifier = the_classifier(photographs, settings.out / "classifier.safetensors", report)
+    rows = []
+    for seed in range(settings.seeds):
+        for system in settings.systems:
+            for critic in CRITICS:
+                folder = train_one(settings, system, critic, seed, photographs, device, report)
+                row = count_one(settings, folder, classifier, device)
+                rows.append({"system": system, "critic": critic, "seed": seed, **row})
+                report(f"{folder.name}: {row['modes']} modes, KL {row['kl']:.2f}")
+    return {
+        "benchmark": "modes",
+        "date": datetime.now(UTC).date().isoformat(),
+        "settings": {**asdict(settings), "data": settings.data.name, "out": settings.out.name},
+        "digits": {"count": len(photographs), "fingerprint": photographs.fingerprint},
+        "classifier": {
+            name: getattr(classifier, name) for name in ("error_rate", "held_out", "trained_on", "seed")
+        },
+        "real": real_row(photographs, classifier, settings.generated, device),
+        "rows": rows,
+        "summary": summary(rows, settings),
+    }
+
+
+# ----------------------------------------------------------------------------
+# Counting.
+
+
+def histogram(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each digit triple occurs, read as a number of 0 to 999: [N, 3] -> [1000]."""
+    return np.bincount(numbers @ np.array([100, 10, 1]), minlength=MODES).astype(np.int64)
+
+
+def covered(counts: NDArray[np.int64]) -> int:
+    """Modes that occur at all."""
+    return int((counts > 0).sum())
+
+
+def divergence(counts: NDArray[np.int64]) -> float:
+    """KL(histogram || uniform) in nats, sum p log(p / (1 / modes)): 0 is best, one mode alone log(1000)."""
+    share = counts[counts > 0] / counts.sum()
+    return float((share * np.log(share * len(counts))).sum())
+
+
+def count_modes(batches: Iterable[Tensor], classifier: Trained) -> NDArray[np.int64]:
+    """The histogram of images [N, 3, 28, 28] in [-1, 1], given in batches: [1000]."""
+    total = np.zeros(MODES, dtype=np.int64)
+    for images in batches:
+        read = classify(classifier.network, images.float().cpu().flatten(0, 1))
+        total += histogram(read.reshape(-1, 3))
+    return total
+
+
+def generated(path: Path, count: int, seed: int, device: torch.device) -> Iterable[Tensor]:
+    """Images 0 to count - 1 of a checkpoint's averaged generator, in batches."""
+    checkpoint = checkpoints.load(path)
+    network = build(GENERATORS, checkpoint.config["generator"])
+    network.load_state_dict(checkpoint.under("generator_ema."))
+    network.to(device).eval().requires_grad_(False)
+    for start in range(0, count, BATCH):
+        indices = range(start, min(start + BATCH, count))
+        rows = draws.latents(seed, indices, checkpoint.config["generator"]["latent_size"])
+        yield network(torch.from_numpy(rows).to(device))
+
+
+def real_row(
+    photographs: Photographs, classifier: Trained, count: int, device: torch.device
+) -> dict[str, Any]:
+    """The same for stacked real digits: what a perfect generator would reach with this classifier."""
+    counts = count_modes(reals(photographs, count), classifier)
+    return {"modes": covered(counts), "kl": divergence(counts)}
+
+
+def reals(photographs: Photographs, count: int) -> Iterable[Tensor]:
+    """Stacked digits as training sees them, in batches."""
+    pixels = torch.from_numpy(np.array(photographs.pixels))
+    for start in range(0, count, BATCH):
+        yield stacked(pixels, 0, range(start, min(start + BATCH, count)), torch.device("cpu"))
+
+
+# ----------------------------------------------------------------------------
+# The classifier and the runs, each made once.
+
+
+def the_classifier(photographs: Photographs, path: Path, report: Report) -> Trained:
+    """From its file, or trained and written there. Raises PgsrError if the file is of other digits."""
+    if not path.is_file():
+        trained = digits.train_classifier(photographs, CLASSIFIER_SEED, report=report)
+        digits.save_classifier(path, trained)
+    trained = digits.load_classifier(path)
+    if trained.fingerprint != photographs.fingerprint:
+        raise PgsrError(f"{path} was trained on other digits: name another --out")
+    report(f"digit classifier: {trained.error_rate:.2%} wrong of {trained.held_out} held out")
+    return trained
+
+
+def recipe_of(settings: Settings, system: str, critic: str, seed: int) -> config.Recipe:
+    own = (f"seed={seed}", f"schedule.stable_images={settings.images}")
+    return config.load(f"mnist-modes-{system}-{critic}", (*settings.overrides, *own))
+
+
+def train_one(
+    settings: Settings,
+    system: str,
+    critic: str,
+    seed: int,
+    photographs: Photographs,
+    device: torch.device,
+    report: Report,
+) -> Path:
+    """A finished run's folder: begun, gone on with, or found there.
+
+    Raises PgsrError if it holds another run, or was stopped.
+    """
+    recipe = recipe_of(settings, system, critic, seed)
+    folder = settings.out / "runs" / f"{system}-{critic}-seed{seed}"
+    total = build_schedule(recipe.schedule, recipe.objective.critic_steps).total_images
+    begun = checkpoints.files_of(folder)
+    shown = check_same_run(begun[-1], recipe, photographs, total) if begun else 0
+    if shown < total:
+        report(f"{folder.name}: training from {shown} to {total} images")
+        opened = open_run(recipe, settings.data, folder, device)
+        if begun:
+            opened.resume(begun[-1])
+        with StopRequest(None) as stop:
+            if not train(opened, stop):
+                raise PgsrError("stopped; the same command goes on")
+    return folder
+
+
+def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, total: int) -> int:
+    """Images shown in a checkpoint. Raises PgsrError unless it is of this recipe and these digits, and not
+    beyond its end; a shorter run of the same recipe may go on."""
+    checkpoint = checkpoints.load(path)
+    shown = int(checkpoint.progress["images_shown"])
+    same = decisive(checkpoint.config) == decisive(recipe.as_dict())
+    if not same or checkpoint.provenance["data"]["fingerprint"] != photographs.fingerprint or shown > total:
+        raise PgsrError(
+            f"{path.parent.parent} is a run of other data, settings or more images: name another --out"
+        )
+    return shown
+
+
+def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's weights as far as it has come: all but its length and what it writes when."""
+    kept = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
+    schedule = {name: value for name, value in recipe["schedule"].items() if name != "stable_images"}
+    return {**kept, "schedule": schedule, "precision": recipe["run"]["precision"]}
+
+
+def count_one(settings: Settings, folder: Path, classifier: Trained, device: torch.device) -> dict[str, Any]:
+    """Modes and divergence of a run's newest checkpoint; counted once, then kept in its folder."""
+    path = checkpoints.newest(folder)
+    checkpoint = checkpoints.load(path)
+    key = {
+        "images_shown": checkpoint.progress["images_shown"],
+        "generated": settings.generated,
+        "classifier_error_rate": classifier.error_rate,
+    }
+    kept = folder / "modes.json"
+    if kept.is_file():
+        before = json.loads(kept.read_text())
+        if {name: before.get(name) for name in key} == key:
+            return row_of(before)
+    seed = int(checkpoint.config["seed"])
+    counts = count_modes(generated(path, settings.generated, seed, device), classifier)
+    result = {**key, "histogram": counts.tolist()}
+    write_text(kept, json.dumps(result) + "\n")
+    return row_of(result)
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    counts = np.array(result["histogram"], dtype=np.int64)
+    return {"images_shown": result["images_shown"], "modes": covered(counts), "kl": divergence(counts)}
+
+
+def summary(rows: Sequence[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds, and the paper's, of each system and critic."""
+    result = []
+    for critic in CRITICS:
+        for system in settings.systems:
+            own = [row for row in rows if (row["system"], row["critic"]) == (system, critic)]
+            options = recipe_of(settings, system, critic, 0).discriminator
+            parameters = sum(p.numel() for p in build(DISCRIMINATORS, options).parameters())
+            entry: dict[str, Any] = {"critic": critic, "system": system, "critic_parameters": parameters}
+            for name in ("modes", "kl"):
+                entry[name] = spread([row[name] for row in own])
+                entry[f"paper_{name}"] = PAPER[system, critic][name]
+            result.append(entry)
+    return result
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (of a sample; None of one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

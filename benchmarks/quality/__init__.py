@@ -1,0 +1,1 @@
+"""pgsr-bench quality, compare, swd and neighbours: how good generated images are."""

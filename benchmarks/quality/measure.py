@@ -1,0 +1,307 @@
+"""Table 2 of paper 1 for an exported model: SWD, MS-SSIM and, with a feature network, the inception score,
+FID, KID, precision and recall, of the generator's images and of the upscaled ones.
+
+    pgsr-bench quality --data faces.zip --large-data large.zip --out report
+
+Beside them stand photographs against other photographs, the floor that nothing beats at this number of
+images, and the generator's images enlarged by bicubic and Lanczos filters, the least that an upscaler must
+beat. And how near the upscaler comes to photographs that were reduced: PSNR and SSIM of Y, border shaved.
+
+Every set comes in batches and is measured as it comes; what grows with the number of images are the patches
+of the two sets that are compared (75 KB an image and level) and the feature network's outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgsr import __version__, bundle
+from pgsr.bundle import Bundle
+from pgsr.files import sha256
+from pgsr.trainer.metrics import features, swd
+from pgsr.trainer.metrics.features import Found
+from pgsr.trainer.metrics.fidelity import fidelity
+from pgsr.trainer.metrics.score import Score
+from pgsr.trainer.metrics.similarity import PairSimilarity
+from pgsr.trainer.start import chosen_device
+
+from .feature_network import Network, open_lpips, open_network, resized
+from .sets import Faces, Photos, Pixels, Settings, holds, open_photos
+
+Report = Callable[[str], None]
+
+NAMES = {"bicubic": "bicubic", "lanczos": "Lanczos", "upscaler": "upscaler"}
+PLAIN = ("bicubic", "lanczos")  # what the upscaler must beat
+SHOWN = 48  # pictures of each set kept for the report's sheets
+
+
+# ----------------------------------------------------------------------------
+# Measuring a set as it comes.
+
+
+@dataclass
+class Measured:
+    """A column of the table."""
+
+    key: str
+    name: str
+    scores: list[Score]
+    shown: Pixels  # its first pictures
+    seconds: float = 0.0
+
+    def score(self, name: str) -> Score | None:
+        return next((score for score in self.scores if score.name == name), None)
+
+
+@dataclass
+class Reference:
+    """The photographs that sets are compared with."""
+
+    photos: Photos
+    device: torch.device
+    pairs: int
+    network: Network | None
+    descriptors: swd.Descriptors = field(init=False)
+    found: Found = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.descriptors, _, self.found, _ = self._looked_at(self.photos.part(0), False)
+
+    def measure(self, key: str, name: str, batches: Iterator[Pixels]) -> Measured:
+        began = time.perf_counter()
+        descriptors, similar, found, shown = self._looked_at(batches, True)
+        made = self.photos.made
+        apart = swd.distance(self.descriptors, descriptors)
+        del descriptors
+        scores = [Score(f"SWD {side}", value, made) for side, value in apart.levels.items()]
+        scores.append(Score("SWD average", apart.average, made))
+        assert similar is not None
+        scores.append(Score("MS-SSIM", similar.mean, {**made, "pairs": similar.pairs}))
+        if self.network is not None:
+            by_network = {**made, **self.network.made}
+            for name_, (value, deviation) in features.scores(self.found, found, made["seed"]).items():
+                scores.append(Score(name_, value, by_network, deviation))
+        return Measured(key, name, scores, shown, round(time.perf_counter() - began, 2))
+
+    def _looked_at(
+        self, batches: Iterator[Pixels], pairs: bool
+    ) -> tuple[swd.Descriptors, PairSimilarity | None, Found, Pixels]:
+        """One pass over a set: its patches, its variety, what the network finds, its first pictures."""
+        made = self.photos.made
+        descriptors = swd.Descriptors(made["resolution"], made["seed"], self.device)
+        similar = PairSimilarity(made["images"], self.pairs, self.device) if pairs else None
+        found = Found()
+        shown: list[Pixels] = []
+        for pixels in batches:
+            descriptors.add(pixels)
+            if similar is not None:
+                similar.add(pixels)
+            if self.network is not None:
+                found.add(*self.network(pixels))
+            if sum(map(len, shown)) < SHOWN:
+                shown.append(np.array(pixels))
+        return descriptors, similar, found, np.concatenate(shown)[:SHOWN]
+
+
+# ----------------------------------------------------------------------------
+# The upscaler against photographs.
+
+Enlarge = Callable[[Pixels], Pixels]
+Distances = Callable[[Pixels, Pixels], torch.Tensor]
+
+
+def restore(reference: Reference, faces: Faces, settings: Settings, report: Report) -> list[Measured]:
+    """The photographs that are not the reference, reduced, then enlarged by each: scored as sets, and by how
+    near each picture comes to what it was."""
+    photos, scale = reference.photos, faces.bundle.scale
+    side = photos.made["resolution"]
+    ways: dict[str, Enlarge] = {name: partial(resized, side=side, resize=name) for name in PLAIN}
+    lpips = None if settings.lpips is None else open_lpips(settings.lpips, reference.device)
+    made = {**photos.made, "reduced by": settings.reduce, "border": scale}
+    columns = []
+    for key, enlarge in {"upscaler": faces.upscaled, **ways}.items():
+        values: dict[str, list[torch.Tensor]] = {}
+        name = f"{NAMES[key]} of reduced photographs"
+        batches = _restored(photos, scale, settings.reduce, enlarge, lpips, values)
+        column = _reported(reference.measure(key, NAMES[key], batches), name, report)
+        column.scores = [replace(s, made={**s.made, "reduced by": settings.reduce}) for s in column.scores]
+        for metric, parts in values.items():
+            every = torch.cat(parts).double()
+            own = {"features": sha256(settings.lpips)} if metric == "LPIPS" and settings.lpips else {}
+            column.scores.append(Score(metric, float(every.mean()), {**made, **own}, float(every.std())))
+        columns.append(column)
+    return columns
+
+
+def _restored(
+    photos: Photos,
+    scale: int,
+    resampling: str,
+    enlarge: Enlarge,
+    lpips: Distances | None,
+    values: dict[str, list[torch.Tensor]],
+) -> Iterator[Pixels]:
+    """The pictures, a batch at a time; on the way, scores of each one are added to `values`."""
+    for originals in photos.part(1):
+        pixels = enlarge(resized(originals, originals.shape[1] // scale, resampling))
+        near = fidelity(pixels, originals, border=scale)
+        found = {"PSNR Y": near.psnr_db, "SSIM Y": near.ssim}
+        if lpips is not None:
+            found["LPIPS"] = lpips(pixels, originals)
+        for metric, each in found.items():
+            values.setdefault(metric, []).append(each)
+        yield pixels
+
+
+# ----------------------------------------------------------------------------
+# The measurement.
+
+
+@dataclass
+class Quality:
+    """All that the report shows."""
+
+    settings: Settings
+    model: Bundle
+    small: list[Measured]  # at the generator's resolution: the generator, photographs
+    large: list[Measured]  # upscaled: chain, plain filters, photographs; none without an upscaler
+    restored: list[Measured]  # photographs reduced and enlarged: upscaler, plain filters
+    notes: list[str]
+    seconds: float
+
+
+def run(settings: Settings, report: Report) -> Quality:
+    """Measures everything. Raises PgsrError if model, photographs or networks cannot be used."""
+    began = time.perf_counter()
+    device = chosen_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    held = bundle.read(bundle.shipped() if settings.model is None else settings.model)
+    network = None if settings.features is None else open_network(settings.features, device)
+    notes: list[str] = []
+    with Faces(held, settings) as faces:
+        photos = open_photos(settings.data, held.resolution, settings)
+        _note_count(photos, settings, notes)
+        reference = Reference(photos, device, settings.pairs, network)
+        report(f"{photos.count} photographs of {held.resolution}x{held.resolution} looked at")
+        small = _measured(
+            reference,
+            {
+                "generator": ("generator", faces.small(photos.count)),
+                "photographs": ("photographs", photos.part(1)),
+            },
+            report,
+        )
+        del reference
+        large, restored = _upscaled(faces, device, network, settings, notes, report)
+    seconds = round(time.perf_counter() - began, 1)
+    return Quality(settings, held, small, large, restored, notes, seconds)
+
+
+def _measured(
+    reference: Reference, sets: dict[str, tuple[str, Iterator[Pixels]]], report: Report
+) -> list[Measured]:
+    found = []
+    for key, (name, batches) in sets.items():
+        found.append(_reported(reference.measure(key, name, batches), name, report))
+    return found
+
+
+def _reported(column: Measured, name: str, report: Report) -> Measured:
+    average = column.score("SWD average")
+    assert average is not None
+    report(f"{name}: SWD average {average.value:.2f} ({column.seconds:.0f} s)")
+    return column
+
+
+def _upscaled(
+    faces: Faces,
+    device: torch.device,
+    network: Network | None,
+    settings: Settings,
+    notes: list[str],
+    report: Report,
+) -> tuple[list[Measured], list[Measured]]:
+    """The large sets, if the bundle has an upscaler and there are photographs to compare with."""
+    side = faces.bundle.resolution * faces.bundle.scale
+    source = settings.large_data or settings.data
+    if faces.bundle.scale == 1:
+        notes.append("the bundle has no upscaler")
+        return [], []
+    if settings.large_data is None and not holds(source, side):
+        notes.append(f"the photographs are smaller than {side}x{side}: name larger ones with --large-data")
+        return [], []
+    photos = open_photos(source, side, settings)
+    _note_count(photos, settings, notes)
+    reference = Reference(photos, device, settings.pairs, network)
+    report(f"{photos.count} photographs of {side}x{side} looked at")
+    sets = {"upscaler": ("upscaler", faces.large(photos.count))}
+    for name in PLAIN:
+        sets[name] = (NAMES[name], faces.enlarged(photos.count, name))
+    sets["photographs"] = ("photographs", photos.part(1))
+    large = _measured(reference, sets, report)
+    return large, restore(reference, faces, settings, report)
+
+
+def _note_count(photos: Photos, settings: Settings, notes: list[str]) -> None:
+    if photos.count < settings.images:
+        side = photos.made["resolution"]
+        notes.append(
+            f"{photos.count} images of {side}x{side}, not {settings.images}: half of the photographs"
+        )
+
+
+# ----------------------------------------------------------------------------
+# As data.
+
+
+def as_dict(found: Quality) -> dict[str, Any]:
+    """Plain JSON: every score with how it was made."""
+    settings = found.settings
+    groups = {"generator": found.small, "upscaled": found.large, "restored": found.restored}
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"pgsr": __version__, "torch": str(torch.__version__)},
+        "model": {
+            "name": found.model.name,
+            "graphs": {g.name: g.sha256 for g in found.model.graphs if g.precision == settings.precision},
+            "precision": settings.precision,
+            "resolution": found.model.resolution,
+            "scale": found.model.scale,
+        },
+        "sets": {
+            group: {c.key: {"name": c.name, "scores": [s.as_dict() for s in c.scores]} for c in columns}
+            for group, columns in groups.items()
+        },
+        "beaten": beaten(found),
+        "notes": found.notes,
+        "seconds": found.seconds,
+    }
+
+
+def beaten(found: Quality) -> dict[str, bool]:
+    """Whether the upscaler is better than each plain filter, by each score that tells."""
+    result = {}
+    for what, group in (("generated", found.large), ("photographs", found.restored)):
+        ours = next((c for c in group if c.key == "upscaler"), None)
+        for name, rises in (
+            ("SWD average", False),
+            ("FID", False),
+            ("PSNR Y", True),
+            ("SSIM Y", True),
+            ("LPIPS", False),
+        ):
+            for plain in (c for c in group if c.key in PLAIN):
+                mine, theirs = (None if c is None else c.score(name) for c in (ours, plain))
+                if mine is not None and theirs is not None:
+                    better = mine.value > theirs.value if rises else mine.value < theirs.value
+                    result[f"{what}, {name}, {plain.name}"] = better
+    return result

@@ -1,0 +1,273 @@
+"""A quality measurement as text, Markdown, plots and sheets; and two of them compared."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgsr.errors import PgsrError
+from pgsr.files import make_folder, replacing, write_bytes, write_text
+from pgsr.images import sheet
+from pgsr.trainer.metrics.score import Score, difference, from_dict
+
+from ..harness.report import aligned, markdown_table
+from ..ladder.measure import stacked
+from .measure import Measured, Quality, as_dict, beaten
+from .sets import Pixels
+
+PAPER = {  # paper 1, Table 2: Progressive GAN, SRGAN
+    "SWD average": ("240.65", "381.86"),
+    "MS-SSIM": ("0.1592", "0.1698"),
+    "IS": ("2.127 ± 0.263", "2.138 ± 0.130"),
+}
+PLACES = {"SWD": 2, "MS-SSIM": 4, "IS": 3, "FID": 2, "KID": 5, "PSNR Y": 2, "SSIM Y": 4, "LPIPS": 4}
+COMMAND = "pgsr-bench quality --model BUNDLE --data ZIP --large-data ZIP --out REPORT_DIR"
+COLOURS = {
+    "generator": "#2a6fb5",
+    "upscaler": "#2a6fb5",
+    "bicubic": "#8fb58f",
+    "lanczos": "#c9a227",
+    "photographs": "#b3b8c0",
+}
+
+
+def write_report(found: Quality, folder: Path) -> None:
+    """quality.json, .md, .png and the sheets, which show photographs: mind their terms.
+
+    Raises PgsrError if they cannot be written.
+    """
+    make_folder(folder)
+    write_text(folder / "quality.json", json.dumps(as_dict(found), indent=1) + "\n")
+    write_bytes(folder / "quality.png", picture(found))
+    pictures = sheets(found)
+    for name, strips in pictures.items():
+        with replacing(folder / f"{name}.png") as temporary:
+            stacked(strips).save(temporary, "PNG")
+    write_text(folder / "quality.md", markdown(found, list(pictures)))
+
+
+# ----------------------------------------------------------------------------
+# Words.
+
+
+def cell(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    places = PLACES.get(score.name.split(" ")[0] if score.name.startswith("SWD") else score.name, 3)
+    tail = "" if score.deviation is None else f" ± {score.deviation:.{places}f}"
+    return f"{score.value:.{places}f}{tail}"
+
+
+def metrics(columns: Iterable[Measured]) -> list[str]:
+    """The names of all scores, SWD's levels from the finest to the coarsest first."""
+    names = list(dict.fromkeys(score.name for column in columns for score in column.scores))
+    levels = [name for name in names if name.startswith("SWD ") and name != "SWD average"]
+    first = [*sorted(levels, key=lambda name: -int(name.split()[1])), "SWD average"]
+    return [*first, *[name for name in names if not name.startswith("SWD ")]]
+
+
+def table(found: Quality) -> list[list[str]]:
+    """Paper 1's Table 2: a row a metric, a column a set, and the paper's own numbers at the end."""
+    rows = _rows([*found.small, *found.large])
+    paper = [["paper 1: ProGAN", "paper 1: SRGAN"], *[list(PAPER.get(row[0], ("", ""))) for row in rows[1:]]]
+    return [[*row, *own] for row, own in zip(rows, paper, strict=True)]
+
+
+def restored_table(found: Quality) -> list[list[str]]:
+    """The same of photographs that were reduced and enlarged again, beside the floor."""
+    return _rows([*found.restored, *[c for c in found.large if c.key == "photographs"]])
+
+
+def _rows(columns: Sequence[Measured]) -> list[list[str]]:
+    heads = ["metric", *[f"{c.name} {c.scores[0].made['resolution']}" for c in columns]]
+    return [heads, *[[name, *[cell(c.score(name)) for c in columns]] for name in metrics(columns)]]
+
+
+def legend(found: Quality) -> list[str]:
+    """How the numbers were made."""
+    lines = [
+        f"model {found.model.name}, {found.settings.precision}, seed {found.settings.seed}; "
+        "photographs: other ones than the reference, the floor at this number of images"
+    ]
+    for group in (found.small, found.large):
+        if group:
+            lines.append(_made(group[0]))
+    network = next((score.made for score in found.small[0].scores if "features" in score.made), None)
+    if network is not None:
+        lines.append(
+            f"IS, FID, KID, precision, recall: feature network sha256 {network['features'][:16]}, images "
+            f"resized {network['feature resize']}, range {network['feature range']}"
+        )
+    if found.restored:
+        made = found.restored[0].scores[-1].made
+        lines.append(
+            f"restored: the other photographs reduced by {made['reduced by']} and enlarged again; PSNR and "
+            f"SSIM of Y, border of {made['border']} pixels shaved, mean ± deviation over pictures"
+        )
+    lines += _verdicts(beaten(found))
+    lines.append("paper 1 does not say how many images it took nor how it scaled SWD: do not compare with it")
+    return [*lines, *found.notes, f"{found.seconds:.0f} s"]
+
+
+def _verdicts(won: Mapping[str, bool]) -> list[str]:
+    """A line for what the upscaler wins and one for what it loses."""
+    lines = []
+    for outcome, verb in ((True, "beats"), (False, "does not beat")):
+        rivals: dict[str, list[str]] = {}
+        for name, value in won.items():
+            what, metric, plain = name.split(", ")
+            if value == outcome:
+                rivals.setdefault(f"{metric} ({what})", []).append(plain)
+        parts = [f"{' or '.join(plains)} by {metric}" for metric, plains in rivals.items()]
+        if parts:
+            lines.append(f"the upscaler {verb} {'; '.join(parts)}")
+    return lines
+
+
+def _made(column: Measured) -> str:
+    made = column.scores[0].made
+    similar = column.score("MS-SSIM")
+    pairs = "" if similar is None else f"; MS-SSIM over {similar.made['pairs']:,} pairs"
+    resize = made["resize"] if made["resize"] == "as stored" else f"resized by {made['resize']}"
+    return (
+        f"{made['resolution']}x{made['resolution']}: SWD x 1000 of {made['images']:,} images against as many "
+        f"photographs, these {resize} (fingerprint {made['photographs']}){pairs}"
+    )
+
+
+def text(found: Quality) -> str:
+    """What the command prints."""
+    lines = [aligned(table(found), 1), ""]
+    if found.restored:
+        lines += ["restored:", aligned(restored_table(found), 1), ""]
+    return "\n".join([*lines, *legend(found)])
+
+
+SHEETS = {
+    "faces": "generated images, uncurated, above photographs",
+    "upscaled": "the same generated images enlarged by each, above photographs",
+    "restored": "photographs, reduced and enlarged by each, above the originals",
+}
+
+
+def markdown(found: Quality, pictures: Sequence[str]) -> str:
+    """The report as a page."""
+    lines = [f"# Quality of {found.model.name} (paper 1, Table 2)", "", *markdown_table(table(found), 1), ""]
+    if found.restored:
+        lines += [
+            "Photographs, reduced and enlarged again:",
+            "",
+            *markdown_table(restored_table(found), 1),
+            "",
+        ]
+    lines += [*[f"- {line}" for line in legend(found)], "", "![SWD of each level](quality.png)", ""]
+    for name in pictures:
+        lines += [f"## {SHEETS[name].capitalize()}", "", f"![{SHEETS[name]}]({name}.png)", ""]
+    return "\n".join([*lines, f"Made by `{COMMAND}`; how every number was made is in `quality.json`.", ""])
+
+
+# ----------------------------------------------------------------------------
+# Pictures.
+
+COLUMNS = {"faces": 16, "upscaled": 6, "restored": 6}
+LEAST_SIDE = 64  # pixels: smaller images are enlarged by replication
+
+
+def sheets(found: Quality) -> dict[str, list[tuple[str, Pixels]]]:
+    """Strips, each with its name, of each sheet."""
+    result = {"faces": [(c.name, _strip(c.shown[:32], COLUMNS["faces"])) for c in found.small]}
+    if found.large:
+        floor = found.large[-1]
+        ways = [*found.large[1:-1], found.large[0]]
+        result["upscaled"] = [(c.name, _strip(c.shown[:6], COLUMNS["upscaled"])) for c in (*ways, floor)]
+        ways = [*found.restored[1:], found.restored[0]]
+        strips = [(c.name, _strip(c.shown[:6], COLUMNS["restored"])) for c in ways]
+        result["restored"] = [*strips, ("originals", _strip(floor.shown[:6], COLUMNS["restored"]))]
+    return result
+
+
+def _strip(pixels: Pixels, columns: int) -> Pixels:
+    factor = max(1, LEAST_SIDE // pixels.shape[1])
+    return sheet(pixels.repeat(factor, axis=1).repeat(factor, axis=2), columns)
+
+
+def picture(found: Quality) -> bytes:
+    """A PNG of bars: SWD of each level and set, one panel a resolution."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    groups = [group for group in (found.small, found.large) if group]
+    widths = [len(metrics(group)) * (1 + len(group)) for group in groups]
+    figure = Figure(figsize=(4 + 0.22 * sum(widths), 4), dpi=120, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(groups), width_ratios=widths))
+    for axes, group in zip(panels, groups, strict=True):
+        _bars(axes, group)
+    panels[0].set_ylabel("sliced Wasserstein distance × 1000")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _bars(axes: Any, group: Sequence[Measured]) -> None:
+    names = [name for name in metrics(group) if name.startswith("SWD ")]
+    width = 0.8 / len(group)
+    for k, column in enumerate(group):
+        values = [score.value for name in names if (score := column.score(name)) is not None]
+        places = np.arange(len(names)) + (k - (len(group) - 1) / 2) * width
+        bars = axes.bar(places, values, width, label=column.name, color=COLOURS[column.key])
+        axes.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=7)
+    made = group[0].scores[0].made
+    axes.set_xticks(range(len(names)), [name.removeprefix("SWD ") for name in names])
+    axes.set_title(f"{made['resolution']}x{made['resolution']}, {made['images']:,} images", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+# ----------------------------------------------------------------------------
+# Two reports.
+
+
+def compare(first: Path, second: Path) -> tuple[dict[str, Any], str]:
+    """Every score that both reports have, and how much larger the second's is.
+
+    Raises PgsrError if the files are no reports, or a score was made in another way in one of them.
+    """
+    one, other = (_scores_of(path) for path in (first, second))
+    shared = [key for key in one if key in other]
+    if not shared:
+        raise PgsrError(f"{first} and {second} have no score in common")
+    rows: list[dict[str, Any]] = [
+        {
+            "set": f"{group}, {column}",
+            "metric": metric,
+            "first": one[group, column, metric].value,
+            "second": other[group, column, metric].value,
+            "difference": difference(other[group, column, metric], one[group, column, metric]),
+        }
+        for group, column, metric in shared
+    ]
+    lines = [["set", "metric", "first", "second", "difference"]]
+    for row, key in zip(rows, shared, strict=True):
+        change = Score(row["metric"], row["difference"], {})
+        values = [cell(Score(s.name, s.value, {})) for s in (one[key], other[key])]
+        lines.append([row["set"], row["metric"], *values, cell(change)])
+    return {"first": str(first), "second": str(second), "rows": rows}, aligned(lines, 2)
+
+
+def _scores_of(path: Path) -> dict[tuple[str, str, str], Score]:
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        return {
+            (group, key, score["name"]): from_dict(score)
+            for group, columns in content["sets"].items()
+            for key, column in columns.items()
+            for score in column["scores"]
+        }
+    except OSError as error:
+        raise PgsrError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PgsrError(f"{path} is not a quality.json: {error!r}") from error

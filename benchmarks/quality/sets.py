@@ -1,0 +1,159 @@
+"""What `pgsr-bench quality` measures: photographs in two parts, and a bundle's images in each form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr import draws
+from pgsr.bundle import Bundle
+from pgsr.errors import PgsrError, check_choice
+from pgsr.images import to_float, to_uint8
+from pgsr.runtime.backends import open_runner
+from pgsr.runtime.synthesizer import check_window
+from pgsr.trainer.data.cache import FILTERS, load_photographs, of_size, open_pictures, problem, reading
+from pgsr.trainer.data.sources import UNREADABLE
+from pgsr.trainer.metrics.similarity import PAIRS
+
+from .feature_network import Settings as NetworkSettings
+from .feature_network import resized
+
+Pixels = NDArray[np.uint8]  # [N, S, S, 3]
+
+BATCH = 16
+PAPER_IMAGES = 16384  # paper 2, section 5
+TRIES = 10  # pictures looked at to learn how large they are
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, as it was given. Raises PgsrError for values out of range."""
+
+    data: Path
+    large_data: Path | None = None  # photographs of the upscaled size; None: `data` again
+    model: Path | None = None  # a bundle; None is the shipped one
+    precision: str = "fp32"
+    images: int = PAPER_IMAGES  # of each set; at most half of the photographs
+    pairs: int = PAIRS  # of MS-SSIM
+    reduce: str = "lanczos"  # how photographs are reduced for the upscaler to enlarge
+    seed: int = 0
+    features: NetworkSettings | None = None
+    lpips: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_window(self.seed, self.images, 0)
+        if self.images < 2:
+            raise PgsrError(f"--images {self.images} is below 2")
+        if self.pairs < 1:
+            raise PgsrError(f"--pairs {self.pairs} is below 1")
+        check_choice("--reduce", self.reduce, FILTERS)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photographs of one size in random order: one part is the reference, the other the floor."""
+
+    pixels: Pixels  # memory-mapped
+    order: NDArray[np.int64]
+    count: int  # in each part
+    made: dict[str, Any]  # what scores against them must say
+
+    def part(self, which: int) -> Iterator[Pixels]:
+        begin = which * self.count
+        for start in range(begin, begin + self.count, BATCH):
+            yield self.pixels[self.order[start : min(start + BATCH, begin + self.count)]]
+
+
+def holds(source: Path, side: int) -> bool:
+    """Whether photographs are at least `side` pixels, by the first of them."""
+    return _stored_side(source, side) >= side
+
+
+def _stored_side(source: Path, side: int) -> int:
+    """Pixels of the first picture that can be read, of those that were prepared at `side` if there are such;
+    0 if the first ones cannot."""
+    pictures = of_size(open_pictures(source), side)
+    with reading(pictures) as read:
+        for name in pictures.names[:TRIES]:
+            with contextlib.suppress(*UNREADABLE):
+                picture, _ = problem(read(name), 1)
+                if picture is not None:
+                    return min(picture.size)
+    return 0
+
+
+def open_photos(source: Path, side: int, settings: Settings) -> Photos:
+    """Raises PgsrError if there are fewer than four photographs of that size."""
+    found = load_photographs(source, side)
+    count = min(settings.images, len(found) // 2)
+    if count < 2:
+        raise PgsrError(f"{source} has {len(found)} photographs of {side}x{side}: two halves need at least 4")
+    made = {
+        "images": count,
+        "resolution": side,
+        "resize": "as stored" if _stored_side(source, side) == side else "lanczos",
+        "photographs": found.fingerprint[:16],
+        "seed": settings.seed,
+    }
+    order = draws.permutation(settings.seed, "evaluation", 0, len(found))
+    return Photos(found.pixels, order, count, made)
+
+
+class Faces:
+    """A bundle's images of indices 0, 1, ... of a seed, in each form."""
+
+    def __init__(self, held: Bundle, settings: Settings) -> None:
+        """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
+        self.bundle, self.seed = held, settings.seed
+        names = ("generator", "chain", "upscaler") if held.scale > 1 else ("generator",)
+        self.runners = {
+            name: open_runner(
+                held,
+                settings.device,
+                settings.precision,
+                graph=name,
+                threads=settings.threads,
+                batch=BATCH,
+            )
+            for name in names
+        }
+
+    def small(self, count: int) -> Iterator[Pixels]:
+        for latents in self._latents(count):
+            yield to_uint8(self.runners["generator"].run(latents))
+
+    def large(self, count: int) -> Iterator[Pixels]:
+        for latents in self._latents(count):
+            yield self.runners["chain"].run(latents)
+
+    def enlarged(self, count: int, resampling: str) -> Iterator[Pixels]:
+        for pixels in self.small(count):
+            yield resized(pixels, self.bundle.scale * pixels.shape[1], resampling)
+
+    def upscaled(self, pixels: Pixels) -> Pixels:
+        """Any pictures through the upscaler."""
+        return np.ascontiguousarray(to_uint8(self.runners["upscaler"].run(to_float(pixels))))
+
+    def _latents(self, count: int) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, count, BATCH):
+            indices = range(start, min(start + BATCH, count))
+            yield draws.latents(self.seed, indices, self.bundle.latent_size)
+
+    def __enter__(self) -> Self:
+        self._open = ExitStack()
+        for runner in self.runners.values():
+            self._open.enter_context(runner)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._open.close()

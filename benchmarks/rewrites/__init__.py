@@ -1,0 +1,1 @@
+"""pgsr-bench rewrites: what each rewrite of the export saves and gains."""

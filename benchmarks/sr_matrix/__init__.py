@@ -1,0 +1,1 @@
+"""pgsr-bench sr-matrix: objectives times architectures of super-resolution (paper 3)."""

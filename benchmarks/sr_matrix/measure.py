@@ -1,0 +1,139 @@
+"""pgsr-bench sr-matrix: paper 3 over again. Objectives times architectures, each cell a run of pgsr-train.
+
+Every cell trains on the same pictures for as many iterations of the generator; the last pictures of the set
+are held out, and measured on while a cell trains. A cell is a run folder: a finished one is not trained
+again, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgsr import checkpoint as checkpoints
+from pgsr.errors import PgsrError
+from pgsr.files import make_folder, write_text
+from pgsr.trainer.loop import StopRequest, train
+from pgsr.trainer.run_folder import metrics_log as record
+from pgsr.trainer.run_folder.run import Run
+from pgsr.trainer.run_folder.watch import Diverged
+from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.trainer import Trainer
+
+from .cells import CELLS, Cell, Settings, recipe_of
+from .scores import HeldOut, Pixels, Trained, generated, held_out, measured
+
+Report = Callable[[str], None]  # is told what is going on
+
+
+class StopAt(StopRequest):
+    """A stop once so many images are shown."""
+
+    def __init__(self, trainer: Trainer, images_shown: int) -> None:
+        super().__init__(None)
+        self.trainer, self.images_shown = trainer, images_shown
+
+    @property
+    def due(self) -> bool:
+        return super().due or self.trainer.state.images_shown >= self.images_shown
+
+
+def run(settings: Settings, report: Report) -> tuple[list[Trained], HeldOut]:
+    """Trains what is not trained yet. Raises PgsrError if asked to stop, or a cell cannot be trained."""
+    device = chosen_device(settings.device)
+    make_folder(settings.out)
+    held = held_out(config.load("sr-gan", settings.overrides), settings, device)
+    cells = []
+    for i, name in enumerate(settings.cells, 1):
+        report(f"{name} ({i} of {len(settings.cells)})")
+        cells.append(run_cell(CELLS[name], settings, held, device))
+    return cells, held
+
+
+def run_cell(cell: Cell, settings: Settings, held: HeldOut, device: torch.device) -> Trained:
+    """A cell's folder, trained to the end if it was not."""
+    folder, recipe = settings.out / cell.name, recipe_of(cell, settings)
+    _require_same(folder, recipe)
+    done = folder / "done.json"
+    if not done.is_file():
+        _train_cell(folder, recipe, settings, held, device)
+    ending = json.loads(done.read_text())
+    pictures = folder / "pictures.npy"
+    return Trained(
+        cell,
+        recipe.objective.critic_steps,
+        record.read(folder / "metrics.jsonl"),
+        record.read(folder / "heldout.jsonl"),
+        np.load(pictures) if pictures.is_file() else None,
+        ending["seconds"],
+        ending["diverged"],
+    )
+
+
+def _require_same(folder: Path, recipe: config.Recipe) -> None:
+    """Raises PgsrError if the folder holds a recipe that trains otherwise; new settings have defaults."""
+    written = folder / "config.json"
+    if not written.is_file():
+        return
+    try:
+        same = _deciding(config.of_run(folder)) == _deciding(recipe)
+    except PgsrError:
+        same = False
+    if not same:
+        raise PgsrError(f"{folder} was trained with other settings: name another --out")
+
+
+def _deciding(recipe: config.Recipe) -> dict[str, Any]:
+    """What of a recipe decides the weights."""
+    words = ("name", "about", "source", "run")
+    return {key: value for key, value in recipe.as_dict().items() if key not in words}
+
+
+def _train_cell(
+    folder: Path, recipe: config.Recipe, settings: Settings, held: HeldOut, device: torch.device
+) -> None:
+    began, diverged = time.monotonic(), ""
+    run = open_run(recipe, settings.data, folder, device)
+    if checkpoints.files_of(folder):
+        run.resume(checkpoints.newest(folder))
+    looks = folder / "heldout.jsonl"
+    record.forget_after(looks, run.trainer.state.images_shown, 0.0)
+    try:
+        pictures = _train_in_stretches(run, looks, held, settings.evaluations)
+        np.save(folder / "pictures.npy", pictures)
+    except PgsrError as error:
+        if not isinstance(error.__context__, Diverged):
+            raise
+        diverged = str(error.__context__)
+    ending = {"seconds": round(time.monotonic() - began, 1), "diverged": diverged}
+    write_text(folder / "done.json", json.dumps(ending) + "\n")
+
+
+def _train_in_stretches(run: Run, looks: Path, held: HeldOut, evaluations: int) -> Pixels:
+    """Trains to the end with a look at the held-out pictures after each stretch; the last look's pictures."""
+    trainer = run.trainer
+    total, paired = trainer.schedule.total_images, trainer.batches.paired
+    inputs = held.inputs if paired else trainer.batches.preview(len(held.inputs))
+    for k in range(1, evaluations + 1):
+        target = total * k // evaluations
+        if trainer.state.images_shown >= target and k < evaluations:
+            continue
+        with StopAt(trainer, target) as stop:
+            train(run, stop)
+        if stop.signalled:
+            raise PgsrError(
+                f"stopped at {trainer.state.images_shown} images of {run.folder}: run it again to go on"
+            )
+        made = generated(trainer, inputs)
+        record.append(
+            looks,
+            {"images_shown": trainer.state.images_shown, **measured(made, held, trainer.batches.paired)},
+        )
+    return made

@@ -1,0 +1,1 @@
+"""pgsr-bench throughput: images a second of every stage."""

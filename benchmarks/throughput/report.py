@@ -1,0 +1,171 @@
+"""A throughput measurement as text, Markdown and one picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pgsr.files import make_folder, write_bytes, write_text
+
+from ..harness.report import Row, aligned, machine_lines, markdown_table, rate, times
+
+HEADINGS = (
+    "stage",
+    "system",
+    "by",
+    "multiply-adds",
+    "images/s",
+    "least",
+    "most",
+    "GFLOP/s",
+    "of peak",
+    "to naive",
+    "of network",
+)
+LEFT = 3  # columns of words
+
+COMMAND = "pgsr-bench throughput --out REPORT_DIR"
+PICTURED = ("generator", "upscaler", "network", "end to end")
+COLOURS = {"naive": "#b3b8c0", "eager": "#d9b26a", "onnxruntime": "#2a6fb5", "openvino": "#3c9a68"}
+OTHER = "#8a5fb0"
+
+
+def write_report(result: Mapping[str, Any], folder: Path) -> None:
+    """throughput.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
+    make_folder(folder)
+    write_text(folder / "throughput.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / "throughput.md", markdown(result))
+    write_bytes(folder / "throughput.png", picture(result))
+
+
+# ----------------------------------------------------------------------------
+# Words.
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    adds = row["multiply_adds"]
+    return [
+        row["stage"],
+        row["system"],
+        row["way"],
+        f"{adds / 1e6:.1f} M" if adds else "-",
+        rate(row["images_per_second"]),
+        rate(row["images_per_second_min"]),
+        rate(row["images_per_second_max"]),
+        f"{row['gflops']:.1f}" if adds else "-",
+        percent(row["share_of_peak"]),
+        times(row["ratio_to_naive"]),
+        percent(row["share_of_network"]),
+    ]
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned with spaces."""
+    return aligned([list(HEADINGS), *[cells(row) for row in rows]], LEFT)
+
+
+def legend(result: Mapping[str, Any]) -> list[str]:
+    """What the table's columns and the machine are."""
+    settings = result["settings"]
+    peaks = ", ".join(f"{peak:.0f} GFLOP/s in {name}" for name, peak in result["peaks"].items())
+    device = result["machine"]["device"]
+    return [
+        *machine_lines(result["machine"]),
+        *([] if device == "cpu" else [f"on {device}"]),
+        f"matrix product: {peaks}",
+        f"batch {settings['batch']} (generator), {settings['large_batch']} (upscaler, chain; that of the "
+        f"shipped model is measured); {settings['images']} images a call of a chain (of an eager one, a "
+        f"batch), {settings['shipped_images']} of the shipped one; medians of {settings['rounds']} rounds, "
+        "least and most beside them",
+        "to naive: to the plain eager vanilla chain of the same stage; of network: end to end to it alone",
+    ]
+
+
+def bandwidth_lines(result: Mapping[str, Any]) -> list[str]:
+    """Of a GPU: how much of what its memory can move the layers' inputs, outputs and weights are."""
+    if not result["bandwidth_gbs"]:
+        return []
+    rows = [row for row in result["rows"] if row["share_of_bandwidth"]]
+    return [
+        f"memory: {result['bandwidth_gbs']:.0f} GB/s copied; layers move at least "
+        + ", ".join(
+            f"{percent(row['share_of_bandwidth'])} of it ({row['system']} {row['stage']}, {row['way']})"
+            for row in rows
+        )
+    ]
+
+
+def equation_lines(result: Mapping[str, Any]) -> list[str]:
+    """Equation 3 of paper 1 beside what was counted."""
+    return [
+        f"separable / vanilla multiply-adds, {stage}: counted {ratio['counted']:.4f}, "
+        f"by equation 3 {ratio['predicted']:.4f}"
+        for stage, ratio in result["equation_3"].items()
+    ]
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """What the command prints."""
+    more = [*equation_lines(result), *bandwidth_lines(result)]
+    return "\n".join([table(result["rows"]), "", *more, "", *legend(result)])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
+    bullets = [*legend(result), *equation_lines(result), *bandwidth_lines(result), *result["notes"]]
+    return "\n".join(
+        [
+            f"# Throughput, {result['date']}",
+            "",
+            *markdown_table(lines, LEFT),
+            "",
+            "![images a second](throughput.png)",
+            "",
+            *[f"- {line}" for line in bullets],
+            "",
+            f"Made by `{COMMAND}`; every round's seconds are in `throughput.json`.",
+            "",
+        ]
+    )
+
+
+# ----------------------------------------------------------------------------
+# The picture.
+
+
+def picture(result: Mapping[str, Any]) -> bytes:
+    """A PNG of bars: images a second of every row but encoders'. The scale is logarithmic."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    rows = [row for row in result["rows"] if row["stage"] in PICTURED]
+    figure = Figure(figsize=(9, 1.6 + 0.3 * len(rows)), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    speeds = [row["images_per_second"] for row in rows]
+    colours = [COLOURS.get(row["way"].split()[0], OTHER) for row in rows]
+    bars = axes.barh(range(len(rows)), speeds, height=0.75, color=colours)
+    axes.bar_label(bars, [rate(speed) for speed in speeds], padding=3, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.01)
+    axes.set_xlabel("images a second")
+    machine = result["machine"]
+    where = f"{machine['cpu']}, threads: {machine['threads']}"
+    axes.set_title(where if machine["device"] == "cpu" else machine["device"], fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _label(row: Row) -> str:
+    return f"{row['stage']}, {row['system']}, {row['way']}"

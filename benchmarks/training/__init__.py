@@ -1,0 +1,1 @@
+"""pgsr-bench training: a training step beside a plain reference's."""

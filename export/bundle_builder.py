@@ -1,0 +1,338 @@
+"""Sources -> a bundle folder (contract 2), written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pgsr import __version__, bundle, draws
+from pgsr.bundle import Bundle, Graph, Port
+from pgsr.errors import PgsrError
+from pgsr.files import make_folder, write_bytes
+
+from .graphs import Chain
+from .int8 import BALANCE, quantized
+from .onnx_file import opset_of, to_onnx
+from .parity import (
+    STORED,
+    Array,
+    Parity,
+    compare,
+    in_parts,
+    pictures,
+    require,
+    session_of,
+    stored_function,
+    torch_function,
+    widened,
+    worse,
+)
+from .rewrites.table import Grown, chosen, rewritten
+from .source import Source
+
+PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
+CALIBRATION_SEED = 2**32 + 2  # of what int8's ranges are found on: not the latents it is judged on
+CALIBRATION_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph to be: which networks it chains and what goes in and out."""
+
+    name: str  # "generator", "upscaler", "chain"
+    networks: tuple[nn.Module, ...]  # as trained
+    pixels: bool  # uint8 out
+    input: Port
+    output: Port
+    dynamic: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rewrites are made: a target's, more, less."""
+
+    target: str = "onnxruntime"
+    also: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises PgsrError for names that are not there."""
+        self.names("fp32")
+
+    def names(self, precision: str) -> tuple[str, ...]:
+        return chosen(self.target, self.also, self.without, precision)
+
+
+def export_bundle(
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    name: str,
+    licence: str,
+    samples: int = 64,
+    choice: Choice | None = None,
+) -> Bundle:
+    """Writes the bundle of one generator, one upscaler or both.
+
+    Raises PgsrError if the sources do not make a chain, a graph fails parity, or `out` is something else;
+    then nothing is left behind and a bundle that stood there is untouched.
+    """
+    by_kind = {source.kind: source for source in sources}
+    if len(by_kind) != len(sources):
+        raise PgsrError("name at most one generator and one upscaler to export")
+    if out.exists() and not (out / bundle.MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise PgsrError(f"{out} exists and is not a bundle: name another folder")
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = make_folder(Path(scratch) / "bundle")
+        inputs = _Inputs(by_kind, samples)
+        trials = [_trial(plan, inputs) for plan in plans(by_kind)]
+        wanted = choice or Choice()
+        note = _note(name, licence, by_kind)
+        floats: Floats = {}
+        graphs = [
+            _write_graph(trial, precision, wanted, note, folder, floats)
+            for precision in precisions
+            for trial in trials
+        ]
+        generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
+        result = Bundle(
+            folder=folder,
+            name=name,
+            version=__version__,
+            latent_size=generator.latent_size if generator else 0,
+            resolution=generator.resolution if generator else 0,
+            scale=upscaler.scale if upscaler else 1,
+            graphs=tuple(graphs),
+            licence=licence,
+            provenance={kind: source.provenance for kind, source in sorted(by_kind.items())},
+        )
+        bundle.write(result)
+        _replace_folder(folder, out)
+    return bundle.read(out)
+
+
+def plans(by_kind: dict[str, Source]) -> list[Plan]:
+    """The graphs that a bundle of these sources holds."""
+    generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
+    found: list[Plan] = []
+    scale = upscaler.scale if upscaler else 1
+    images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
+    if upscaler and upscaler.input_size:
+        found.append(_fixed_upscaler(upscaler, generator))
+    elif upscaler:
+        larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
+        sides = {0: "n", 2: "height", 3: "width"}
+        found.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
+    if generator:
+        side = generator.resolution
+        grown = Grown(generator.generator, side)
+        latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
+        made = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+        found.insert(0, Plan("generator", (grown,), False, latents, made, {0: "n"}))
+        pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
+        networks = (grown, upscaler.network) if upscaler else (grown,)
+        found.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
+    return found
+
+
+def _fixed_upscaler(upscaler: Source, generator: Source | None) -> Plan:
+    """The graph of an upscaler that takes images of one size."""
+    side = upscaler.input_size
+    if generator and generator.resolution != side:
+        raise PgsrError(f"the upscaler takes {side}x{side}, but the generator makes {generator.resolution}")
+    large = side * upscaler.scale
+    images = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+    larger = Port("upscaled", ("n", 3, large, large), "float32", "[-1, 1]")
+    return Plan("upscaler", (upscaler.network,), False, images, larger, {0: "n"})
+
+
+class _Inputs:
+    """What parity is measured on: latents, and for the upscaler the generator's own images."""
+
+    def __init__(self, by_kind: dict[str, Source], samples: int) -> None:
+        self.samples = samples
+        self.generator = by_kind.get("generator")
+        self.side = by_kind["upscaler"].input_size if "upscaler" in by_kind else 0
+
+    def latents(self, seed: int = PARITY_SEED) -> Array:
+        assert self.generator is not None
+        return draws.latents(seed, range(self.samples), self.generator.latent_size)
+
+    def images(self, seed: int = PARITY_SEED) -> Array:
+        if self.generator is None:  # smooth noise, since there is nothing to draw faces with
+            rows = draws.latents(seed, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
+            coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
+            smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
+            return np.asarray(smooth.clamp(-1, 1).numpy())
+        made = torch_function(Grown(self.generator.generator, self.generator.resolution))
+        return np.clip(in_parts(made, self.latents(seed)), -1, 1)
+
+    def of(self, plan: Plan, seed: int = PARITY_SEED) -> Array:
+        return self.latents(seed) if plan.input.name == "latents" else self.images(seed)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A graph to be, and what every precision of it is measured on."""
+
+    plan: Plan
+    inputs: Array
+    reference: Array  # uint8 pictures of the trained networks in float32
+    calibration: Array  # other inputs
+
+
+def _trial(plan: Plan, inputs: _Inputs) -> Trial:
+    x = inputs.of(plan)
+    trained = torch_function(Chain(list(plan.networks), "fp32", plan.pixels))
+    calibration = inputs.of(plan, CALIBRATION_SEED)[:CALIBRATION_SAMPLES]
+    return Trial(plan, x, pictures(in_parts(trained, x)), calibration)
+
+
+def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
+    """What a graph's doc string says: provenance and licence."""
+    of = [
+        f"{kind}: {source.provenance.get('recipe', {}).get('generator', {}).get('kind', 'imported')}, "
+        f"{source.provenance.get('images_shown', 'unknown')} images shown"
+        for kind, source in sorted(by_kind.items())
+    ]
+    return f"{name}, made by pgsr {__version__}. {'; '.join(of)}. Licence of the weights: {licence}."
+
+
+def _write_graph(
+    trial: Trial, precision: str, choice: Choice, note: str, folder: Path, floats: Floats
+) -> Graph:
+    name, example = trial.plan.name, torch.from_numpy(trial.inputs[:2])
+    if precision == "int8":
+        names = tuple(n for n in choice.names("int8") if n != BALANCE)
+        exact = floats.get((name, names)) or with_names(trial.plan, "fp32", example, names, note)
+        converted, kept = in_int8(exact, trial.calibration, BALANCE in choice.names("int8"), note)
+    else:
+        converted = convert(trial.plan, precision, example, choice, note)
+        kept = []
+    if precision == "fp32":
+        floats[name, choice.names("fp32")] = converted
+    parity = _measure(trial, converted, precision)
+    require(parity, precision, trial.plan.name)
+    write_bytes(folder / converted.graph.file, converted.model)
+    more = {"kept_in_fp32": kept} if precision == "int8" else {}
+    return dataclasses.replace(converted.graph, parity={**parity.as_dict(), **more})
+
+
+def in_int8(
+    converted: Converted, calibration: Array, balance: bool, note: str
+) -> tuple[Converted, list[str]]:
+    """A float32 graph in int8, and the names of its layers that stay in float32."""
+    model, balanced, kept = quantized(converted.model, calibration, balance, note)
+    rewrites = (*converted.graph.rewrites, *([BALANCE] if balanced else []))
+    file = f"{converted.graph.name}.int8.onnx"
+    graph = dataclasses.replace(converted.graph, precision="int8", file=file, rewrites=rewrites)
+    return dataclasses.replace(converted, graph=graph).with_model(model), kept
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A plan made into ONNX, not yet measured."""
+
+    module: Chain  # after the rewrites, in the graph's precision
+    model: bytes
+    graph: Graph  # without parity
+
+    def with_model(self, model: bytes) -> Converted:
+        graph = dataclasses.replace(self.graph, sha256=hashlib.sha256(model).hexdigest())
+        return dataclasses.replace(self, model=model, graph=graph)
+
+
+Floats = dict[tuple[str, tuple[str, ...]], Converted]  # by name and rewrites, of which int8 graphs are made
+
+
+def convert(
+    plan: Plan, precision: str, example: Tensor, choice: Choice | None = None, note: str = ""
+) -> Converted:
+    """Rewrites and exports a plan; `example` is an input of two images. Of int8, the float32 graph."""
+    return with_names(plan, precision, example, (choice or Choice()).names(precision), note)
+
+
+def with_names(
+    plan: Plan, precision: str, example: Tensor, names: Sequence[str], note: str = ""
+) -> Converted:
+    """The same with these rewrites and no others."""
+    networks, applied = _rewritten_networks(plan.networks, names)
+    module = Chain(networks, precision, plan.pixels)
+    opset = opset_of(precision)
+    model = to_onnx(module, example, plan.input.name, plan.output.name, plan.dynamic, opset, note)
+    graph = Graph(
+        name=plan.name,
+        precision=precision,
+        file=f"{plan.name}.onnx" if precision == "fp32" else f"{plan.name}.{precision}.onnx",
+        sha256=hashlib.sha256(model).hexdigest(),
+        opset=opset,
+        inputs=(plan.input,),
+        outputs=(plan.output,),
+        rewrites=applied,
+        multiply_adds=multiply_adds(Chain(networks, "fp32", False), example[:1]),
+        parity={},
+    )
+    return Converted(module, model, graph)
+
+
+def _rewritten_networks(
+    networks: Sequence[nn.Module], wanted: Sequence[str]
+) -> tuple[list[nn.Module], tuple[str, ...]]:
+    results = [rewritten(network, wanted) for network in networks]
+    names = dict.fromkeys(name for _, applied in results for name in applied)
+    return [network for network, _ in results], tuple(names)
+
+
+def _measure(trial: Trial, converted: Converted, precision: str) -> Parity:
+    x, reference = trial.inputs, trial.reference
+    model = widened(converted.model) if precision == "bf16" else converted.model
+    parity = compare(reference, pictures(in_parts(session_of(model), x)))
+    if precision in STORED:
+        stored = pictures(in_parts(stored_function(converted.module, STORED[precision]), x))
+        parity = worse(parity, compare(reference, stored))
+    return parity
+
+
+def multiply_adds(module: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of convolutions and matrix products for this input."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example)
+    return int(counter.get_total_flops()) // 2
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Puts `new` where `out` is; an older bundle there goes only when the new one stands."""
+    old = new.with_name("old")
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def summary(result: Bundle) -> dict[str, Any]:
+    """What the command reports."""
+    return {
+        "bundle": str(result.folder),
+        "graphs": [
+            {"name": g.name, "precision": g.precision, "multiply_adds": g.multiply_adds, "parity": g.parity}
+            for g in result.graphs
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Exact algebra on trained networks: the same images from fewer operations."""

@@ -1,0 +1,1 @@
+"""pgsr-generate: latents, truncation and interpolation, and the jobs that write faces."""

@@ -1,0 +1,1 @@
+"""Pictures to bytes and files: encoders, archives, animations."""

@@ -1,0 +1,1 @@
+"""pgsr-upscale: pictures of any size through the upscaler, in tiles."""

@@ -1,0 +1,1 @@
+"""Photographs: where they lie, how they are read, and the archives they are prepared into."""

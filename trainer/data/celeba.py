@@ -1,0 +1,188 @@
+"""CelebA's annotation files: attributes, partition, landmarks.
+
+Two forms are read: CelebA's own (a count, the columns' names, then a line a picture; the partition's file has
+neither) and CSV (the columns' names in the first line, the pictures' in the first column).
+
+    table = read_table(Path("list_attr_celeba.txt"))
+    table.columns, table.rows["000001.jpg"]
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.errors import PgsrError, check_choice
+
+from .sources import Pictures
+
+ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
+LANDMARKS = ("list_landmarks_celeba.txt", "list_landmarks_celeba.csv")
+
+PARTS = {"train": 0, "val": 1, "test": 2}
+
+POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of annotations."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]  # of a picture's file name: its values, in the order of the columns
+
+    def integers(self, name: str, columns: Sequence[str]) -> list[int]:
+        """Values of one picture. Raises PgsrError if one is not a whole number."""
+        values = self.rows[name]
+        try:
+            return [int(float(values[self.columns.index(column)])) for column in columns]
+        except ValueError:
+            raise PgsrError(f"{self.path}: the line of {name} holds something other than numbers") from None
+
+    def need(self, columns: Sequence[str]) -> None:
+        """Raises PgsrError unless the table has these columns."""
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            known = ", ".join(self.columns[:40])
+            raise PgsrError(f"{self.path} has no column {missing[0]!r}; it has {known}")
+
+
+def file_name(name: str) -> str:
+    """That under which annotations know a picture: its own, without folders."""
+    return PurePosixPath(name).name
+
+
+def find(source: Path, names: Sequence[str]) -> Path:
+    """An annotation file in a source of pictures, or beside it. Raises PgsrError if there is none."""
+    places = [source, source.parent, source / "Anno", source.parent / "Anno", source.parent.parent / "Anno"]
+    places += [source / "Eval", source.parent / "Eval", source.parent.parent / "Eval"]
+    for place, name in itertools.product(places, names):
+        if (place / name).is_file():
+            return place / name
+    raise PgsrError(f"no {names[0]} in {source} or beside it: name the file")
+
+
+def read_table(path: Path) -> Table:
+    """Raises PgsrError if the file is not there or not of either form."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PgsrError(f"cannot read the annotations in {path}: {error}") from error
+    if lines and "," in lines[0]:
+        header, *values = csv.reader(lines)
+        return _table(path, header[1:], values)
+    words = [line.split() for line in lines if line.strip()]
+    if words and len(words[0]) == 1:  # CelebA's own: the number of pictures
+        table = _table(path, words[1] if len(words) > 1 else [], words[2:])
+        if not words[0][0].isdigit() or int(words[0][0]) != len(table.rows):
+            raise PgsrError(f"{path} says {words[0][0]} pictures but has {len(table.rows)}: get it again")
+        return table
+    return _table(path, ["partition"], words)
+
+
+def _table(path: Path, columns: Sequence[str], values: Sequence[Sequence[str]]) -> Table:
+    rows = {line[0]: tuple(line[1:]) for line in values if line}
+    for name, row in rows.items():
+        if len(row) != len(columns):
+            raise PgsrError(
+                f"{path}: the line of {name} has {len(row)} values for {len(columns)} columns; "
+                "is it one of CelebA's list_*.txt, or CSV?"
+            )
+    if not rows:
+        raise PgsrError(f"{path} holds no annotations: get it again")
+    return Table(path, tuple(columns), rows)
+
+
+# ----------------------------------------------------------------------------
+# What the tables are for.
+
+
+def landmarks(table: Table, name: str) -> NDArray[np.float64]:
+    """Eyes, nose, corners of the mouth of a picture, left before right as seen: [5, 2] in pixels."""
+    return np.array(table.integers(name, LANDMARK_COLUMNS), dtype=np.float64).reshape(5, 2)
+
+
+def part_of(table: Table, name: str) -> int:
+    """0, 1 or 2: train, val, test."""
+    return table.integers(name, ("partition",))[0]
+
+
+def label_names(attributes: Sequence[str]) -> tuple[str, ...]:
+    """One label for every combination of attributes: "not Male, Smiling", ...; of one, "not Male" and "Male".
+
+    The first attribute counts most: label i has attribute j if bit (n - 1 - j) of i is 1.
+    """
+    each = [(f"not {attribute}", attribute) for attribute in attributes]
+    return tuple(", ".join(words) for words in itertools.product(*each))
+
+
+def label_of(table: Table, name: str, attributes: Sequence[str]) -> int:
+    """The index into `label_names`."""
+    label = 0
+    for value in table.integers(name, attributes):  # 1 has it; -1, or 0 in some CSV files, has not
+        label = 2 * label + (value > 0)
+    return label
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of CelebA's pictures, with which labels."""
+
+    attributes: tuple[str, ...] = ()  # the labels are their combinations; (): no labels
+    part: str | None = None  # one of PARTS; None: all
+    attribute_file: Path | None = None  # None: found beside the pictures
+    partition_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.part is not None:
+            check_choice("--part", self.part, PARTS)
+        if len(set(self.attributes)) < len(self.attributes):
+            raise PgsrError("--label names an attribute twice")
+
+
+def select(pictures: Pictures, selection: Selection) -> Pictures:
+    """The pictures of the part, with labels. Those that the annotations do not know are counted on stderr and
+    left out. Raises PgsrError if an annotation file is missing or damaged, or no picture is left."""
+    if selection.part is not None:
+        table = read_table(selection.partition_file or find(pictures.source, PARTITION))
+        table.need(("partition",))
+        pictures = _known(pictures, table)
+        part = PARTS[selection.part]
+        pictures = _only(pictures, [part_of(table, file_name(n)) == part for n in pictures.names])
+        if not pictures.names:
+            raise PgsrError(f"no picture of {pictures.source} is in part {selection.part} by {table.path}")
+    if selection.attributes:
+        table = read_table(selection.attribute_file or find(pictures.source, ATTRIBUTES))
+        table.need(selection.attributes)
+        pictures = _known(pictures, table)
+        labels = tuple(label_of(table, file_name(n), selection.attributes) for n in pictures.names)
+        pictures = replace(pictures, labels=labels, label_names=label_names(selection.attributes))
+    return pictures
+
+
+def _known(pictures: Pictures, table: Table) -> Pictures:
+    """Those that the table has a line for."""
+    known = _only(pictures, [file_name(name) in table.rows for name in pictures.names])
+    if not known.names:
+        raise PgsrError(
+            f"{table.path} knows none of the pictures in {pictures.source}: is it of another set?"
+        )
+    if len(known) < len(pictures):
+        missing = len(pictures) - len(known)
+        print(f"left out {missing} pictures that {table.path.name} does not know", file=sys.stderr)
+    return known
+
+
+def _only(pictures: Pictures, wanted: Sequence[bool]) -> Pictures:
+    return replace(pictures, names=tuple(itertools.compress(pictures.names, wanted)), labels=None)

@@ -1,0 +1,137 @@
+"""pgsr-train --status RUN: where a run stands, read from its folder, also while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pgsr.checkpoint import files_of, load_description
+from pgsr.errors import PgsrError
+from pgsr.lock import is_held
+
+from ..step import recipe as config
+from ..step.schedule import Schedule, Stage, build
+from . import evaluate
+from . import metrics_log as record
+from .dry_run import duration
+from .estimate import multiply_adds
+
+
+def status_of(run: Path) -> tuple[dict[str, Any], str]:
+    """Where a run stands, as data and as text. Raises PgsrError if the folder is no run's."""
+    recipe, lines, files = config.of_run(run), record.read(run / "metrics.jsonl"), files_of(run)
+    steps = [line for line in lines if "step" in line]
+    last: Mapping[str, Any] = steps[-1] if steps else {}
+    schedule = _schedule(recipe, files)
+    shown = max([int(path.stem) for path in files] + [line["images_shown"] for line in steps], default=0)
+    total = schedule.total_images if schedule else None
+    stage = _last_stage(schedule, shown) if schedule else None
+    training, finished = is_held(run), shown == total
+    result = {
+        "run": str(run),
+        "recipe": recipe.name,
+        "state": "training" if training else "finished" if finished else "stopped",
+        "images_shown": shown,
+        "total_images": total,
+        "phase": stage.phase.name if stage else None,
+        "alpha": stage.alpha if stage else None,
+        "batch": stage.batch if stage else None,
+        "step": last.get("step"),
+        "images_per_second": last.get("images_per_second"),
+        "seconds_left": _seconds_left(recipe, schedule, shown, last),
+        "losses": {k.removeprefix("loss/"): v for k, v in last.items() if k.startswith("loss/")},
+        "best": _best(lines),
+        "rollbacks": [line for line in lines if "rollback" in line],
+        "last_line_seconds_ago": _age(run / "metrics.jsonl"),
+        "checkpoints": [{"file": path.name, "seconds_ago": _age(path)} for path in files],
+    }
+    return result, _text(result)
+
+
+def _best(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Where the generator was best, if that was measured."""
+    line = evaluate.best(lines)
+    if line is None:
+        return None
+    return {"images_shown": line["images_shown"], "swd": line[evaluate.AVERAGE], "file": evaluate.BEST}
+
+
+def _schedule(recipe: config.Recipe, files: Sequence[Path]) -> Schedule | None:
+    """None if it counts epochs of data whose size no checkpoint tells yet."""
+    pictures = _pictures(files)
+    if pictures is None and recipe.schedule.counts_epochs:
+        return None
+    return build(recipe.schedule, recipe.objective.critic_steps, pictures)
+
+
+def _pictures(files: Sequence[Path]) -> int | None:
+    for path in reversed(files):
+        with contextlib.suppress(PgsrError):  # removed since it was listed
+            return int(load_description(path).provenance["data"]["pictures"])
+    return None
+
+
+def _last_stage(schedule: Schedule, shown: int) -> Stage:
+    """Of the last step that was made, or of the first."""
+    phase = schedule.at(max(0, shown - 1)).phase
+    return schedule.at(max(phase.start, shown - phase.batch * schedule.images_per_step))
+
+
+def _age(path: Path) -> float | None:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _seconds_left(
+    recipe: config.Recipe, schedule: Schedule | None, shown: int, last: Mapping[str, Any]
+) -> float | None:
+    """At the present speed; at resolutions to come, at that speed by their multiply-adds an image."""
+    speed = last.get("images_per_second")
+    if schedule is None or not speed:
+        return None
+    left: dict[int, int] = {}
+    batches = {phase.resolution: phase.batch for phase in schedule.phases}
+    for phase in schedule.phases:
+        left[phase.resolution] = (
+            left.get(phase.resolution, 0) + phase.end - max(phase.start, min(phase.end, shown))
+        )
+    now = int(last["resolution"])
+    if not any(images for size, images in left.items() if size != now):
+        return left[now] / speed
+    cost = {size: count / batches[size] for size, count in multiply_adds(recipe, schedule).items()}
+    return sum(images * cost[size] / cost[now] for size, images in left.items()) / speed
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    total = found["total_images"]
+    share = f" of {total:,} images ({found['images_shown'] / total:.1%})" if total else " images"
+    rows = [
+        ("run", f"{found['run']}: {found['recipe']}"),
+        ("state", found["state"] + _ago(", last line of metrics.jsonl", found["last_line_seconds_ago"])),
+        ("shown", f"{found['images_shown']:,}{share}"),
+    ]
+    if found["phase"]:
+        rows.append(("phase", f"{found['phase']}, alpha {found['alpha']:.3f}, batch {found['batch']}"))
+    if found["losses"]:
+        rows.append(("losses", ", ".join(f"{k} {v:.4g}" for k, v in found["losses"].items())))
+    if found["images_per_second"]:
+        left = found["seconds_left"]
+        about = f"; about {duration(left)} left" if left and found["state"] != "finished" else ""
+        rows.append(("speed", f"{found['images_per_second']:g} images a second{about}"))
+    if found["best"]:
+        best = found["best"]
+        rows.append(("best", f"SWD {best['swd']:.2f} at {best['images_shown']:,} images: {best['file']}"))
+    rows += [("rollback", f"{r['rollback']}, to {r['images_shown']:,} images") for r in found["rollbacks"]]
+    rows += [("checkpoint", c["file"] + _ago(",", c["seconds_ago"])) for c in found["checkpoints"][-5:]]
+    if not found["checkpoints"]:
+        rows.append(("checkpoint", "none yet"))
+    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+def _ago(what: str, seconds: float | None) -> str:
+    return "" if seconds is None else f"{what} {duration(seconds)} ago"

@@ -1,0 +1,1 @@
+"""One training step: the recipe, the batches, the losses, the state and the update."""

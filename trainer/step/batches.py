@@ -1,0 +1,342 @@
+"""Training batches: which photographs and which latents, as a function of (seed, images shown).
+
+There is one class for each sort of generator input. Each gives the loop the same two things: what the
+generator takes, and the real images to compare with; under torchrun, of this rank's share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgsr import draws
+from pgsr.errors import PgsrError
+from pgsr.networks.pixels import from_pixels
+from pgsr.networks.progan import fade_reals
+
+from ..data.cache import Noise, Photographs, Source, load_photographs
+from .parallel import ALONE, Ranks
+from .recipe import Recipe
+from .schedule import Stage
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return draws.permutation(seed, "order", epoch, count)
+
+
+def data_indices(seed: int, positions: range, count: int) -> list[int]:
+    """Which of `count` photographs are the real images shown at positions: every epoch its own order."""
+    return [int(_epoch_order(seed, p // count, count)[p % count]) for p in positions]
+
+
+def mirrored(seed: int, positions: range) -> list[bool]:
+    """Which of the real images shown are flipped."""
+    return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in positions]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of a network sees."""
+
+    inputs: Tensor  # the generator's: latents [N, L], or low-resolution images
+    reals: Tensor  # [N, 3, H, W] in [-1, 1]
+    paired: bool  # whether reals are what the generator should have made of inputs
+    labels: Tensor | None = None  # [N] that the inputs hold; in the critic's batch those of the reals
+
+
+class Batches:
+    """What the sorts have in common."""
+
+    paired: bool
+
+    def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
+        self.recipe, self.device, self.ranks = recipe, device, ranks
+        self.dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
+
+    def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
+        """On the device, in the networks' own precision."""
+        values = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+        return values.to(self.device, self.dtype, non_blocking=True)
+
+    def photographs(self, source: Source, side: int) -> Photographs:
+        """Read by one rank first, so that the others find its cache."""
+        if isinstance(source, Noise):
+            return source.photographs(side)
+        if self.ranks.rank > 0:
+            self.ranks.wait()
+        photographs = load_photographs(source, side)
+        if self.ranks.rank == 0:
+            self.ranks.wait()
+        return without_last(photographs, self.recipe.data.held_out, source)
+
+
+class LatentBatches(Batches):
+    """Latents in, whole photographs as reals, both at the stage's resolution and fade."""
+
+    paired = False
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(recipe, device, ranks)
+        side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
+        photographs = self.photographs(source, side)
+        self.fingerprint, self.count = photographs.fingerprint, len(photographs)
+        self.pixels = resident(photographs.pixels, device)
+        self.latent_size: int = recipe.generator["latent_size"]
+        self.kinds: int = recipe.generator.get("labels", 0)
+        self.labels = labels_of(photographs, self.kinds, source)
+
+    def latents(self, purpose: str, positions: range) -> Tensor:
+        return self.tensor(draws.normals(self.recipe.seed, purpose, positions, self.latent_size))
+
+    def batch(self, latents: Tensor, reals: Tensor, pictures: list[int]) -> Batch:
+        """With the labels, if any, of these pictures."""
+        if self.labels is None:
+            return Batch(latents, reals, self.paired)
+        labels = torch.from_numpy(self.labels[pictures]).to(self.device, non_blocking=True)
+        return Batch(self.told(latents, labels), reals, self.paired, labels)
+
+    def told(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Latents, each followed by its label as a one-hot vector: [N, latent_size + kinds]."""
+        return torch.cat([latents, F.one_hot(labels, self.kinds).to(latents.dtype)], dim=1)
+
+    def reals(self, stage: Stage, positions: range) -> Tensor:
+        seed = self.recipe.seed
+        indices = data_indices(seed, positions, self.count)
+        if self.recipe.data.box:
+            images = self.tensor(boxes(self.pixels, indices, seed, positions, self.recipe, self.device))
+        elif self.recipe.data.stacked:
+            images = self.tensor(stacked(self.pixels, seed, positions, self.device))
+        else:
+            images = self.tensor(gather(self.pixels, indices, self.device))
+        if self.recipe.data.mirror:
+            images = mirror(images, mirrored(seed, positions))
+        factor = images.shape[-1] // stage.resolution
+        if factor > 1:
+            images = F.avg_pool2d(images, factor)
+        return fade_reals(images, stage.alpha)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        positions = self.ranks.share(start, stage.batch)
+        shown = data_indices(self.recipe.seed, positions, self.count)
+        return self.batch(self.latents("critic latent", positions), self.reals(stage, positions), shown)
+
+    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+        """Latents of its own, labels as often as pictures have them; `seen` (the critic's last batch) lends
+        its reals."""
+        seed, positions = self.recipe.seed, self.ranks.share(start, stage.batch)
+        latents = self.latents("generator latent", positions)
+        reals = seen.reals if seen is not None else self.reals(stage, positions)
+        drawn = [int(draws.uniforms(seed, "label", p, 1)[0] * self.count) for p in positions if self.kinds]
+        return self.batch(latents, reals, drawn)
+
+    def evaluation(self, positions: range) -> Tensor:
+        """Latents for measuring quality, with the labels of as many photographs."""
+        rows = self.latents("evaluation", positions)
+        if self.labels is None:
+            return rows
+        shown = self.labels[data_indices(self.recipe.seed, positions, self.count)]
+        return self.told(rows, torch.from_numpy(shown).to(self.device))
+
+    def preview(self, count: int) -> Tensor:
+        """Fixed latents: the same that `pgsr-generate --seed` of the recipe's seed uses; labels in turn."""
+        rows = self.tensor(draws.latents(self.recipe.seed, range(count), self.latent_size))
+        if not self.kinds:
+            return rows
+        return self.told(rows, torch.arange(count, device=self.device) % self.kinds)
+
+
+class CropBatches(Batches):
+    """Low-resolution crops in, the same crops of the photographs as reals (super-resolution)."""
+
+    paired = True
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(recipe, device, ranks)
+        self.scale: int = recipe.generator["scale"]
+        self.crop = recipe.schedule.resolution
+        side = recipe.data.resolution
+        if side < self.crop or side % self.scale or self.crop % self.scale:
+            raise PgsrError(
+                f"super-resolution crops of {self.crop} at scale {self.scale} do not fit photographs of "
+                f"{side}: set data.resolution to the photographs' side"
+            )
+        high, low = self.photographs(source, side), self.photographs(source, side // self.scale)
+        if len(high) != len(low):
+            raise PgsrError(
+                f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}"
+            )
+        self.fingerprint, self.count = high.fingerprint, len(high)
+        self.high, self.low = resident(high.pixels, device), resident(low.pixels, device)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        seed, low_crop = self.recipe.seed, self.crop // self.scale
+        positions = self.ranks.share(start, stage.batch)
+        lows, highs = [], []
+        for p, index in zip(positions, data_indices(seed, positions, self.count), strict=True):
+            steps = self.low.shape[1] - low_crop + 1
+            top, left = (int(u * steps) for u in draws.uniforms(seed, "crop", p, 2))
+            lows.append(self.low[index, top : top + low_crop, left : left + low_crop])
+            top, left = top * self.scale, left * self.scale
+            highs.append(self.high[index, top : top + self.crop, left : left + self.crop])
+        low = self.tensor(from_pixels(torch.stack(lows).to(self.device))) + self._noise(positions)
+        high = self.tensor(from_pixels(torch.stack(highs).to(self.device)))
+        if self.recipe.data.mirror:
+            flips = mirrored(seed, positions)
+            low, high = mirror(low, flips), mirror(high, flips)
+        return Batch(low, high, self.paired)
+
+    def _noise(self, positions: range) -> Tensor | float:
+        """Noise of a strength drawn for each crop, so that the network does not sharpen what a generator
+        leaves in its images: [N, 3, h, w]."""
+        strongest = self.recipe.data.noise
+        if not strongest:
+            return 0.0
+        seed, side = self.recipe.seed, self.crop // self.scale
+        strength = [strongest * draws.uniforms(seed, "noise strength", p, 1)[0] for p in positions]
+        rows = draws.normals(seed, "noise", positions, 3 * side**2)
+        rows *= np.array(strength, dtype=np.float32)[:, None]
+        return self.tensor(rows).view(-1, 3, side, side)
+
+    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+        """The critic's last batch, since its pairs serve the pixel loss as well."""
+        return seen if seen is not None else self.for_critic(stage, start)
+
+    def preview(self, count: int) -> Tensor:
+        """The first photographs of the set, reduced."""
+        return self.tensor(from_pixels(self.low[: min(count, self.count)].to(self.device)))
+
+
+class BoxBatches(Batches):
+    """Boxes of the photographs reduced as reals, reduced again as inputs (paper 3, section 2)."""
+
+    paired = True
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
+        super().__init__(recipe, device, ranks)
+        self.scale: int = recipe.generator["scale"]
+        photographs = self.photographs(source, recipe.data.resolution or recipe.data.box)
+        self.fingerprint, self.count = photographs.fingerprint, len(photographs)
+        self.pixels = resident(photographs.pixels, device)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        seed, positions = self.recipe.seed, self.ranks.share(start, stage.batch)
+        indices = data_indices(seed, positions, self.count)
+        reals = self.tensor(boxes(self.pixels, indices, seed, positions, self.recipe, self.device))
+        if self.recipe.data.mirror:
+            reals = mirror(reals, mirrored(seed, positions))
+        return Batch(F.avg_pool2d(reals, self.scale), reals, self.paired)
+
+    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+        """The critic's last batch, as of `CropBatches`."""
+        return seen if seen is not None else self.for_critic(stage, start)
+
+    def preview(self, count: int) -> Tensor:
+        """The boxes in the middle of the first photographs, reduced."""
+        images = middle_boxes(self.pixels[: min(count, self.count)], self.recipe, self.device)
+        return self.tensor(F.avg_pool2d(images, self.scale))
+
+
+def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> Any:
+    """The sort that the recipe's generator takes: latents, low-resolution crops, or boxes reduced."""
+    if "latent_size" in recipe.generator:
+        return LatentBatches(recipe, source, device, ranks)
+    sort = BoxBatches if recipe.data.box else CropBatches
+    return sort(recipe, source, device, ranks)
+
+
+def without_last(photographs: Photographs, held_out: int, source: Source) -> Photographs:
+    """The photographs that are trained on. Raises PgsrError if fewer than two are."""
+    if not held_out:
+        return photographs
+    count = len(photographs) - held_out
+    if count < 2:
+        raise PgsrError(f"data.held_out is {held_out}, but {source} has only {len(photographs)} pictures")
+    labels = None if photographs.labels is None else photographs.labels[:count]
+    return replace(photographs, pixels=photographs.pixels[:count], labels=labels)
+
+
+def middle_boxes(pixels: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """The box in the middle of each photograph, reduced as `boxes` does: [N, 3, R, R]."""
+    box = recipe.data.box
+    start = (pixels.shape[1] - box) // 2
+    images = from_pixels(pixels[:, start : start + box, start : start + box].to(device))
+    return F.avg_pool2d(images, box // recipe.schedule.resolution)
+
+
+def labels_of(photographs: Photographs, kinds: int, source: Source) -> NDArray[np.int64] | None:
+    """The photographs' labels for a generator that is told `kinds` of them; None where it is told none.
+
+    Raises PgsrError if there are none, or others.
+    """
+    if not kinds:
+        return None
+    if photographs.labels is None:
+        raise PgsrError(f"{source} has no labels, but generator.labels is {kinds}: prepare it with labels")
+    if photographs.labels.max() >= kinds:
+        raise PgsrError(
+            f"{source} has labels up to {photographs.labels.max()}, but generator.labels is {kinds}"
+        )
+    return photographs.labels
+
+
+def boxes(
+    pixels: Tensor, indices: list[int], seed: int, positions: range, recipe: Recipe, device: torch.device
+) -> Tensor:
+    """A random box of each photograph, reduced to the schedule's resolution by averaging: [N, 3, R, R]."""
+    box, side = recipe.data.box, pixels.shape[1]
+    cut = []
+    for p, index in zip(positions, indices, strict=True):
+        top, left = (int(u * (side - box + 1)) for u in draws.uniforms(seed, "crop", p, 2))
+        cut.append(pixels[index, top : top + box, left : left + box])
+    images = from_pixels(torch.stack(cut).to(device))
+    return F.avg_pool2d(images, box // recipe.schedule.resolution)
+
+
+def stack_indices(seed: int, positions: range, count: int) -> list[list[int]]:
+    """Which three of `count` pictures make the stacked images at positions, each drawn by itself: [N][3]."""
+    return [[int(u * count) for u in draws.uniforms(seed, "stack", p, 3)] for p in positions]
+
+
+def stacked(pixels: Tensor, seed: int, positions: range, device: torch.device) -> Tensor:
+    """The red of one picture, the green of another and the blue of a third: [N, 3, H, W] in [-1, 1].
+
+    Of grey digits these are the 1000 modes of paper 2, appendix E.
+    """
+    rows = torch.tensor(stack_indices(seed, positions, len(pixels)), device=pixels.device).view(-1, 3)
+    channels = torch.arange(3, device=pixels.device)
+    return from_pixels(pixels[rows, :, :, channels].permute(0, 2, 3, 1).to(device))
+
+
+def resident(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """The data set where gathering is cheapest: on the GPU, or the mapped file itself."""
+    if device.type == "cpu":
+        return _without_copy(pixels)
+    return torch.from_numpy(np.asarray(pixels)).to(device)
+
+
+def _without_copy(pixels: NDArray[np.uint8]) -> Tensor:
+    """A tensor over read-only memory; nothing here writes to it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
+def gather(pixels: Tensor, indices: list[int], device: torch.device) -> Tensor:
+    """Rows of uint8 [N, H, W, 3] -> [B, 3, H, W] in [-1, 1]."""
+    return from_pixels(pixels[torch.tensor(indices, device=pixels.device)].to(device))
+
+
+def mirror(images: Tensor, flips: list[bool]) -> Tensor:
+    """Flips the chosen images left to right."""
+    chosen = torch.tensor(flips, device=images.device).view(-1, 1, 1, 1)
+    return torch.where(chosen, images.flip(3), images)
