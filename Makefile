@@ -19,8 +19,7 @@ test: $(VENV)/.dev lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict pgsr runtime
-	$(BIN)/mypy trainer export benchmarks
+	$(BIN)/python tests/types_view.py
 
 clean:
 	rm -rf $(VENV) faces build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -61,7 +61,8 @@ def finished(model: onnx.ModelProto, note: str) -> bytes:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise PgsrError(f"the network cannot be exported to ONNX: {error}") from error
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _prune(graph: onnx.GraphProto) -> None:

@@ -71,7 +71,7 @@ def chain_model(seed: int = 0) -> onnx.ModelProto:
         "chain",
         [helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["N", LATENT])],
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],  # type: ignore[arg-type]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)

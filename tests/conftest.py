@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -48,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
 def command() -> Callable[..., Result]:
     """Runs a click command in this process: command(main, "--flag", value) -> its exit code and output."""
 
-    def run(main, *arguments: object) -> Result:
+    def run(main, *arguments: Any) -> Result:
         result = CliRunner().invoke(main, [str(a) for a in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

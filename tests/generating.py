@@ -14,11 +14,11 @@ from PIL import Image
 from pgsr.runtime.generate.cli import main
 
 
-def command(*arguments: object) -> Result:
+def command(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def result_of(*arguments: object) -> dict[str, Any]:
+def result_of(*arguments: Any) -> dict[str, Any]:
     """The object that a command which must succeed prints."""
     result = command(*arguments, "--json")
     assert result.exit_code == 0, result.output

@@ -106,7 +106,7 @@ def akanimax(
 
 def akanimax_file(generator: Tensors, shadow: Tensors | None, **conf: Any) -> dict[str, Any]:
     conf = {"depth": 4, "num_channels": 3, "latent_size": 8, "use_eql": True, **conf}
-    saved = {"generator": {"conf": conf, "state_dict": OrderedDict(generator)}}
+    saved: dict[str, Any] = {"generator": {"conf": conf, "state_dict": OrderedDict(generator)}}
     saved["discriminator"] = {"conf": conf, "state_dict": OrderedDict(a=torch.zeros(3))}
     saved["gen_optim"] = {"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 0.003}]}
     if shadow is not None:
@@ -175,7 +175,7 @@ class EqualLR:
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         w = module.weight_orig
-        module.weight = w * math.sqrt(2 / (w.shape[1] * w.shape[2] * w.shape[3]))
+        module.weight = w * math.sqrt(2 / (w.shape[1] * w.shape[2] * w.shape[3]))  # type: ignore[assignment]
 
 
 class EqualConv2d(nn.Module):
@@ -235,7 +235,7 @@ class Generator(nn.Module):
 # ----------------------------------------------------------------------------
 # tkarras/progressive_growing_of_gans.
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 
 
 class Network:
@@ -441,7 +441,7 @@ def basicsr(t: Tensors, x: Tensor, blocks: int, scale: int) -> Tensor:
 
 
 @contextmanager
-def saved_as(**modules: list[type]) -> Iterator[None]:
+def saved_as(**modules: list[Any]) -> Iterator[None]:
     """While it lasts, classes live in modules of other names; what is saved then cannot be loaded after."""
     homes = {cls: cls.__module__ for classes in modules.values() for cls in classes}
     for name, classes in modules.items():
@@ -472,8 +472,8 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
     dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_bytes(self, value: bytes) -> None:
-        self.write(b"T" + struct.pack("<i", len(value)) + value)
-        self.memoize(value)
+        self.write(b"T" + struct.pack("<i", len(value)) + value)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     dispatch[bytes] = save_bytes
 

@@ -64,7 +64,7 @@ class Server:
         self.folder, self.server, self.count = folder, server, 0
         self.last: Process | None = None
 
-    def start(self, *arguments: object, file_bytes: int = 0, privileged: bool = True) -> Process:
+    def start(self, *arguments: Any, file_bytes: int = 0, privileged: bool = True) -> Process:
         """pgsr-train with these arguments; with no file longer than `file_bytes`; without root's privilege
         to write where permissions forbid it."""
         if self.last is not None:  # of a test that failed

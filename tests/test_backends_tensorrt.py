@@ -164,11 +164,11 @@ class HostCuda:
 
     def upload(self, address: int, array: np.ndarray, stream: int) -> None:
         self.check()
-        self.streams[stream].append(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))
+        self.streams[stream].append(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))  # type: ignore[arg-type]
 
     def download(self, array: np.ndarray, address: int, stream: int) -> None:
         self.check()
-        self.streams[stream].append(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))
+        self.streams[stream].append(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))  # type: ignore[arg-type]
 
     def wait(self, stream: int) -> None:
         self.check()

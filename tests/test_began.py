@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,13 @@ from pgsr.trainer.step import trainer as loop
 SMALL = {"kind": "began", "resolution": 16, "features": 4}
 
 
-def generator(**options: object) -> BEGANGenerator:
+def generator(**options: Any) -> BEGANGenerator:
     network = build(GENERATORS, {**SMALL, "latent_size": 6, **options}, 1)
     assert isinstance(network, BEGANGenerator)
     return network.double()
 
 
-def critic(**options: object) -> BEGANDiscriminator:
+def critic(**options: Any) -> BEGANDiscriminator:
     network = build(DISCRIMINATORS, {**SMALL, "code_size": 5, **options}, 2)
     assert isinstance(network, BEGANDiscriminator)
     return network.double()

@@ -532,7 +532,7 @@ def test_help_needs_neither_torch_nor_matplotlib():
 QUICK = "--recipe tiny --set schedule.batch=4 --set run.log_images=8 --set run.sample_grid=4"
 
 
-def piece(command: Command, data: Path, out: Path, *arguments: object) -> dict[str, Any]:
+def piece(command: Command, data: Path, out: Path, *arguments: Any) -> dict[str, Any]:
     result = command(
         train_shipped.main,
         *QUICK.split(),

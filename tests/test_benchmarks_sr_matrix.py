@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def matrix(data: Path, command: Callable[..., Result]) -> Callable[..., Result]:
-    def run(out: Path, *arguments: object, cells: tuple[str, ...] = CHOSEN) -> Result:
+    def run(out: Path, *arguments: Any, cells: tuple[str, ...] = CHOSEN) -> Result:
         small = ["--images", 6, "--batch", 2, "--features", 1, "--held-out", 4, "--evaluations", 3]
         where = ["sr-matrix", "--data", data, "--out", out, "--cells", ",".join(cells), "--device", "cpu"]
         return command(cli.main, *where, *small, *arguments)

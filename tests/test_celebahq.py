@@ -282,7 +282,7 @@ def scene(seed: int = 0, side: int = 128) -> np.ndarray:
 
 
 def score(pixels: np.ndarray) -> float:
-    return quality(np.uint8(np.rint(pixels.clip(0, 255)))).score
+    return quality(np.rint(pixels.clip(0, 255)).astype(np.uint8)).score
 
 
 def test_quality_falls_with_blur():

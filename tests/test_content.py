@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def slow_vgg(images: np.ndarray, tensors: dict[str, Tensor]) -> list[np.ndarray]
     2, 2, 4, 4, 4 layers, maxima between."""
     # as float32 holds them
     mean, std = (
-        np.float32([0.485, 0.456, 0.406]).astype(float),
-        np.float32([0.229, 0.224, 0.225]).astype(float),
+        np.array([0.485, 0.456, 0.406], np.float32).astype(float),
+        np.array([0.229, 0.224, 0.225], np.float32).astype(float),
     )
     x = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
     outputs, number = [], 0
@@ -173,7 +174,7 @@ def test_a_wrong_file_is_one_line(
 # The loss.
 
 
-def features_of(config: ObjectiveConfig, critic: nn.Module | None = None):
+def features_of(config: ObjectiveConfig, critic: Any = None):
     return content.content_features(config, critic, nn.Linear(1, 1).double())
 
 

@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,8 @@ def test_jpeg_archives_keep_full_colour(tmp_path: Path):
     prepare.prepare([], tmp_path / "out.zip", jpeg, drawn=1)
     picture = Image.open(io.BytesIO(members(tmp_path / "out.zip")["16/000000.jpg"]))
     assert picture.format == "JPEG"
-    assert {layer[1:3] for layer in picture.layer} == {(1, 1)}  # no subsampling of colour
+    layers = picture.layer  # type: ignore[attr-defined]
+    assert {layer[1:3] for layer in layers} == {(1, 1)}  # no subsampling of colour
     difference = np.asarray(picture, dtype=float) - np.asarray(procedural.draw(0, 16), dtype=float)
     assert abs(difference).mean() < 4
 
@@ -267,7 +269,7 @@ def test_pgsr_data_draws_without_sources(command, tmp_path: Path):
         (["absent"], "no folder or zip of pictures at absent"),
     ],
 )
-def test_pgsr_data_names_what_is_wrong(command, tmp_path: Path, arguments: list[object], message: str):
+def test_pgsr_data_names_what_is_wrong(command, tmp_path: Path, arguments: list[Any], message: str):
     result = command(prepare.main, "--out", tmp_path / "out.zip", *arguments)
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -562,7 +564,7 @@ def test_noise_is_on_the_inputs_alone_and_no_stronger_than_asked(placed: Path):
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_crops_do_not_depend_on_the_batch(placed: Path, noise: float):
-    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], "noise": noise}})
+    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], "noise": noise}})  # type: ignore[dict-item]
     halved = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, batch=5))
     whole = batches.CropBatches(recipe, placed, CPU).for_critic(build(recipe.schedule).at(20), 20)
     source, stage = batches.CropBatches(halved, placed, CPU), build(halved.schedule).at(20)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def start(server: Server, toy: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
     )
 
-    def process(out: Path, *arguments: object) -> Process:
+    def process(out: Path, *arguments: Any) -> Process:
         return server.start(path, "--data", toy, "--out", out, "--device", "cpu", *arguments)
 
     return process
@@ -61,7 +62,7 @@ def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(run: Path) -> dict[int, dict[str, float]]:
     """The lines with a distance, by images shown."""
-    return {line["images_shown"]: line for line in metrics(run) if evaluate.AVERAGE in line}
+    return {line["images_shown"]: line for line in metrics(run) if evaluate.AVERAGE in line}  # type: ignore[misc]
 
 
 def checkpoint(run: Path, images_shown: int) -> Path:
@@ -80,7 +81,7 @@ def test_the_distance_is_that_of_the_averaged_generator(whole: Path, toy: Path):
     source = read_source(checkpoint(whole, TOTAL))
     latents = draws.normals(0, "evaluation", range(COUNT), source.latent_size)
     with torch.no_grad():
-        fakes = to_uint8(Grown(source.network, 16)(torch.from_numpy(latents)).numpy())
+        fakes = to_uint8(Grown(source.generator, 16)(torch.from_numpy(latents)).numpy())
     photographs = load_photographs(toy, 16).pixels
     reals = np.stack(
         [

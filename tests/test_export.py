@@ -74,7 +74,7 @@ def exported(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("convolution", ["vanilla", "separable"])
 def test_folding_equalized_rate_is_exact(convolution: str) -> None:
     network = lively(build_network(GENERATORS, {**PROGAN, "convolution": convolution}, 1)).double()
-    folded, applied = rewritten(Grown(network, 16), ("fold-gains",))
+    folded, applied = rewritten(Grown(network, 16), ("fold-gains",))  # type: ignore[arg-type]
     z = torch.from_numpy(draws.latents(0, range(3), 12)).double()
     assert applied == ("fold-gains",)
     assert (folded(z) - network(z)).abs().max() <= 1e-12

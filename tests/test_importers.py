@@ -259,7 +259,7 @@ THEANO = {"network": [peers.Network]}
 NVIDIA = "tkarras/progressive_growing_of_gans"
 
 
-def pickled(path: Path, value: Any, protocol: int, classes: dict[str, list[type]] = TFUTIL) -> Path:
+def pickled(path: Path, value: Any, protocol: int, classes: dict[str, list[Any]] = TFUTIL) -> Path:
     with peers.saved_as(**classes):
         path.write_bytes(pickle.dumps(value, protocol) if protocol else peers.python2_pickle(value))
     return path

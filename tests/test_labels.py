@@ -109,7 +109,7 @@ def test_the_generator_is_told_labels_as_often_as_pictures_have_them(archive: Pa
     assert torch.equal(again.inputs, batch.inputs)  # a function of images shown
     first = batches.generator_inputs(schedule.at(0), 0, None)
     assert first.labels is not None
-    assert not torch.equal(first.labels, batches.for_critic(schedule.at(0), 0).labels)
+    assert not torch.equal(first.labels, batches.for_critic(schedule.at(0), 0).labels)  # type: ignore[arg-type]
 
 
 def test_ranks_share_labels_as_they_share_pictures(archive: Path):
@@ -301,11 +301,11 @@ def test_an_exported_label_is_that_label(run: Path):
     with torch.no_grad():
         for label, source in enumerate(sources):
             told = torch.cat([z, torch.eye(3)[[label] * 3]], 1)
-            folded, applied = rewritten(Grown(source.network, 8))
+            folded, applied = rewritten(Grown(source.generator, 8))
             assert "fold-gains" in applied
             torch.testing.assert_close(folded(z), network(told), rtol=1e-5, atol=1e-5)
             (smaller,) = at_resolution([source], 4)
-            torch.testing.assert_close(Grown(smaller.network, 4)(z), network(told, 4))
+            torch.testing.assert_close(Grown(smaller.generator, 4)(z), network(told, 4))
             assert (source.latent_size, source.provenance["label"]) == (5, label)
     assert not torch.equal(sources[0].network(z), sources[1].network(z))
 

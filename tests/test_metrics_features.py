@@ -231,7 +231,7 @@ def test_ranges_of_torchscript_and_onnx(range_: str, scale, tmp_path: Path):
         network = open_network(Settings(path, side=8, resize="lanczos", range=range_))
         rows, logits = network(PIXELS)
         np.testing.assert_allclose(rows, scale(reduced()), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(logits, rows[:, :2])
+        np.testing.assert_allclose(logits, rows[:, :2])  # type: ignore[arg-type]
         assert network.made == {
             "features": hashlib.sha256(path.read_bytes()).hexdigest(),
             "feature resize": "lanczos to 8",
@@ -246,7 +246,7 @@ def test_a_network_like_nvidias_takes_bytes_and_gives_probabilities(tmp_path: Pa
     assert network.range == "bytes"
     rows, logits = network(PIXELS)
     np.testing.assert_allclose(rows, reduced(), rtol=1e-5)
-    np.testing.assert_allclose(torch.softmax(logits, 1), torch.softmax(rows / 10, 1), rtol=1e-5)
+    np.testing.assert_allclose(torch.softmax(logits, 1), torch.softmax(rows / 10, 1), rtol=1e-5)  # type: ignore[arg-type]
 
 
 def test_one_output_is_features(tmp_path: Path):

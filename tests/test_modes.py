@@ -43,7 +43,7 @@ def bars(labels: Sequence[int], seed: int = 0) -> np.ndarray:
 
 def bar_photographs(count: int = 300, seed: int = 0) -> Photographs:
     labels = np.random.default_rng(seed).integers(0, 10, count)
-    return Photographs(bars(labels, seed), "bars", (), labels.astype(np.int64), tuple("0123456789"))
+    return Photographs(bars(list(labels), seed), "bars", (), labels.astype(np.int64), tuple("0123456789"))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def archive(tmp_path: Path) -> Path:
 
     labels = [i % 10 for i in range(40)]
     content = []
-    for i, picture in enumerate(bars(labels)):
+    for i, picture in enumerate(bars(list(labels))):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "PNG")
         content.append((f"28/{i:06d}.png", buffer.getvalue()))
@@ -288,7 +288,7 @@ def test_images_are_read_red_green_blue(easy: digits.Trained):
 def test_real_stacks_are_read_as_what_they_are(easy: digits.Trained):
     """The count of real stacks against the labels of the pictures drawn; 2,000 draws cover 1 - exp(-2)."""
     labels = np.arange(200) % 10
-    photographs = Photographs(bars(labels), "bars", (), labels, tuple("0123456789"))
+    photographs = Photographs(bars(list(labels)), "bars", (), labels, tuple("0123456789"))
     row = modes.real_row(photographs, easy, 2000, CPU)
     true = modes.histogram(labels[np.array(batches.stack_indices(0, range(2000), 200))])
     assert 840 < modes.covered(true) < 890

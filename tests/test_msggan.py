@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,13 @@ from pgsr.trainer.step import trainer as loop
 SMALL = {"feature_base": 64, "feature_max": 8}  # 8, 8, 4 maps at 4, 8, 16
 
 
-def generator(**options: object) -> MSGGANGenerator:
+def generator(**options: Any) -> MSGGANGenerator:
     network = build(GENERATORS, {"kind": "msggan", "resolution": 16, "latent_size": 6, **SMALL, **options}, 1)
     assert isinstance(network, MSGGANGenerator)
     return network.double()
 
 
-def critic(**options: object) -> MSGGANDiscriminator:
+def critic(**options: Any) -> MSGGANDiscriminator:
     network = build(DISCRIMINATORS, {"kind": "msggan", "resolution": 16, **SMALL, **options}, 2)
     assert isinstance(network, MSGGANDiscriminator)
     return network.double()
@@ -80,7 +81,7 @@ def test_a_growing_schedule_is_refused():
 # The critic: equations 6 to 9, written out.
 
 
-def convolved(x: Tensor, layer: torch.nn.Module, padding: int = 0) -> Tensor:
+def convolved(x: Tensor, layer: Any, padding: int = 0) -> Tensor:
     weight = layer.weight.detach()
     gain = layer.scale  # checked against He's constant in test_networks.py
     return F.conv2d(x, weight * gain, layer.bias.detach(), padding=padding)
@@ -115,7 +116,7 @@ def test_the_critic_is_its_equations(combine: str, everywhere: bool):
         block = network.blocks[level]
         x = with_deviation(x) if everywhere else x
         x = bent(convolved(bent(convolved(x, block.conv1, 1)), block.conv2, 1))
-        x = sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+        x = sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4  # type: ignore[assignment]
         x = joined(network, combine, level, images[2 - level], x)
     last = network.last_block
     x = bent(convolved(with_deviation(x), last.conv, 1))
@@ -166,7 +167,7 @@ def test_convolutions(convolution: str):
 # In the loop.
 
 
-def trainer_of(toy: Path, **objective: object) -> loop.Trainer:
+def trainer_of(toy: Path, **objective: Any) -> loop.Trainer:
     small = {"kind": "msggan", "resolution": 16, **SMALL}
     recipe = config.from_dict(
         {

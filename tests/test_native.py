@@ -18,11 +18,16 @@ from PIL import Image
 from pgsr.errors import PgsrError
 from pgsr.trainer.data import cache as data
 from pgsr.trainer.data import cli as prepare
-from pgsr.trainer.data.mnist_cifar import CIFAR_NAMES, open_native
+from pgsr.trainer.data.mnist_cifar import CIFAR_NAMES, Native, open_native
 from pictures import flipped, png, write_zip
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 OWN = prepare.Settings((), "lanczos", "png", 95)
+
+
+def pictures_of(source: Native | None) -> int:
+    assert source is not None
+    return len(source)
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -92,10 +97,10 @@ def test_mnist_files_become_an_archive_of_their_own_size(packed: bool, tmp_path:
 def test_a_folder_gives_its_training_files_and_a_file_itself(tmp_path: Path):
     folder = tmp_path / "mnist"
     write_mnist(folder, 5, "t10k")
-    assert len(open_native(folder)) == 5
+    assert pictures_of(open_native(folder)) == 5
     write_mnist(folder, 7, "train")
-    assert len(open_native(folder)) == 7
-    assert len(open_native(folder / "t10k-images-idx3-ubyte.gz")) == 5
+    assert pictures_of(open_native(folder)) == 7
+    assert pictures_of(open_native(folder / "t10k-images-idx3-ubyte.gz")) == 5
 
 
 def test_digits_without_a_file_of_labels_have_none(tmp_path: Path, own_cache: Path):
@@ -222,7 +227,7 @@ def test_pickles_are_refused_and_not_opened(sort: str, tmp_path: Path):
 def test_tars_that_are_damaged_or_hold_other_things(tmp_path: Path):
     batch = cifar(40, 1)[0]
     tar = write_tar(tmp_path / "a.tar.gz", {"../../data_batch_1.bin": batch})
-    assert len(open_native(tar)) == 40  # a path that leads out of the archive leads nowhere
+    assert pictures_of(open_native(tar)) == 40  # a path that leads out of the archive leads nowhere
     whole = tar.read_bytes()
     for content in (whole[: len(whole) // 2], flipped(whole, len(whole) // 2), b"no tar", b""):
         tar.write_bytes(content)

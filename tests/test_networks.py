@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def parameters(module: nn.Module) -> int:
+def parameters(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
@@ -163,8 +164,8 @@ def test_every_resolution_has_its_shapes(resolution: int, convolution: str):
     """With numbers up to 128, above that by shapes alone."""
     options = {"resolution": resolution, "convolution": convolution, **SMALL}
     with torch.device("cpu" if resolution <= 128 else "meta"):
-        generator = ProGANGenerator(latent_size=6, **options)
-        critic = ProGANDiscriminator(**options)
+        generator = ProGANGenerator(latent_size=6, **options)  # type: ignore[arg-type]
+        critic = ProGANDiscriminator(**options)  # type: ignore[arg-type]
         images = generator(torch.ones(1, 6))
         assert images.shape == (1, 3, resolution, resolution)
         assert critic(images).shape == (1,)
@@ -327,7 +328,7 @@ STAGES = [(8, 4), (16, 8), (32, 16)]
 @pytest.fixture(params=CONVOLUTIONS)
 def pair(request: pytest.FixtureRequest) -> tuple[ProGANGenerator, ProGANDiscriminator]:
     options = {"resolution": 32, "convolution": request.param, **SMALL}
-    return (
+    return (  # type: ignore[return-value]
         build(GENERATORS, {"kind": "progan", "latent_size": 8, **options}, seed=3),
         build(DISCRIMINATORS, {"kind": "progan", **options}, seed=4),
     )
@@ -429,7 +430,7 @@ def multiplications(network: nn.Module, x: Tensor) -> int:
     kinds = (layers.EqualizedConv2d, layers.EqualizedDepthwise, nn.Conv2d)
     with recorded(network, *kinds) as calls, torch.no_grad():
         network(x)
-    return sum(out.numel() * math.prod(m.weight.shape[1:]) for m, _, out in calls)
+    return sum(out.numel() * math.prod(m.weight.shape[1:]) for m, _, out in calls)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -648,7 +649,7 @@ def test_defaults_are_filled_in():
         ({"kind": "progan", "latent_size": True}, "option latent_size of 'progan' is True, but must be int"),
     ],
 )
-def test_unknown_options_are_named(options: dict[str, object], message: str):
+def test_unknown_options_are_named(options: dict[str, Any], message: str):
     with pytest.raises(PgsrError, match=message):
         resolved(GENERATORS, options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def lively(network: Any) -> Any:
 # The networks written out.
 
 
-def written_norm(x: Tensor, act: layers.Activation) -> Tensor:
+def written_norm(x: Tensor, act: Any) -> Tensor:
     """Batch normalisation of the batch's own statistics, or layer normalisation (Ba et al. 2016)."""
     if act.norm is None:
         return x
@@ -74,12 +75,12 @@ def written_norm(x: Tensor, act: layers.Activation) -> Tensor:
 
 
 def written_generator(network: ProGANGenerator, z: Tensor, alpha: float, options: dict[str, Any]) -> Tensor:
-    def follow(x: Tensor, act: layers.Activation) -> Tensor:
+    def follow(x: Tensor, act: Any) -> Tensor:
         x = written_norm(x, act)
         x = x.clamp(min=0) if options.get("activation") == "relu" else torch.where(x > 0, x, 0.2 * x)
         return layers.pixel_norm(x) if options.get("normalization", "pixel") == "pixel" else x
 
-    def convolved(layer: nn.Module, x: Tensor) -> Tensor:
+    def convolved(layer: Any, x: Tensor) -> Tensor:
         return F.conv2d(x, layer.scaled(), layer.bias, padding=1)
 
     x = layers.pixel_norm(z) if options.get("normalize_latents", True) else z
@@ -95,7 +96,7 @@ def written_generator(network: ProGANGenerator, z: Tensor, alpha: float, options
 
     def colours(level: int, x: Tensor) -> Tensor:
         layer = network.to_rgb[level]
-        return F.conv2d(x, layer.scaled(), layer.bias)
+        return F.conv2d(x, layer.scaled(), layer.bias)  # type: ignore[arg-type]
 
     images = alpha * colours(-1, x) + (1 - alpha) * F.interpolate(colours(-2, below), scale_factor=2.0)
     return images.tanh() if options.get("output") == "tanh" else images
@@ -113,7 +114,7 @@ def written_critic(network: ProGANDiscriminator, images: Tensor) -> Tensor:
     def leaky(x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 0.2 * x)
 
-    def convolved(layer: nn.Module, x: Tensor, padding: int = 1) -> Tensor:
+    def convolved(layer: Any, x: Tensor, padding: int = 1) -> Tensor:
         return F.conv2d(x, layer.scaled(), layer.bias, padding=padding)
 
     x = leaky(convolved(network.from_rgb[-1], images, 0))  # no normalisation in the 1 x 1 layer
@@ -187,7 +188,7 @@ def test_discrimination_starts_with_columns_of_unit_length():
 # Layer normalisation under WGAN-GP, which differentiates it twice.
 
 
-def penalty(critic: nn.Module) -> Tensor:
+def penalty(critic: Callable[[Any], Any]) -> Tensor:
     reals, fakes, blend = randn(3, 3, 8, 8), randn(3, 3, 8, 8, seed=1), torch.full((3,), 0.4)
     return objectives.gradient_penalty(critic, reals, fakes, blend, 1.0)
 
@@ -280,7 +281,7 @@ def test_the_average_takes_the_batch_statistics_over():
 @pytest.mark.parametrize("convolution", ["vanilla", "separable"])
 @torch.no_grad()
 def test_folding_batch_norm_into_progan_is_exact(convolution: str):
-    network, z = generator_of(convolution=convolution, **BASELINE).eval(), randn(3, 6)
+    network, z = generator_of(convolution=convolution, **BASELINE).eval(), randn(3, 6)  # type: ignore[arg-type]
     folded, applied = rewritten(Grown(network, 16))
     assert {"fold-gains", "fold-batch-norm"} <= set(applied)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())

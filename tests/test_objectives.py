@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,11 +35,11 @@ BLEND = torch.rand(5, generator=torch.Generator().manual_seed(3), dtype=torch.fl
 SLOPE = randn(*SHAPE[1:], seed=4)
 
 
-def critic_terms(*arguments: object) -> dict[str, Tensor]:
+def critic_terms(*arguments: Any) -> dict[str, Tensor]:
     return objectives.critic_terms(*arguments).losses
 
 
-def adversarial_terms(*arguments: object) -> dict[str, Tensor]:
+def adversarial_terms(*arguments: Any) -> dict[str, Tensor]:
     return objectives.adversarial_terms(*arguments).losses
 
 
@@ -51,7 +53,7 @@ def quadratic(x: Tensor) -> Tensor:
     return x.square().sum(dim=(1, 2, 3)) / 2
 
 
-def terms_of(score=quadratic, step: int = 0, **options: object) -> dict[str, float]:
+def terms_of(score=quadratic, step: int = 0, **options: Any) -> dict[str, float]:
     """The terms of one objective as numbers."""
     config = ObjectiveConfig(**options)
     terms = critic_terms(config, score, REALS.clone(), FAKES.clone(), BLEND, step)
@@ -117,7 +119,7 @@ def test_gradient_penalty_looks_between_real_and_fake(target: float):
     points = [(1 - t) * r + t * f for r, f, t in zip(REALS, FAKES, BLEND.tolist(), strict=True)]
     norms = [math.sqrt(sum(v * v for v in p.flatten().tolist())) for p in points]
     expected = mean([(n - target) ** 2 for n in norms]) / target**2
-    assert gradient_penalty(quadratic, REALS, FAKES, BLEND, target).item() == close(expected)
+    assert gradient_penalty(quadratic, REALS, FAKES, BLEND, target).item() == close(expected)  # type: ignore[arg-type]
 
 
 def test_r1_is_the_squared_gradient_at_real_images():
@@ -195,9 +197,7 @@ def test_relativistic_losses_look_at_differences_alone():
 # What objectives carry from step to step.
 
 
-def states_after(
-    name: str, seen: list[tuple[float, float, float]], **options: object
-) -> list[dict[str, float]]:
+def states_after(name: str, seen: list[tuple[float, float, float]], **options: Any) -> list[dict[str, float]]:
     """The objective's state after each of these mean scores (real, fake, made)."""
     objective, config = OBJECTIVES[name], ObjectiveConfig(adversarial=name, **options)
     state = {k: torch.tensor(v, dtype=torch.float64) for k, v in objective.initial_state.items()}
@@ -243,12 +243,13 @@ def test_a_balance_beyond_1_is_named():
 # Noise in the critic, and clipping: what the loop does for an objective.
 
 
-def tiny_critic(**options: object) -> ProGANDiscriminator:
+def tiny_critic(**options: Any) -> ProGANDiscriminator:
     network = build(
         DISCRIMINATORS,
         {"kind": "progan", "resolution": 8, "feature_base": 64, "feature_max": 8, "noise": True, **options},
         seed=1,
     )
+    assert isinstance(network, ProGANDiscriminator)
     return network.double()
 
 
@@ -295,7 +296,7 @@ def test_noise_without_lsgan_is_an_error():
         tiny_critic().at(8, 1.0, {})
 
 
-def trainer_of(toy: Path, objective: dict[str, object], critic: dict[str, object], **more: object):
+def trainer_of(toy: Path, objective: dict[str, Any], critic: dict[str, Any], **more: Any):
     """A trainer at 8 x 8 with networks of a few maps."""
     small = {"kind": "progan", "resolution": 8, "feature_base": 64, "feature_max": 8}
     recipe = recipes.from_dict(
@@ -377,7 +378,7 @@ def test_the_clipping_recipe_is_the_papers():
 @pytest.mark.parametrize("every", [1, 4])
 def test_rare_penalties_are_as_strong_on_average(every: int):
     options = {"gradient_penalty": 10.0, "r1": 2.0, "drift": 0.5}
-    always = terms_of(**options)
+    always = terms_of(**options)  # type: ignore[arg-type]
     steps = [terms_of(step=step, penalty_every=every, **options) for step in range(2 * every)]
     for name in ("gradient penalty", "r1"):
         assert [name in s for s in steps] == [step % every == 0 for step in range(2 * every)]
@@ -462,7 +463,7 @@ def test_second_derivatives_are_finite_differences(critic: nn.Module, name: str,
 
 
 @torch.no_grad()
-def shift(weights: list[Tensor], directions: list[Tensor], by: float) -> None:
+def shift(weights: Sequence[Tensor], directions: list[Tensor], by: float) -> None:
     for weight, direction in zip(weights, directions, strict=True):
         weight.add_(direction, alpha=by)
 

@@ -378,7 +378,7 @@ class Timed:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         pass
 
 
@@ -637,7 +637,7 @@ def test_labels_that_the_graph_has(tmp_path: Path) -> None:
 # Real processes: killed, and measured.
 
 
-def start(model: Path, out: object, count: int, *options: object, **pipes: Any) -> subprocess.Popen[str]:
+def start(model: Path, out: object, count: int, *options: Any, **pipes: Any) -> subprocess.Popen[str]:
     arguments = ["--model", model, "--out", out, "--count", count, *ALIKE, *options]
     return subprocess.Popen(
         [sys.executable, "-m", "pgsr.runtime", *map(str, arguments)],

@@ -154,7 +154,7 @@ class Loud(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tail = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), PixelNorm(), nn.Conv2d(8, 3, 1))
-        nn.init.constant_(self.tail[2].weight, 0.1)
+        nn.init.constant_(self.tail[2].get_parameter("weight"), 0.1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.tail(z)
@@ -258,7 +258,7 @@ def separable_model(dtype: type) -> onnx.ModelProto:
     ]
     ports = [[value("latents", kind, ["n", 6, 4, 4])], [value("images", kind, ["n", 5, 4, 4])]]
     tensors = [onnx.numpy_helper.from_array(v, k) for k, v in inits.items()]
-    graph = onnx.helper.make_graph(nodes, "g", *ports, tensors)
+    graph = onnx.helper.make_graph(nodes, "g", *ports, tensors)  # type: ignore[arg-type, call-arg]
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
 
 

@@ -120,7 +120,9 @@ def test_a_file_of_something_else_is_named(what: str, tmp_path: Path):
 
 
 def critic_of(side: int = 32, seed: int = 3) -> projected.ProjectedDiscriminator:
-    return build(DISCRIMINATORS, {"kind": "projected", "side": side, "channels": 8}, seed).double()
+    critic = build(DISCRIMINATORS, {"kind": "projected", "side": side, "channels": 8}, seed)
+    assert isinstance(critic, projected.ProjectedDiscriminator)
+    return critic.double()
 
 
 def slow_critic(critic: projected.ProjectedDiscriminator, images: Tensor) -> Tensor:

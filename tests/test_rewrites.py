@@ -130,7 +130,7 @@ NEEDS = ("fold-gains", "remove-alpha")
 
 def network_of(name: str) -> nn.Module:
     network = lively(build_network(GENERATORS, NETWORKS[name][0], 1)).requires_grad_(False)
-    return Grown(network, 16) if NETWORKS[name][0]["kind"] in ("progan", "msggan") else network
+    return Grown(network, 16) if NETWORKS[name][0]["kind"] in ("progan", "msggan") else network  # type: ignore[arg-type]
 
 
 def inputs_of(name: str) -> Tensor:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(server: Server, recipe: Path, toy: Path) -> Start:
     """start(out, "--flag", ..., file_bytes=..., privileged=...): a real process."""
 
-    def process(out: Path, *arguments: object, **limits: object) -> Process:
+    def process(out: Path, *arguments: Any, **limits: Any) -> Process:
         return server.start(recipe, "--data", toy, "--out", out, "--device", "cpu", *arguments, **limits)
 
     return process

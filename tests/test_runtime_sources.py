@@ -114,7 +114,7 @@ def test_seeds_are_the_first_faces_of_each(synthesizer: Synthesizer, tmp_path: P
         assert np.array_equal(pixels(tmp_path / f"{seed:06d}.png"), expected)
         with Image.open(tmp_path / f"{seed:06d}.png") as picture:
             picture.load()
-            assert (picture.text["pgsr:seed"], picture.text["pgsr:index"]) == (str(seed), "0")
+            assert (picture.text["pgsr:seed"], picture.text["pgsr:index"]) == (str(seed), "0")  # type: ignore[attr-defined]
     (tmp_path / "000005.png").unlink()
     assert list(missing(job, tiny.SIZE)) == [2]
     assert generate(synthesizer, Job(tmp_path, source=Seeds("0-7,40"))).made == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.add_generator(tiny.write_bundle(tmp_path_factory.mktemp("model")))
 
 
-def command(*arguments: object) -> Result:
+def command(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
@@ -114,7 +115,7 @@ def variety(pictures: np.ndarray) -> float:
 
 
 def faces(model: Path | None, psi: float, count: int = 24, **options: int) -> np.ndarray:
-    with Synthesizer(model, device="cpu", threads=1, truncation=psi, **options) as synthesizer:
+    with Synthesizer(model, device="cpu", threads=1, truncation=psi, **options) as synthesizer:  # type: ignore[arg-type]
         return synthesizer.images(seed=3, count=count)
 
 

@@ -118,9 +118,9 @@ def decoded(path: Path) -> tuple[np.ndarray, list[float]]:
         assert file.info["loop"] == 0  # for ever
         frames, lengths = [], []
         for frame in ImageSequence.Iterator(file):
-            frames.append(np.asarray(frame.convert("RGB")))
+            frames.append(np.asarray(frame.convert("RGB")))  # type: ignore[arg-type]
             lengths.append(frame.info["duration"] / 1000)
-    return np.stack(frames), [0.0, *itertools.accumulate(lengths)][:-1]
+    return np.stack(frames), [0.0, *itertools.accumulate(lengths)][:-1]  # type: ignore[arg-type]
 
 
 def smooth_pictures(count: int, size: int) -> np.ndarray:

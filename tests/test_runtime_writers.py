@@ -79,7 +79,7 @@ def test_encodings_that_are_not(name: str, quality: int | None) -> None:
 def test_png_note() -> None:
     with Image.open(io.BytesIO(Encoding("png").encode(picture(), NOTE))) as decoded:
         decoded.load()
-        assert decoded.text == {"pgsr:seed": "5", "pgsr:index": "7", "pgsr:model": "abc"}
+        assert decoded.text == {"pgsr:seed": "5", "pgsr:index": "7", "pgsr:model": "abc"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("jpeg", e) for e in ENCODERS["jpeg"]] + [("webp", "pillow")])
@@ -156,7 +156,7 @@ def test_every_png_gives_back_the_same_pixels(encoder: str, shape: tuple[int, in
         with Image.open(io.BytesIO(encoding.encode(made, NOTE))) as decoded:
             decoded.load()
             assert np.array_equal(np.asarray(decoded), made)
-            assert decoded.text == {"pgsr:seed": "5", "pgsr:index": "7", "pgsr:model": "abc"}
+            assert decoded.text == {"pgsr:seed": "5", "pgsr:index": "7", "pgsr:model": "abc"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("name", "encoder"), EVERY_ENCODER)

@@ -256,7 +256,7 @@ def test_generators_begin_near_grey(kind: str, batch_norm: bool):
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_residual_blocks_begin_near_their_shortcut(batch_norm: bool):
     network = build(GENERATORS, {"kind": "resnet-sr", "features": 16, "batch_norm": batch_norm}, 1).double()
-    for block, maps in zip(network.blocks, (3, 64, 32), strict=True):
+    for block, maps in zip(network.blocks, (3, 64, 32), strict=True):  # type: ignore[arg-type]
         x = randn(4, maps, 8, 8)
         assert 0 < block.body(x).std() < 0.1 * block.shortcut(x).std()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ class StopAfter(StopRequest):
 def train(command, recipes: Path, toy: Path, monkeypatch: pytest.MonkeyPatch):
     """train("progan", out, "--flag", ..., steps=N): the command in this process, stopped after N steps."""
 
-    def run(recipe: str, out: Path, *arguments: object, steps: int | None = None):
+    def run(recipe: str, out: Path, *arguments: Any, steps: int | None = None):
         with monkeypatch.context() as patch:
             if steps is not None:
                 patch.setattr(StopAfter, "steps", steps)
@@ -432,7 +433,8 @@ def make_trainer(recipes: Path, toy: Path, *settings: str) -> loop.Trainer:
     return loop.make_trainer(recipe, built, toy, torch.device("cpu"))
 
 
-def steps_counted(optimizer: torch.optim.Optimizer) -> set[int]:
+def steps_counted(optimizer: torch.optim.Optimizer | None) -> set[int]:
+    assert optimizer is not None
     return {int(s["step"]) for s in optimizer.state.values()}
 
 

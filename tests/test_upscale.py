@@ -105,12 +105,12 @@ def file_of(made: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def command(model: Path, *arguments: object, stdin: bytes = b"") -> Result:
+def command(model: Path, *arguments: Any, stdin: bytes = b"") -> Result:
     options = ["--model", model, "--device", "cpu", "--backend", "onnxruntime", "--threads", 1]
     return CliRunner().invoke(main, [str(a) for a in (*arguments, *options)], input=stdin)
 
 
-def made_by(model: Path, *arguments: object) -> dict[str, Any]:
+def made_by(model: Path, *arguments: Any) -> dict[str, Any]:
     result = command(model, *arguments, "--json")
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout))
@@ -194,7 +194,7 @@ def test_no_upscaler_in_the_bundle(tmp_path: Path) -> None:
 # Pictures.
 
 
-def written(model: Path, folder: Path, data: bytes, name: str, *options: object) -> Image.Image:
+def written(model: Path, folder: Path, data: bytes, name: str, *options: Any) -> Image.Image:
     """What becomes of a file."""
     (folder / name).write_bytes(data)
     made_by(model, folder / name, "--out", folder / "out", *options)

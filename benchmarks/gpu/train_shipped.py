@@ -23,7 +23,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
 if TYPE_CHECKING:
-    from pgsr.trainer.loop import Run
+    from pgsr.trainer.run_folder.run import Run
     from pgsr.trainer.step.trainer import Trainer
 
 LARGEST_BYTES = 16 * 2**20  # of a file that comes back easily; a larger one is noted

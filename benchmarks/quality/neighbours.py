@@ -97,7 +97,8 @@ def _differences(query: NDArray[np.uint8], photographs: Pixels) -> NDArray[np.fl
     """Mean absolute differences of one picture and each of the others: [N]."""
     apart = np.maximum(photographs, query)
     apart -= np.minimum(photographs, query)
-    return apart.reshape(len(apart), -1).sum(axis=1, dtype=np.uint32) / query.size
+    means: NDArray[np.float64] = apart.reshape(len(apart), -1).sum(axis=1, dtype=np.uint32) / query.size
+    return means
 
 
 def _merge(

@@ -18,8 +18,8 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.images import to_float, to_uint8
 from pgsr.runtime.backends import open_runner
 from pgsr.runtime.synthesizer import check_window
-from pgsr.trainer.data.cache import FILTERS, load_photographs, of_size, open_pictures, problem, reading
-from pgsr.trainer.data.sources import UNREADABLE
+from pgsr.trainer.data.cache import FILTERS, load_photographs, of_size, problem
+from pgsr.trainer.data.sources import UNREADABLE, open_pictures, reading
 from pgsr.trainer.metrics.similarity import PAIRS
 
 from .feature_network import Settings as NetworkSettings

@@ -33,7 +33,7 @@ class EqualConv2d(nn.Conv2d):
         self.equalizer = gain / math.sqrt(inputs * kernel_size**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.equalizer, self.bias, padding=self.padding)  # type: ignore[arg-type]
+        return F.conv2d(x, self.weight * self.equalizer, self.bias, padding=self.padding)
 
 
 class EqualConvTranspose2d(nn.ConvTranspose2d):
@@ -68,7 +68,7 @@ class PlainGenerator(nn.Module):
         super().__init__()
         steps = int(math.log2(resolution)) - 1
         maps = [max(1, min(feature_max, feature_base // 2 ** (i + 2))) for i in range(steps)]
-        self.first = EqualConvTranspose2d(latent_size, maps[0])
+        self.first: nn.Module = EqualConvTranspose2d(latent_size, maps[0])
         self.convs = nn.ModuleList([EqualConv2d(maps[0], maps[0], 3)])
         for inputs, outputs in pairwise(maps):
             self.convs.append(EqualConv2d(inputs, outputs, 3))

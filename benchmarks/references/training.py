@@ -28,7 +28,7 @@ class EqualDepthwise(nn.Conv2d):
         self.equalizer = 1 / kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.equalizer, padding=self.padding, groups=self.groups)  # type: ignore[arg-type]
+        return F.conv2d(x, self.weight * self.equalizer, padding=self.padding, groups=self.groups)
 
 
 class EqualSpread(nn.ConvTranspose2d):
@@ -66,7 +66,7 @@ class PlainProGenerator(PlainGenerator):
         sizes = [(maps[0], maps[0])]
         for inputs, outputs in pairwise(maps):
             sizes += [(inputs, outputs), (outputs, outputs)]
-        self.first = first_layer(kind, latent_size, maps[0])  # type: ignore[assignment]
+        self.first = first_layer(kind, latent_size, maps[0])
         self.convs = nn.ModuleList([convolution(kind, *size, 3, 1) for size in sizes])
 
 

@@ -127,7 +127,10 @@ class Operations(TorchDispatchMode):
     """Counts the operations that compute; views and new constants are none."""
 
     NONE = ("view", "expand", "reshape", "unsqueeze", "slice", "detach", "alias", "select", "t", "full")
-    count = 0
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func.overloadpacket.__name__.strip("_") not in self.NONE
@@ -135,7 +138,8 @@ class Operations(TorchDispatchMode):
 
 
 def operations(module: nn.Module, example: Tensor) -> int:
-    with torch.no_grad(), Operations() as counter:
+    counter = Operations()
+    with torch.no_grad(), counter:
         module(example)
     return counter.count
 

@@ -171,7 +171,8 @@ def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray[
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    means: np.ndarray[Any, Any] = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
 
 
 def curve(trained: Trained, key: str) -> list[float]:

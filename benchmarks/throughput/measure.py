@@ -1,7 +1,7 @@
 """Images a second of every stage: the naive chain, ours of the same widths, and the model that ships.
 
-One run times everything, side by side, on the CPU or a GPU: see benchmarks/harness/timing.py. The contenders of a
-stage take turns, so that their ratios hold although the machine's speed wanders. Every backend that is
+One run times everything, side by side, on the CPU or a GPU: see benchmarks/harness/timing.py. The contenders
+of a stage take turns, so that their ratios hold although the machine's speed wanders. Every backend that is
 installed is one.
 """
 
@@ -77,7 +77,8 @@ NOTES = (
     "Weights of vanilla and separable are random: the networks' speed does not depend on them. PNG files of "
     "what they draw take another time to encode than faces do.",
     "Naive is benchmarks/references/inference.py, a pipeline as one would first write it: eager PyTorch in "
-    "float32, NCHW, one step after the other, Pillow's default PNG. Eager separable is the training network in its place.",
+    "float32, NCHW, one step after the other, Pillow's default PNG. Eager separable is the training network "
+    "in its place.",
     "Network is latents to pixels in memory; end to end is latents to PNG files in a folder, pgsr-generate's "
     "own path. Both are timed in the same rounds, on the same images; their ratio is the last column. "
     "Other outputs are of the fastest way.",

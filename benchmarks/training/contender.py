@@ -117,7 +117,7 @@ class MultiplyAdds(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,7 +131,8 @@ class MultiplyAdds(TorchDispatchMode):
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: Any = None) -> int:
     """Each gradient wanted costs what the convolution did; PyTorch's own formula ignores groups."""
     transposed, wanted = rest[4], rest[-1]
-    return conv_flop_count([*x.shape], [*weight.shape], [*grad.shape], transposed) * sum(wanted[:2])
+    once: int = conv_flop_count([*x.shape], [*weight.shape], [*grad.shape], transposed)
+    return once * int(sum(wanted[:2]))
 
 
 FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
@@ -139,7 +140,8 @@ FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_b
 
 def multiply_adds(work: Work) -> int:
     """Of a step: the mean of a period's."""
-    with MultiplyAdds() as counter:
+    counter = MultiplyAdds()
+    with counter:
         for _ in range(work.period):
             work.step()
     return round(counter.flops / 2 / work.period)

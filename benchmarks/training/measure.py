@@ -57,7 +57,8 @@ NOTES = (
     "A step is one update of the critic and one of the generator with all that belongs to them: gathering "
     "photographs, drawing latents, both optimizers, the running average. The data set is drawn.",
     "Reference is benchmarks/references/training.py, written from paper 2: eager PyTorch, float32, NCHW, "
-    "networks of that resolution alone. A test checks that its loss terms and gradients are those of pgsr-train.",
+    "networks of that resolution alone. A test checks that its loss terms and gradients are those of "
+    "pgsr-train.",
     "Ours is the recipe progan-64-vanilla or -separable as pgsr-train runs it, at the beginning of the "
     "resolution's stable phase; its networks hold the layers up to the largest resolution measured.",
     "simultaneous: objective.updates, both updates from one pass of the critic over one batch of fakes; "

@@ -5,8 +5,8 @@
 
 A rewrite changes a network in place and says whether it found anything to change. Most are rules on the
 sequences of steps that export/lowering.py makes of a network: what stands in place i, and what may stand
-there instead. REWRITES lists them in the order they are applied; where several are forms of one thing, the first
-that is chosen finds it and the others find nothing.
+there instead. REWRITES lists them in the order they are applied; where several are forms of one thing, the
+first that is chosen finds it and the others find nothing.
 """
 
 from __future__ import annotations

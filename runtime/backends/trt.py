@@ -2,8 +2,9 @@
 
 An engine is found beside the bundle's graph or in the cache; a stale one is never loaded, and one is built
 when there is none (pgsr/tensorrt/engines.py). It runs in lanes: each has a stream, pinned buffers, an
-execution context and a CUDA graph of its own, so that one batch is copied while another is computed, and two threads
-may call at once. Every batch is filled up to the runner's, so that an image does not depend on the others.
+execution context and a CUDA graph of its own, so that one batch is copied while another is computed, and two
+threads may call at once. Every batch is filled up to the runner's, so that an image does not depend on the
+others.
 """
 
 from __future__ import annotations

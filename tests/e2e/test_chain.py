@@ -28,7 +28,7 @@ UPSCALER += ["--set", "schedule.start_resolution=32", "--set", "schedule.stable_
 UPSCALER += ["--set", "generator.features=8", "--set", "generator.layers=2", "--set", "run.log_images=160"]
 
 
-def command(module: str, *arguments: str | Path) -> dict:
+def command(module: str, *arguments: object) -> dict:
     """Runs `python -m pgsr.MODULE ... --json` in the checkout; its JSON object."""
     line = [sys.executable, "-m", module, *map(str, arguments), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

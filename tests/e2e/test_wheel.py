@@ -19,7 +19,7 @@ from pgsr import bundle
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(*command: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """A command away from the checkout, so that only what is installed is imported."""
     hidden = ("PYTHONPATH", "VIRTUAL_ENV")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}

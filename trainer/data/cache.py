@@ -172,7 +172,8 @@ def load_labels(pictures: Pictures, usable: int) -> tuple[NDArray[np.int64] | No
 def _mapped(cached: Path) -> NDArray[np.uint8] | None:
     """The decoded array, or None if there is none or it is damaged."""
     try:
-        return np.load(cached, mmap_mode="r")
+        pixels: NDArray[np.uint8] = np.load(cached, mmap_mode="r")
+        return pixels
     except (OSError, ValueError, EOFError):
         return None
 

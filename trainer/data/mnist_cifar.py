@@ -59,7 +59,7 @@ class Native:
     @property
     def side(self) -> int:
         """Of the largest square in a picture."""
-        return min(self.pixels.shape[1:3])
+        return int(min(self.pixels.shape[1:3]))
 
     def picture(self, index: int) -> Image.Image:
         """One picture, in RGB."""

@@ -146,7 +146,8 @@ def multiply_adds(recipe: Recipe, schedule: Schedule) -> dict[int, float]:
 
 def _count(trainer: Trainer, phase: Phase, penalised: bool) -> float:
     _stand_at(trainer, phase, penalised)
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         trainer.step()
     return counter.flops / 2.0
 
@@ -154,7 +155,9 @@ def _count(trainer: Trainer, phase: Phase, penalised: bool) -> float:
 class _Counter(TorchDispatchMode):
     """Adds up what every operation costs; torch's own counter does not go with the gradient penalty."""
 
-    flops = 0.0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0.0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))

@@ -91,7 +91,7 @@ def _seconds_left(
     recipe: config.Recipe, schedule: Schedule | None, shown: int, last: Mapping[str, Any]
 ) -> float | None:
     """At the present speed; at resolutions to come, at that speed by their multiply-adds an image."""
-    speed = last.get("images_per_second")
+    speed = float(last.get("images_per_second", 0.0))
     if schedule is None or not speed:
         return None
     left: dict[int, int] = {}

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
+from pgsr.networks.interfaces import Images
 
 from .augment import augment
 from .batches import Batch, batches_for
 from .content_loss import content_features
-from .objectives import OBJECTIVES, Images, adversarial_terms, critic_terms, each, paired_losses, scales
+from .objectives import OBJECTIVES, adversarial_terms, critic_terms, each, paired_losses, scales
 from .parallel import ALONE, Ranks
 from .recipe import Recipe
 from .schedule import Schedule, Stage
@@ -30,11 +31,14 @@ from .state import Critic, State, average_decay, new_state, prepare_optimizers, 
 # Precision.
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
 def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
     """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware."""
     if wish == "auto":
         wish = "bfloat16" if device.type == "cuda" or _cpu_multiplies_bfloat16() else "float32"
-    return getattr(torch, wish)
+    return PRECISIONS[wish]
 
 
 def _cpu_multiplies_bfloat16() -> bool:

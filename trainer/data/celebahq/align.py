@@ -45,9 +45,9 @@ class Crop:
         """Top left, top right, bottom right, bottom left: [4, 2]."""
         right = np.array(self.right) * self.side / 2
         down = np.array((-right[1], right[0]))
-        return np.array((self.x, self.y)) + np.array(
-            (-right - down, right - down, right + down, down - right)
-        )
+        around = np.array((-right - down, right - down, right + down, down - right))
+        corners: NDArray[np.float64] = np.array((self.x, self.y)) + around
+        return corners
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The upright rectangle around it: left, top, right, bottom."""

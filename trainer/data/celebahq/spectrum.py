@@ -82,4 +82,5 @@ def rings_and_sectors(grey: NDArray[np.float64]) -> NDArray[np.float64]:
     sums = np.bincount(place, spectrum[inside], minlength=count * SECTORS)
     power = np.maximum(sums / cells - NOISE * np.square(window).sum(), 0.0)
     frequency = (np.arange(count) + 0.5) / count
-    return power.reshape(count, SECTORS) * np.square(frequency)[:, None]
+    weighted: NDArray[np.float64] = power.reshape(count, SECTORS) * np.square(frequency)[:, None]
+    return weighted
