@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
 from .onnx_file import finished
 from .parity import compare, in_parts, pictures, session_of
+from .sessions import open_session
 
 Array = NDArray[Any]
 
@@ -247,20 +247,14 @@ def _values(proto: onnx.ModelProto, names: list[str], inputs: Array) -> dict[str
     wanted = [name for name in dict.fromkeys(names) if name not in given]
     present = {value.name for value in graph.output}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
-    results = _session(copy).run(wanted, {graph.input[0].name: inputs}) if wanted else []
+    results = []
+    if wanted:
+        results = open_session(copy.SerializeToString()).run(wanted, {graph.input[0].name: inputs})
     return {graph.input[0].name: inputs, **dict(zip(wanted, results, strict=True))}
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next((a.i for a in node.attribute if a.name == name), 0)
-
-
-def _session(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 @contextlib.contextmanager

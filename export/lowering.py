@@ -18,6 +18,7 @@ from pgsr.networks.began import BEGANGenerator, uniform
 from pgsr.networks.interfaces import Generator
 from pgsr.networks.layers import LRELU_SLOPE, Activation, fade, leaky_relu
 from pgsr.networks.msggan import MSGGANGenerator
+from pgsr.networks.precision import at_least_float32
 from pgsr.networks.progan import FirstGeneratorBlock, GeneratorBlock, ProGANGenerator
 from pgsr.networks.sr_variants import ResNetUpscaler, ShortcutBlock
 from pgsr.networks.srgan import CompactUpscaler, NearestPhases, ResidualBlock, SRResNet
@@ -44,7 +45,7 @@ class PixelNorm(nn.Module):
     """Pixelwise feature normalisation as it is trained (paper 2, section 4.2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         return (wide * torch.rsqrt(with_epsilon(wide.square().mean(dim=1, keepdim=True)))).to(x.dtype)
 
 
@@ -259,7 +260,7 @@ class DividingNorm(nn.Module):
     """PixelNorm as one division: x / sqrt(mean(x * x) + eps), in float32 inside half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         return (wide / length(wide)).to(x.dtype)
 
 
@@ -278,6 +279,6 @@ class NormBehind(nn.Module):
         self.bias = pointwise.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         seen = self.pointwise(x).to(wide.dtype) / length(wide)
         return (seen if self.bias is None else seen + self.bias.to(wide.dtype).view(1, -1, 1, 1)).to(x.dtype)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -24,6 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pgsr.errors import PgsrError
 from pgsr.images import to_uint8
+
+from .sessions import open_session
 
 Array = NDArray[Any]
 
@@ -75,9 +76,7 @@ def require(parity: Parity, precision: str, graph: str) -> None:
 
 def session_of(model: bytes) -> Callable[[Array], Array]:
     """The graph as a function, in ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model)
     name = session.get_inputs()[0].name
 
     def run(x: Array) -> Array:

@@ -9,13 +9,16 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgsr import __version__
 from pgsr.errors import PgsrError, missing_package
 from pgsr.files import cannot_write
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 
 class Command(click.Command):
@@ -43,6 +46,12 @@ def errors_as_lines() -> Iterator[None]:
         if error.filename is None:
             raise
         fail(str(cannot_write(error.filename, error)))
+
+
+def progress_bar(length: int, label: str) -> ProgressBar[int]:
+    """A bar on stderr that is there on terminals alone."""
+    hidden = not sys.stderr.isatty()
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
 @contextmanager

@@ -6,10 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def rounded(x: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Values in [-1, 1] as levels, of any shape: round(clip((x + 1) * 127.5, 0, 255))."""
+    levels: NDArray[np.uint8] = np.rint(np.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
+    return levels
+
+
 def to_uint8(x: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C]: round(clip((x + 1) * 127.5, 0, 255))."""
-    pixels: NDArray[np.uint8] = np.rint(np.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
-    return pixels.transpose(0, 2, 3, 1)
+    """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C]."""
+    return rounded(x).transpose(0, 2, 3, 1)
 
 
 def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_text
+from pgsr.machine import processor_information, processor_name, usable_cores
 
 Key = Mapping[str, Any]
 
@@ -57,33 +57,10 @@ def _path(kind: str, key: Key) -> Path:
 @cache
 def machine() -> dict[str, Any]:
     """What of this machine decides how fast something is."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = processor_information().splitlines()
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     return {
-        "cpu": sorted(names) or [platform.processor() or platform.machine()],
+        "cpu": sorted(names) or [processor_name()],
         "cores": usable_cores(),
         "arithmetic threads": os.environ.get("OMP_NUM_THREADS"),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Of the packages among these that are installed."""
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
-
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

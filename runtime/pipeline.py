@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from .measured import usable_cores
+from pgsr.machine import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.errors import PgsrError
+from pgsr.machine import installed_versions
 
 from .autotune import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
 from .backends import Runner, Settings, open_runner
 from .backends.choice import gpu_present
 from .generate.truncation import check_truncation, toward, typical_direction
-from .measured import machine, recall, remember, versions
+from .measured import machine, recall, remember
 from .pipeline import ahead, in_turn
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Synthesizer:
             "device": self._device,
             "backend": self._backend,
             "threads": self._threads,
-            "versions": versions("pgsr", *BACKEND_PACKAGES),
+            "versions": installed_versions("pgsr", *BACKEND_PACKAGES),
             "machine": machine(),
             "gpu": self._gpu and [self._gpu.name, self._gpu.driver],
         }

@@ -46,6 +46,9 @@ def test_purposes_keep_their_numbers():
         "label": 16,
         "wild": 17,
         "evaluation": 18,
+        "augment real": 19,
+        "augment fake": 20,
+        "augment generator": 21,
     }
 
 

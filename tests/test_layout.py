@@ -126,8 +126,8 @@ def test_the_rule_finds_what_breaks_it(tmp_path: Path, monkeypatch: pytest.Monke
     assert {v.split()[1] for v in violations(path, "runtime")} == {
         "torch.nn",
         "pgsr.networks",
-        "pgsr.trainer.step.recipe",
-        "pgsr.trainer.step.recipe.load",
+        "pgsr.trainer.config",
+        "pgsr.trainer.config.load",
         "pgsr.export",
         "safetensors",
         "safetensors.safe_open",

@@ -24,7 +24,7 @@ from generating import command, refused_in, result_of
 from PIL import Image
 
 import bundles as tiny
-from pgsr import draws
+from pgsr import draws, machine
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, synthesizer
 from pgsr.runtime import autotune as batch
@@ -456,8 +456,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_machine_is_part_of_the_key() -> None:
-    assert remembered.machine()["cores"] == remembered.usable_cores() >= 1
-    assert remembered.versions("numpy", "no-such-package") == {"numpy": np.__version__}
+    assert remembered.machine()["cores"] == machine.usable_cores() >= 1
+    assert machine.installed_versions("numpy", "no-such-package") == {"numpy": np.__version__}
 
 
 # ----------------------------------------------------------------------------
@@ -700,7 +700,7 @@ def test_leftovers_of_dead_processes_alone_are_removed(opened: Synthesizer, tmp_
 
 PEAK = """
 import resource, sys
-from pgsr.runtime.cli import main
+from pgsr.runtime.generate.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as stop:

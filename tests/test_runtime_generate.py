@@ -345,7 +345,7 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 LOOK = """
 import sys
 sys.argv = ["pgsr-generate", "--help"]
-from pgsr.runtime.cli import main
+from pgsr.runtime.generate.cli import main
 try:
     main()
 except SystemExit:

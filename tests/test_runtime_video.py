@@ -358,7 +358,7 @@ def test_one_line_for_ctrl_c(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
 LOOK = """
 import sys
 sys.argv = ["pgsr-generate", *{arguments!r}]
-from pgsr.runtime.cli import main
+from pgsr.runtime.generate.cli import main
 try:
     main()
 except SystemExit as stop:
@@ -377,4 +377,4 @@ def test_av_is_loaded_for_mp4_alone(model: Path, name: str, loaded: str, tmp_pat
 
 def test_one_file_imports_av() -> None:
     sources = [p for p in (ROOT / "runtime").rglob("*.py") if "import av" in p.read_text()]
-    assert [path.name for path in sources] == ["containers.py"]
+    assert [path.name for path in sources] == ["animation.py"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pgsr import __version__
 from pgsr.errors import PgsrError
+from pgsr.machine import installed_versions, processor_flags, processor_name, usable_cores
 
 INSTRUCTION_SETS = (
     "avx2",
@@ -94,25 +92,17 @@ class Machine:
 
 def describe(threads: int) -> Machine:
     """Measures the peak, too: a few seconds."""
-    information = _read("/proc/cpuinfo")
     return Machine(
-        cpu=_entry(information, "model name") or platform.processor() or platform.machine(),
+        cpu=processor_name(),
         cores=usable_cores(),
-        instruction_sets=_instruction_sets(information),
+        instruction_sets=_instruction_sets(),
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages={"pgsr": __version__, **_versions()},
+        packages={"pgsr": __version__, **installed_versions(*PACKAGES)},
         threads=threads,
         peak_gflops=peak_gflops(threads),
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
@@ -134,30 +124,8 @@ def _peak(program: list[str], threads: int, size: int) -> float:
     return 2.0 * size**3 / float(done.stdout) / 1e9
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _entry(text: str, name: str) -> str:
-    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _instruction_sets(information: str) -> tuple[str, ...]:
-    flags = set(_entry(information, "flags").split())
+def _instruction_sets(information: str | None = None) -> tuple[str, ...]:
+    flags = processor_flags(information)
     return tuple(name for name in INSTRUCTION_SETS if name in flags)
 
 

@@ -161,15 +161,12 @@ def _pair(outputs: Any, path: Path) -> Outputs:
 def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Outputs], bool]:
     """The network, and whether it takes bytes."""
     try:
-        import onnxruntime
+        from pgsr.export.sessions import open_session
     except ImportError as error:
         raise missing_package(f"{path.name}", "bench", error) from error
     wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        session = open_session(str(path), (wanted,), torch.get_num_threads())
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"{path} cannot be opened by ONNX Runtime: {_last_line(error)}") from error
     (taken, *others), outputs = session.get_inputs(), session.get_outputs()

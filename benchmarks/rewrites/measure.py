@@ -32,11 +32,12 @@ from pgsr.export.rewrites.table import REWRITES, TARGETS, Grown, chosen, rewritt
 from pgsr.export.source import Source
 from pgsr.files import make_folder, write_bytes
 from pgsr.images import to_uint8
+from pgsr.machine import usable_cores
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.interfaces import Generator
 from pgsr.runtime.backends import open_runner
 
-from ..harness.machine import describe, usable_cores
+from ..harness.machine import describe
 from ..harness.timing import Contender, Timing, measure
 from ..references.training import PlainProGenerator
 from ..throughput.measure import torch_threads

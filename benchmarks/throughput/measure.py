@@ -31,6 +31,7 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.export.engines import add_engines
 from pgsr.export.parity import compare, pictures, require
 from pgsr.files import make_folder, write_bytes
+from pgsr.machine import usable_cores
 from pgsr.runtime import Synthesizer
 from pgsr.runtime.backends import Settings as RunnerSettings
 from pgsr.runtime.backends import open_runner
@@ -43,7 +44,7 @@ from pgsr.trainer.start import chosen_device
 
 from ..gpu.peaks import device_name, gpu_bandwidth_gbs, gpu_peak_gflops
 from ..harness.arithmetic import traffic
-from ..harness.machine import FAST, Machine, describe, low_peak_gflops, usable_cores
+from ..harness.machine import FAST, Machine, describe, low_peak_gflops
 from ..harness.timing import Contender, Timing, measure
 from ..references import inference as plain
 from .systems import CONVOLUTIONS, System, Widths, inputs, new_system, predicted

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 
 from pgsr.errors import PgsrError, check_choice
+from pgsr.machine import usable_cores
 from pgsr.networks.progan import resolutions_up_to
 from pgsr.trainer.data import cli as prepare
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 
 from ..gpu.peaks import device_name, gpu_peak_gflops
-from ..harness.machine import THREAD_VARIABLES, Machine, describe, usable_cores
+from ..harness.machine import THREAD_VARIABLES, Machine, describe
 from ..harness.timing import Contender, Timing, measure
 from .contender import Job, recipe_name
 

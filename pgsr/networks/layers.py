@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .kernels import elementwise
 from .kernels.convolution import convolve
+from .precision import at_least_float32
 
 LRELU_SLOPE = 0.2  # paper 2, section A.1
 LRELU_GAIN = math.sqrt(2.0)  # He's gain, kept at sqrt(2) for the leaky ReLU as in the original code
@@ -191,7 +192,7 @@ FIRST_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Unit mean square over dimension 1: [N, C, ...] -> [N, C, ...]."""
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = at_least_float32(x)
     if wide.requires_grad and torch.is_grad_enabled():
         return elementwise.pixel_norm(wide, eps).to(x.dtype)
     return (wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + eps)).to(x.dtype)
@@ -254,7 +255,7 @@ def minibatch_stddev(x: Tensor, group: int = 4) -> Tensor:
     n, _, h, w = x.shape
     size = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
     grouped = x.view(size, n // size, *x.shape[1:])
-    grouped = grouped if x.dtype == torch.float64 else grouped.float()
+    grouped = at_least_float32(grouped)
     deviation = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt()  # [M, C, H, W]
     statistic = deviation.mean(dim=(1, 2, 3)).to(x.dtype)  # [M]
     return torch.cat([x, statistic.repeat(size).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)
@@ -288,8 +289,7 @@ class MinibatchDiscrimination(EqualizedWeight):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = F.linear(x, self.scaled())
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = at_least_float32(F.linear(x, self.scaled()))
         rows = rows.view(len(x), self.kernels, -1)
         distances = (rows[:, None] - rows[None]).abs().sum(3)  # [N, N, kernels]
         return torch.cat([x, torch.exp(-distances).sum(1).to(x.dtype)], dim=1)

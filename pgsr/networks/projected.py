@@ -18,6 +18,7 @@ from pgsr.errors import check_choice
 
 from .efficientnet import PYRAMID_CHANNELS, EfficientNetLite0, load_lite0
 from .interfaces import Discriminator
+from .precision import at_least_float32
 
 FEATURES: dict[str, Callable[[], EfficientNetLite0]] = {"lite0": load_lite0}
 SLOPE = 0.2  # of the leaky ReLU
@@ -103,7 +104,7 @@ class ProjectedDiscriminator(Discriminator):
             images = F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=False)
         mixed = self.mixed(self.network.pyramid(images))
         with torch.autocast(images.device.type, enabled=False):
-            logits = [critic(_wide(x)) for critic, x in zip(self.critics, mixed, strict=True)]
+            logits = [critic(at_least_float32(x)) for critic, x in zip(self.critics, mixed, strict=True)]
         return torch.cat(logits, dim=1).flatten()
 
     def mixed(self, pyramid: list[Tensor]) -> list[Tensor]:
@@ -120,7 +121,3 @@ class ProjectedDiscriminator(Discriminator):
 def _random_weight(outputs: int, inputs: int, size: int) -> Tensor:
     """Weights of a convolution that is never trained, of unit gain (He et al. 2015, for a linear layer)."""
     return torch.randn(outputs, inputs, size, size) / math.sqrt(inputs * size * size)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

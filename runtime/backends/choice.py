@@ -22,8 +22,9 @@ from pgsr import draws
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.gpu import Gpu, find_gpu
+from pgsr.machine import installed_versions
 
-from .. import measured as remembered
+from .. import measured
 from . import BACKENDS, Runner, Settings, open_backend
 
 ROUNDS = 3  # at most, in turns
@@ -48,7 +49,7 @@ def open_fastest(bundle: Bundle, graph: Graph, settings: Settings) -> Runner:
     if len(present) == 1:
         return open_backend(present[0], bundle, graph, settings)
     key = _key(graph, settings)
-    name = remembered.recall("backend", key)
+    name = measured.recall("backend", key)
     if name in present:
         with contextlib.suppress(PgsrError):  # measured when it could be opened; now it cannot
             return open_backend(name, bundle, graph, settings)
@@ -89,9 +90,9 @@ def _devices(settings: Settings) -> set[str]:
 def _key(graph: Graph, settings: Settings) -> dict[str, Any]:
     gpu = gpu_present(settings.device_index) if settings.device_kind != "cpu" else None
     return {
-        "machine": remembered.machine(),
+        "machine": measured.machine(),
         "gpu": [gpu.name, gpu.driver] if gpu else None,
-        "versions": remembered.versions(*DISTRIBUTIONS),
+        "versions": installed_versions(*DISTRIBUTIONS),
         "graph": graph.sha256,
         "devices": sorted(_devices(settings)),
     }
@@ -126,7 +127,7 @@ def _measured(
         for name, runner in runners.items():
             if name != chosen:
                 runner.__exit__(None, None, None)
-    remembered.remember("backend", key, chosen)
+    measured.remember("backend", key, chosen)
     return runners[chosen]
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 
-from .. import measured as remembered
+from .. import measured
 from . import Settings
 from .choice import CLEARLY, example
 from .lanes import Lanes
@@ -104,18 +104,18 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
     if _any_size(graph):
         return _open(openvino, core, path, graph, settings, hint, MODES["latency"])
     key = {
-        "machine": remembered.machine(),
+        "machine": measured.machine(),
         "version": str(openvino.__version__),
         "graph": graph.sha256,
         "threads": settings.threads,
     }
-    name = remembered.recall("openvino", key)
+    name = measured.recall("openvino", key)
     if name in MODES:
         return _open(openvino, core, path, graph, settings, hint, MODES[name])
     opened = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
     rows = max(runner.rows_at_once for runner in opened.values())  # keeps either busy
     name = _faster(opened, example(graph, rows))
-    remembered.remember("openvino", key, name)
+    measured.remember("openvino", key, name)
     return opened[name]
 
 

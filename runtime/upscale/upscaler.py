@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.images import to_float
+from pgsr.images import rounded, to_float
 
 from ..backends import Runner, open_runner
 
@@ -114,7 +114,7 @@ class Upscaler:
             end = rows.starts[i + 1] if i + 1 < len(rows.starts) else picture.shape[0]
             done = (end - top) * self.scale
             place = slice(top * self.scale, end * self.scale)
-            result[place] = np.rint(np.clip((band[:done] + 1.0) * 127.5, 0.0, 255.0))
+            result[place] = rounded(band[:done])
             begun = band[done:]
         return result
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, replacing
 
@@ -227,8 +227,7 @@ def each_picture(
         return name, None if picture is None else work(picture), why
 
     damage = Damage(max_damaged)
-    hidden = not sys.stderr.isatty()
-    progress = click.progressbar(length=len(pictures), label="decoding", file=sys.stderr, hidden=hidden)
+    progress = progress_bar(len(pictures), "decoding")
     workers = ThreadPoolExecutor(max_workers=os.cpu_count())
     with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgsr.errors import PgsrError
+from pgsr.networks.pixels import to_pixels
 
 from ..metrics.swd import COARSEST
 from ..step.schedule import Stage
@@ -131,4 +132,4 @@ def _samples(trainer: Trainer, stage: Stage) -> Tensor:
     generate = trainer.state.generator.at(stage.resolution, stage.alpha)
     with torch.no_grad():
         parts = [generate(part) for part in trainer.batches.preview(STABILITY_SAMPLES).split(12)]
-    return ((torch.cat(parts) + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
+    return to_pixels(torch.cat(parts)).permute(0, 3, 1, 2)  # [36, 3, H, W], as checkpoints hold it

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError, check_choice
 from pgsr.networks.interfaces import Images
+from pgsr.networks.precision import at_least_float32
 
 Score = Callable[[Images], Tensor]  # [N] scores, or [N, 1 + labels]: the score and a logit a label
 ObjectiveState = Mapping[str, Tensor]  # scalars that an objective carries from step to step
@@ -239,13 +240,13 @@ def paired_losses(
     losses: dict[str, Tensor] = {}
     target = reals if config.pixel_at == "reals" else inputs
     if config.pixel != "none" and target is not None:
-        generated, wanted = _wide(scales(fakes)[0]), _wide(scales(target)[0])
+        generated, wanted = at_least_float32(scales(fakes)[0]), at_least_float32(scales(target)[0])
         generated = F.avg_pool2d(generated, generated.shape[-1] // wanted.shape[-1])
         losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](generated, wanted)
     if features is not None:
         with torch.no_grad():
-            wanted = _wide(features(scales(reals)[0]))
-        difference = F.mse_loss(_wide(features(scales(fakes)[0])), wanted)
+            wanted = at_least_float32(features(scales(reals)[0]))
+        difference = F.mse_loss(at_least_float32(features(scales(fakes)[0])), wanted)
         losses["content"] = config.content_weight * difference
     return losses
 
@@ -257,7 +258,7 @@ def paired_losses(
 def squared_gradient(scores: Tensor, images: Images) -> Tensor:
     """|d score / d image|**2 of each image, the mean over scales: [N]."""
     gradients = torch.autograd.grad(scores.sum(), scales(images), create_graph=True)
-    return _mean([_wide(g).square().sum(dim=(1, 2, 3)) for g in gradients])
+    return _mean([at_least_float32(g).square().sum(dim=(1, 2, 3)) for g in gradients])
 
 
 def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, target: float) -> Tensor:
@@ -274,7 +275,7 @@ def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, 
     )
     scores, _ = _split(score(between if isinstance(reals, tuple) else between[0]))
     gradients = torch.autograd.grad(scores.sum(), between, create_graph=True)
-    norms = [torch.linalg.vector_norm(_wide(g).flatten(1), dim=1) for g in gradients]
+    norms = [torch.linalg.vector_norm(at_least_float32(g).flatten(1), dim=1) for g in gradients]
     return _mean([(norm - target).square().mean() for norm in norms]) / target**2
 
 
@@ -294,14 +295,9 @@ def each(change: Callable[[Tensor], Tensor], images: Images) -> Images:
 
 def _split(output: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scores [N] and logits [N, labels], if the critic gives any."""
-    output = _wide(output)
+    output = at_least_float32(output)
     return (output, None) if output.dim() == 1 else (output[:, 0], output[:, 1:])
 
 
 def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean(0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """float32, or float64 as it is."""
-    return x if x.dtype == torch.float64 else x.float()

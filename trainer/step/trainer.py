@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
+from pgsr.machine import multiplies_bfloat16
 from pgsr.networks.interfaces import Images
+from pgsr.networks.precision import at_least_float32
 
 from .augment import augment
 from .batches import Batch, batches_for
@@ -37,16 +39,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": t
 def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
     """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware."""
     if wish == "auto":
-        wish = "bfloat16" if device.type == "cuda" or _cpu_multiplies_bfloat16() else "float32"
+        wish = "bfloat16" if device.type == "cuda" or multiplies_bfloat16() else "float32"
     return PRECISIONS[wish]
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
@@ -127,11 +121,7 @@ class GeneratorImages(nn.Module):
         self.network = state.generator
 
     def forward(self, batch: Batch, stage: Stage) -> Images:
-        return each(_wide, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return each(at_least_float32, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs))
 
 
 # ----------------------------------------------------------------------------
@@ -210,7 +200,7 @@ class Trainer:
         """The generator's images of a critic's batch, as critics see them."""
         with autocast(self.device, self.precision):
             generate = self.state.generator.training_at(stage.resolution, stage.alpha)
-            fakes = each(_wide, generate(batch.inputs))
+            fakes = each(at_least_float32, generate(batch.inputs))
         return each(lambda x: self._augmented(x, "augment fake", shown, stage), fakes)
 
     def _augmented(self, images: Tensor, purpose: str, shown: int, stage: Stage) -> Tensor:

@@ -20,11 +20,11 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
 from pgsr import __version__, bundle
+from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, write_text
 from pgsr.lock import held, is_held
@@ -92,8 +92,7 @@ def make_missing(
 ) -> None:
     """Makes the pictures that the ranking has no record of, and writes down each as soon as it is made."""
     missing = [name for name in source.names if name not in ranking.records]
-    hidden = not sys.stderr.isatty()
-    bar = click.progressbar(length=len(source.names), label="aligning", file=sys.stderr, hidden=hidden)
+    bar = progress_bar(len(source.names), "aligning")
     since = 0
     with bar, open(out / MADE, "a", encoding="utf-8") as log:
         bar.update(len(source.names) - len(missing))

@@ -1,0 +1,15 @@
+"""Graphs run by ONNX Runtime on the CPU, without its warnings."""
+
+from __future__ import annotations
+
+import onnxruntime
+
+
+def open_session(
+    model: bytes | str, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """A session of a graph's bytes or file; `threads` of 0 leaves their number to ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
