@@ -64,17 +64,17 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
     emit(result, text(result), as_json)
 
 
-def _batch_at(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[int, int]:
+def _batch_at(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[int, int]:
     """("64=4",) -> {64: 4}."""
     try:
-        return {int(side): int(batch) for side, batch in (text.split("=") for text in given)}
+        return {int(side): int(batch) for side, batch in (text.split("=") for text in values)}
     except ValueError:
         raise click.BadParameter("must be RESOLUTION=BATCH, for example 64=4") from None
 
 
-def _numbers(_context: click.Context, _option: click.Parameter, given: str) -> tuple[int, ...]:
+def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in given.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter("must be numbers such as 4,8,16") from None
 
@@ -290,11 +290,11 @@ def quality(out: Path | None, features: Path | None, as_json: bool, **options: A
         from .quality.sets import Settings
     side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
     network = None if features is None else feature_network.Settings(features, side, resize, meaning)
-    found = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
+    result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):
-            write_report(found, out)
-    emit(as_dict(found), text(found), as_json)
+            write_report(result, out)
+    emit(as_dict(result), text(result), as_json)
 
 
 @main.command()

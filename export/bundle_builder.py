@@ -99,11 +99,11 @@ def export_bundle(
         folder = make_folder(Path(scratch) / "bundle")
         inputs = _Inputs(by_kind, samples)
         trials = [_trial(plan, inputs) for plan in plans(by_kind)]
-        wanted = choice or Choice()
+        selection = choice or Choice()
         note = _note(name, licence, by_kind)
         floats: Floats = {}
         graphs = [
-            _write_graph(trial, precision, wanted, note, folder, floats)
+            _write_graph(trial, precision, selection, note, folder, floats)
             for precision in precisions
             for trial in trials
         ]
@@ -127,25 +127,25 @@ def export_bundle(
 def plans(by_kind: dict[str, Source]) -> list[Plan]:
     """The graphs that a bundle of these sources holds."""
     generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
-    found: list[Plan] = []
+    result: list[Plan] = []
     scale = upscaler.scale if upscaler else 1
     images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
     if upscaler and upscaler.input_size:
-        found.append(_fixed_upscaler(upscaler, generator))
+        result.append(_fixed_upscaler(upscaler, generator))
     elif upscaler:
         larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
         sides = {0: "n", 2: "height", 3: "width"}
-        found.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
+        result.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
     if generator:
         side = generator.resolution
         grown = Grown(generator.generator, side)
         latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
-        made = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
-        found.insert(0, Plan("generator", (grown,), False, latents, made, {0: "n"}))
+        output = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+        result.insert(0, Plan("generator", (grown,), False, latents, output, {0: "n"}))
         pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
         networks = (grown, upscaler.network) if upscaler else (grown,)
-        found.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
-    return found
+        result.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
+    return result
 
 
 def _fixed_upscaler(upscaler: Source, generator: Source | None) -> Plan:
@@ -177,8 +177,8 @@ class _Inputs:
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
             smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
             return np.asarray(smooth.clamp(-1, 1).numpy())
-        made = torch_function(Grown(self.generator.generator, self.generator.resolution))
-        return np.clip(in_parts(made, self.latents(seed)), -1, 1)
+        function = torch_function(Grown(self.generator.generator, self.generator.resolution))
+        return np.clip(in_parts(function, self.latents(seed)), -1, 1)
 
     def of(self, plan: Plan, seed: int = PARITY_SEED) -> Array:
         return self.latents(seed) if plan.input.name == "latents" else self.images(seed)
@@ -289,9 +289,9 @@ def with_names(
 
 
 def _rewritten_networks(
-    networks: Sequence[nn.Module], wanted: Sequence[str]
+    networks: Sequence[nn.Module], rewrites: Sequence[str]
 ) -> tuple[list[nn.Module], tuple[str, ...]]:
-    results = [rewritten(network, wanted) for network in networks]
+    results = [rewritten(network, rewrites) for network in networks]
     names = dict.fromkeys(name for _, applied in results for name in applied)
     return [network for network, _ in results], tuple(names)
 

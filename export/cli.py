@@ -15,7 +15,7 @@ import click
 from pgsr.bundle import MANIFEST, read
 from pgsr.cli import Command, emit, json_option, packages, version_option
 
-from .engines import engines_summary, progress, wanted_engines
+from .engines import engine_request, engines_summary, progress
 
 
 @click.command(cls=Command)
@@ -89,10 +89,10 @@ def main(
     if explain is not None:
         _explain(explain, graph, precision, out, as_json)
         return
-    wanted = wanted_engines(engine, batch, compute_capability)
-    if wanted and out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
-        made = wanted.beside(read(runs[0]), progress)
-        emit(engines_summary(made), "\n".join(m.line() for m in made), as_json)
+    request = engine_request(engine, batch, compute_capability)
+    if request and out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
+        engines = request.build_beside(read(runs[0]), progress)
+        emit(engines_summary(engines), "\n".join(m.line() for m in engines), as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
@@ -122,17 +122,17 @@ def main(
         f"{g.parity['psnr_db']:.1f} dB, largest difference {g.parity['max_steps']:.0f} of 255"
         for g in result.graphs
     ]
-    made = wanted.beside(result, progress) if wanted else []
-    lines += [m.line() for m in made]
-    told = {**summary(result), **(engines_summary(made) if made else {})}
-    emit(told, "\n".join([*lines, str(out)]), as_json)
+    engines = request.build_beside(result, progress) if request else []
+    lines += [m.line() for m in engines]
+    report = {**summary(result), **(engines_summary(engines) if engines else {})}
+    emit(report, "\n".join([*lines, str(out)]), as_json)
 
 
 def _explain(bundle: Path, graph: str | None, precision: str, out: Path | None, as_json: bool) -> None:
     with packages("explaining", "export"):
         from .explain import draw, explained, text
-    found = explained(read(bundle), graph, precision)
+    explanation = explained(read(bundle), graph, precision)
     if out is not None:
         with packages("the picture", "bench"):
-            draw(found, out)
-    emit(found, "\n".join([text(found), *([str(out)] if out else [])]), as_json)
+            draw(explanation, out)
+    emit(explanation, "\n".join([text(explanation), *([str(out)] if out else [])]), as_json)

@@ -38,7 +38,7 @@ EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
 
 
 @dataclass(frozen=True)
-class Made:
+class EngineResult:
     """An engine that now stands beside its graph."""
 
     graph: Graph
@@ -77,12 +77,12 @@ def add_engines(
     profile: Profile,
     compute_capabilities: Sequence[str] = (),  # for TensorRT-RTX; empty: Ampere and newer
     report: Callable[[str], None] = lambda line: None,  # told before what takes time
-) -> list[Made]:
+) -> list[EngineResult]:
     """Raises PgsrError if the library or the GPU is missing, or an engine is not what was asked for."""
     check_choice("--engine", library, LIBRARIES)
     trt = load(library)
     capabilities, driver = targets(trt, library, tuple(compute_capabilities))
-    made = []
+    results = []
     for graph in engine_graphs(bundle):
         key = Key(
             onnx_sha256=graph.sha256,
@@ -93,24 +93,26 @@ def add_engines(
             precision=graph.precision,
             profile=profile,
         )
-        made.append(_add(trt, bundle, graph, key, report))
-    return made
+        results.append(_add(trt, bundle, graph, key, report))
+    return results
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EngineRequest:
     """What --engine and its two options ask for, checked before anything is exported."""
 
     library: str
     profile: Profile
     compute_capabilities: tuple[str, ...]
 
-    def beside(self, bundle: Bundle, report: Callable[[str], None]) -> list[Made]:
+    def build_beside(self, bundle: Bundle, report: Callable[[str], None]) -> list[EngineResult]:
         """Builds what is missing or stale. Raises PgsrError as `add_engines` does."""
         return add_engines(bundle, self.library, self.profile, self.compute_capabilities, report)
 
 
-def wanted_engines(library: str | None, batch: str | None, compute_capability: str | None) -> Wanted | None:
+def engine_request(
+    library: str | None, batch: str | None, compute_capability: str | None
+) -> EngineRequest | None:
     """None without --engine. Raises PgsrError if an option is wrong, or the library or the GPU is missing."""
     if library is None:
         for option, value in (("--batch", batch), ("--compute-capability", compute_capability)):
@@ -118,9 +120,9 @@ def wanted_engines(library: str | None, batch: str | None, compute_capability: s
                 raise PgsrError(f"{option} is for an --engine: name one, or leave it out")
         return None
     check_choice("--engine", library, LIBRARIES)
-    wanted = Wanted(library, _profile(batch or "1,16,64"), _capabilities(compute_capability))
-    targets(load(library), library, wanted.compute_capabilities)
-    return wanted
+    request = EngineRequest(library, _profile(batch or "1,16,64"), _capabilities(compute_capability))
+    targets(load(library), library, request.compute_capabilities)
+    return request
 
 
 def _profile(text: str) -> Profile:
@@ -134,21 +136,21 @@ def _profile(text: str) -> Profile:
 
 def _capabilities(text: str | None) -> tuple[str, ...]:
     """8.6,8.9, in the order of the numbers, once each. Raises PgsrError."""
-    found = {part.strip() for part in text.split(",")} if text else set()
-    return tuple(sorted(found, key=lambda capability: int(sm(capability)[2:])))
+    names = {part.strip() for part in text.split(",")} if text else set()
+    return tuple(sorted(names, key=lambda capability: int(sm(capability)[2:])))
 
 
-def _add(trt: Any, bundle: Bundle, graph: Graph, key: Key, report: Callable[[str], None]) -> Made:
+def _add(trt: Any, bundle: Bundle, graph: Graph, key: Key, report: Callable[[str], None]) -> EngineResult:
     path = bundle.folder / f"{key.stem(graph.file)}.engine"
-    held = read_sidecar(sidecar(path))
-    reason = why_stale(held, key) if held else "there was none"
-    if held and reason is None:
-        return Made(graph, held, 0.0, "")
+    existing = read_sidecar(sidecar(path))
+    reason = why_stale(existing, key) if existing else "there was none"
+    if existing and reason is None:
+        return EngineResult(graph, existing, 0.0, "")
     assert reason is not None
     report(f"building {path.name}")
     began = time.perf_counter()
     built = build(trt, bundle.path(graph).read_bytes(), key, cache_root() / "engines")
-    return Made(graph, write_engine(path, key, built), time.perf_counter() - began, reason)
+    return EngineResult(graph, write_engine(path, key, built), time.perf_counter() - began, reason)
 
 
 def engine_graphs(bundle: Bundle) -> list[Graph]:
@@ -201,9 +203,9 @@ def _ampere_and_newer(trt: Any) -> tuple[str, ...]:
     return tuple(f"{name[:-1]}.{name[-1]}" for name in names if int(name) >= 80)
 
 
-def engines_summary(made: Sequence[Made]) -> dict[str, Any]:
+def engines_summary(results: Sequence[EngineResult]) -> dict[str, Any]:
     """What the command reports."""
-    return {"engines": [one.summary() for one in made]}
+    return {"engines": [one.summary() for one in results]}
 
 
 def progress(line: str) -> None:

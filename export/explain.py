@@ -50,8 +50,8 @@ class Layer:
 def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") -> dict[str, Any]:
     """One graph as JSON data. Raises PgsrError if the bundle does not hold it."""
     if name is None:
-        held = [graph.name for graph in bundle.graphs]
-        name = "chain" if "chain" in held else held[0] if held else "chain"
+        names = [graph.name for graph in bundle.graphs]
+        name = "chain" if "chain" in names else names[0] if names else "chain"
     graph = bundle.graph(name, precision)
     try:
         model = onnx.load(bundle.path(graph))
@@ -107,8 +107,8 @@ def read_layers(model: onnx.ModelProto, bundle: Bundle) -> list[Layer]:
     for i, group in enumerate(groups[1:]):
         head = group[0]
         weight = constants.get(values.get(head.input[1], head.input[1]))
-        taken = {value for node in group for value in node.input if value and value not in constants}
-        sources = {made_by.get(value, -1) for value in taken} - {i}
+        inputs = {value for node in group for value in node.input if value and value not in constants}
+        sources = {made_by.get(value, -1) for value in inputs} - {i}
         layers.append(
             Layer(
                 name=head.name,
@@ -179,14 +179,14 @@ NORM = ("Mul", "ReduceMean", "Add", "Sqrt", "Div")  # as DividingNorm is exporte
 def _then(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
     """Names of operations, PixelNorm as one, repetitions once."""
     names = [node.op_type for node in nodes if node.op_type not in PLUMBING]
-    found: list[str] = []
+    words: list[str] = []
     while names:
         if tuple(names[: len(NORM)]) == NORM:
-            found.append("PixelNorm")
+            words.append("PixelNorm")
             names = names[len(NORM) :]
         else:
-            found.append(names.pop(0))
-    return tuple(name for name, _ in groupby(found))
+            words.append(names.pop(0))
+    return tuple(name for name, _ in groupby(words))
 
 
 # ----------------------------------------------------------------------------
@@ -195,9 +195,9 @@ def _then(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
 HEADINGS = ("layer", "kind", "result", "multiply-adds", "share", "weights", "precision", "then")
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(explanation: Mapping[str, Any]) -> str:
     """The table, and what is known of the graph."""
-    lines = [list(HEADINGS), *[_cells(layer) for layer in found["layers"]]]
+    lines = [list(HEADINGS), *[_cells(layer) for layer in explanation["layers"]]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
     right = (3, 4, 5)
     table = "\n".join(
@@ -207,21 +207,21 @@ def text(found: Mapping[str, Any]) -> str:
         ).rstrip()
         for line in lines
     )
-    parity = found["parity"]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["operations"].items())
+    parity = explanation["parity"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in explanation["operations"].items())
     facts = [
-        f"{found['graph']} in {found['precision']}, opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB; "
-        f"in: {found['input']}",
-        f"{found['multiply_adds'] / 1e6:.1f} M multiply-adds an image, {found['weights'] / 1e6:.2f} M "
-        f"weights, {found['nodes']} operations: {kinds}",
-        *[f"rewrite {name}: {what}" for name, what in found["rewrites"].items()],
+        f"{explanation['graph']} in {explanation['precision']}, opset {explanation['opset']}, "
+        f"{explanation['bytes'] / 1e6:.1f} MB; in: {explanation['input']}",
+        f"{explanation['multiply_adds'] / 1e6:.1f} M multiply-adds an image, "
+        f"{explanation['weights'] / 1e6:.2f} M weights, {explanation['nodes']} operations: {kinds}",
+        *[f"rewrite {name}: {what}" for name, what in explanation["rewrites"].items()],
     ]
     if parity:
         facts.append(
             f"parity on {parity['samples']} samples: PSNR {parity['psnr_db']:.1f} dB, largest difference "
             f"{parity['max_steps']:.0f} of 255"
         )
-    return "\n".join([table, "", *facts, *([found["note"]] if found["note"] else [])])
+    return "\n".join([table, "", *facts, *([explanation["note"]] if explanation["note"] else [])])
 
 
 def _cells(layer: Mapping[str, Any]) -> list[str]:
@@ -243,7 +243,7 @@ def _cells(layer: Mapping[str, Any]) -> list[str]:
 COLOURS = {"float32": "#2a6fb5", "float16": "#5b9f6b", "bfloat16": "#b58a2a", "int8": "#b5482a"}
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(explanation: Mapping[str, Any], path: Path) -> None:
     """An SVG or PNG, by the name. Raises PgsrError for another name, or if it cannot be written."""
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("svg", "png"):
@@ -251,10 +251,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    layers = found["layers"]
+    layers = explanation["layers"]
     figure = Figure(figsize=(11, 1.2 + 0.34 * (len(layers) + 1)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    _boxes(left, found)
+    _boxes(left, explanation)
     places = [i + 1 for i in range(len(layers))]
     bars = right.barh(
         places,
@@ -268,8 +268,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     right.spines[["top", "right", "left"]].set_visible(False)
     right.tick_params(left=False)
     figure.suptitle(
-        f"{found['graph']} in {found['precision']}: {found['multiply_adds'] / 1e6:.1f} M multiply-adds, "
-        f"{found['weights'] / 1e6:.2f} M weights",
+        f"{explanation['graph']} in {explanation['precision']}: "
+        f"{explanation['multiply_adds'] / 1e6:.1f} M multiply-adds, "
+        f"{explanation['weights'] / 1e6:.2f} M weights",
         fontsize=11,
     )
     buffer = io.BytesIO()
@@ -278,12 +279,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _boxes(axes: Any, found: Mapping[str, Any]) -> None:
+def _boxes(axes: Any, explanation: Mapping[str, Any]) -> None:
     """One box a layer; an arrow from the one before, an arc from those farther up."""
     from matplotlib.patches import FancyArrowPatch
 
-    layers = found["layers"]
-    labels = [found["input"]]
+    layers = explanation["layers"]
+    labels = [explanation["input"]]
     labels += [
         f"{layer['kind']} → {' x '.join(map(str, layer['shape'][1:]))}"
         + (f"   ({', '.join(layer['then'])})" if layer["then"] else "")

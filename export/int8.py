@@ -50,16 +50,16 @@ def quantized(
     judged = calibration[:JUDGED]
     expected = pictures(in_parts(session_of(model), judged))
     layers = smallest_first(proto, calibration[:1])
-    made: dict[int, bytes] = {}
+    models: dict[int, bytes] = {}
 
     def near_enough(count: int) -> bool:
-        made[count] = with_scales(proto, scales, calibration[:1], layers[:count], note)
-        return compare(expected, pictures(in_parts(session_of(made[count]), judged))).psnr_db >= aim_db
+        models[count] = with_scales(proto, scales, calibration[:1], layers[:count], note)
+        return compare(expected, pictures(in_parts(session_of(models[count]), judged))).psnr_db >= aim_db
 
     count = fewest(near_enough, len(layers) - 1)
-    if count not in made:
+    if count not in models:
         near_enough(count)
-    return made[count], balanced_any, layers[:count]
+    return models[count], balanced_any, layers[:count]
 
 
 def fewest(enough: Callable[[int], bool], most: int) -> int:
@@ -72,20 +72,20 @@ def fewest(enough: Callable[[int], bool], most: int) -> int:
 
 
 def with_scales(
-    proto: onnx.ModelProto, scales: dict[str, float], example: Array, kept: Collection[str], note: str
+    proto: onnx.ModelProto, scales: dict[str, float], example: Array, float_layers: Collection[str], note: str
 ) -> bytes:
     """The graph in int8 with these scales of activations, but for the layers `kept`."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    todo = [node for node in _layers(proto) if node.name not in kept]
-    given = {node.input[0]: scales[node.input[0]] for node in todo}
+    todo = [node for node in _layers(proto) if node.name not in float_layers]
+    input_scales = {node.input[0]: scales[node.input[0]] for node in todo}
     zero = np.array(0, np.int8)
     with tempfile.TemporaryDirectory(prefix="pgsr-int8-") as folder, _quiet():
-        source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(shape_inference.infer_shapes(proto), source)
         quantize_static(
             source,
-            made,
+            target,
             _Reader(proto.graph.input[0].name, example),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(OPERATIONS),
@@ -101,11 +101,11 @@ def with_scales(
                 "OpTypesToExcludeOutputQuantization": list(OPERATIONS),
                 "TensorQuantOverrides": {
                     name: [{"scale": np.array(scale, np.float32), "zero_point": zero}]
-                    for name, scale in given.items()
+                    for name, scale in input_scales.items()
                 },
             },
         )
-        return finished(onnx.load(made), note)
+        return finished(onnx.load(target), note)
 
 
 def _layers(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -179,7 +179,7 @@ def _separable(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodePr
     for node in model.graph.node:
         for value in node.input:
             readers.setdefault(value, []).append(node)
-    found = []
+    names = []
     for deep in (n for n in model.graph.node if n.op_type == "Conv" and _attribute(n, "group") > 1):
         after = readers.get(deep.output[0], [])
         weight = constants.get(after[0].input[1]) if len(after) == 1 and after[0].op_type == "Conv" else None
@@ -190,8 +190,8 @@ def _separable(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodePr
             and list(weight.dims[2:]) == [1, 1]
             and len(readers[weight.name]) == 1
         ):
-            found.append((deep, after[0]))
-    return [pair for pair in found if _attribute(pair[1], "group") in (0, 1)]
+            names.append((deep, after[0]))
+    return [pair for pair in names if _attribute(pair[1], "group") in (0, 1)]
 
 
 # ----------------------------------------------------------------------------
@@ -243,14 +243,14 @@ def _values(proto: onnx.ModelProto, names: list[str], inputs: Array) -> dict[str
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     graph = copy.graph
-    given = {value.name for value in graph.input}
-    wanted = [name for name in dict.fromkeys(names) if name not in given]
+    inputs_present = {value.name for value in graph.input}
+    outputs = [name for name in dict.fromkeys(names) if name not in inputs_present]
     present = {value.name for value in graph.output}
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in present)
     results = []
-    if wanted:
-        results = open_session(copy.SerializeToString()).run(wanted, {graph.input[0].name: inputs})
-    return {graph.input[0].name: inputs, **dict(zip(wanted, results, strict=True))}
+    if outputs:
+        results = open_session(copy.SerializeToString()).run(outputs, {graph.input[0].name: inputs})
+    return {graph.input[0].name: inputs, **dict(zip(outputs, results, strict=True))}
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

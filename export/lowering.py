@@ -49,7 +49,7 @@ class PixelNorm(nn.Module):
         return (wide * torch.rsqrt(with_epsilon(wide.square().mean(dim=1, keepdim=True)))).to(x.dtype)
 
 
-class Told(nn.Module):
+class AppendLabel(nn.Module):
     """A fixed label behind every latent: [N, L] -> [N, L + labels]."""
 
     label: Tensor
@@ -130,7 +130,7 @@ def as_steps(network: nn.Module) -> nn.Module:
         resolution = network.resolution
         network = network.generator
     if isinstance(network, OneLabel):
-        steps = [Told(network.label), *_progan(network.generator, resolution)]
+        steps = [AppendLabel(network.label), *_progan(network.generator, resolution)]
         return _spliced(steps)
     if isinstance(network, ProGANGenerator):
         return _spliced(_progan(network, resolution))
@@ -171,10 +171,10 @@ def _block(block: nn.Module) -> Steps:
 
 def _after(act: Activation) -> Steps:
     """What follows a convolution, in its order."""
-    bent = nn.LeakyReLU(LRELU_SLOPE) if act.activation is leaky_relu else nn.ReLU()
+    activation = nn.LeakyReLU(LRELU_SLOPE) if act.activation is leaky_relu else nn.ReLU()
     steps: Steps = [] if act.norm is None else [act.norm]
     steps += [PixelNorm()] if act.pixel_before else []
-    return [*steps, bent, *([PixelNorm()] if act.pixel else [])]
+    return [*steps, activation, *([PixelNorm()] if act.pixel else [])]
 
 
 def _began(network: nn.Module) -> Steps:
@@ -280,5 +280,5 @@ class NormBehind(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
-        seen = self.pointwise(x).to(wide.dtype) / length(wide)
-        return (seen if self.bias is None else seen + self.bias.to(wide.dtype).view(1, -1, 1, 1)).to(x.dtype)
+        y = self.pointwise(x).to(wide.dtype) / length(wide)
+        return (y if self.bias is None else y + self.bias.to(wide.dtype).view(1, -1, 1, 1)).to(x.dtype)

@@ -73,7 +73,7 @@ def read_source(path: Path, label: int | None = None) -> Source:
     draws_faces = "latent_size" in options
     labels = options.get("labels", 0)
     if draws_faces:
-        network = told(network, labels, label, path)
+        network = with_one_label(network, labels, label, path)
     return Source(
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
@@ -90,7 +90,7 @@ def read_source(path: Path, label: int | None = None) -> Source:
     )
 
 
-def told(network: Generator, labels: int, label: int | None, path: Path) -> Generator:
+def with_one_label(network: Generator, labels: int, label: int | None, path: Path) -> Generator:
     """A generator told one of its labels; itself if it has none.
 
     Raises PgsrError for a label that is needed and not given, or given and not there.

@@ -72,8 +72,8 @@ class Bundle:
         for graph in self.graphs:
             if (graph.name, graph.precision) == (name, precision):
                 return graph
-        held = ", ".join(f"{g.name} {g.precision}" for g in self.graphs)
-        raise PgsrError(f"{self.folder} holds no {name} graph in {precision}; it holds {held}")
+        names = ", ".join(f"{g.name} {g.precision}" for g in self.graphs)
+        raise PgsrError(f"{self.folder} holds no {name} graph in {precision}; it holds {names}")
 
     def path(self, graph: Graph) -> Path:
         """The graph's file, checked. Raises PgsrError if it is absent or is not what was exported."""

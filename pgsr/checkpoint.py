@@ -70,8 +70,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 def _system_error(error: SafetensorError) -> OSError:
     """The operating system's error that the library wraps in "I/O error: ... (os error 28)"."""
-    found = re.search(r"os error (\d+)", str(error))
-    return OSError(str(error)) if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
+    match = re.search(r"os error (\d+)", str(error))
+    return OSError(str(error)) if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
 
 
 def load(path: Path) -> Checkpoint:

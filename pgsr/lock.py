@@ -14,7 +14,7 @@ from pgsr.errors import PgsrError
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def holding_lock(folder: Path) -> Iterator[None]:
     """Locks a folder for this process; the lock goes when it does. Raises PgsrError if another holds it."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -28,8 +28,8 @@ def processor_information() -> str:
 def processor_entry(name: str, information: str | None = None) -> str:
     """The first entry of that name in /proc/cpuinfo, such as "model name"; empty if there is none."""
     text = processor_information() if information is None else information
-    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def processor_name() -> str:
@@ -51,10 +51,10 @@ def installed_versions(*packages: str) -> dict[str, str]:
     """The versions of those packages that are installed."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    found = {}
+    versions = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

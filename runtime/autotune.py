@@ -30,7 +30,7 @@ def most(size: int) -> int:
 
 
 def fastest_batch(
-    opened: Callable[[int], Runner],
+    open_at: Callable[[int], Runner],
     latent_size: int,
     first: int = FIRST,
     limit: int = MOST,
@@ -42,25 +42,25 @@ def fastest_batch(
     Raises PgsrError if the graph cannot be run.
     """
     until = clock() + seconds
-    best, speed = first, _speed(opened, first, latent_size, until, clock)
+    best, speed = first, _speed(open_at, first, latent_size, until, clock)
     for factor, enough in ENOUGH.items():
         began_with = best
         while LEAST <= (size := int(best * factor)) <= limit and clock() < until:
-            found = _speed(opened, size, latent_size, until, clock)
-            if found < enough * speed:
+            speed_at_size = _speed(open_at, size, latent_size, until, clock)
+            if speed_at_size < enough * speed:
                 break
-            best, speed = size, max(speed, found)
+            best, speed = size, max(speed, speed_at_size)
         if best != began_with:
             break
     return best
 
 
 def _speed(
-    opened: Callable[[int], Runner], size: int, latent_size: int, until: float, clock: Callable[[], float]
+    open_at: Callable[[int], Runner], size: int, latent_size: int, until: float, clock: Callable[[], float]
 ) -> float:
     """Images a second of the quicker round, behind a call to warm up."""
     latents = draws.latents(0, range(size), latent_size)
-    with opened(size) as runner:
+    with open_at(size) as runner:
         runner.run(latents)
         calls, quickest = max(2, IMAGES // size), float("inf")
         for _ in range(ROUNDS):

@@ -32,11 +32,11 @@ def folder() -> Path:
 def recall(kind: str, key: Key) -> Any:
     """What was remembered under this key, or None."""
     try:
-        held = json.loads(_path(kind, key).read_text())
+        entry = json.loads(_path(kind, key).read_text())
     except (OSError, ValueError):
         return None
-    fits = isinstance(held, dict) and held.get("key") == json.loads(json.dumps(key))
-    return held.get("value") if fits else None
+    fits = isinstance(entry, dict) and entry.get("key") == json.loads(json.dumps(key))
+    return entry.get("value") if fits else None
 
 
 def remember(kind: str, key: Key, value: Any) -> None:

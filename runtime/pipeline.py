@@ -26,16 +26,16 @@ PARTS_A_THREAD = 4  # of batches, waiting or in work
 MOST_THREADS = 32
 
 
-def encoding_threads(wanted: int) -> int:
+def encoding_threads(threads: int) -> int:
     """0 is one a core."""
-    return wanted or min(MOST_THREADS, usable_cores())
+    return threads or min(MOST_THREADS, usable_cores())
 
 
 # ----------------------------------------------------------------------------
 # Before the networks.
 
 
-def ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], count: int) -> Generator[T, None, None]:
     """The same items, made on a thread of their own, `count` and one of them before they are asked for.
 
     An error in making them is raised where they would have come. When the iterator is closed, the thread ends
@@ -147,8 +147,8 @@ class Finisher:
             self._slots.acquire()
             try:
                 self._raise_error()
-                chosen = slice(start, start + part)
-                future = self._pool.submit(self._work, positions[chosen], pictures[chosen])
+                rows = slice(start, start + part)
+                future = self._pool.submit(self._work, positions[rows], pictures[rows])
             except BaseException:
                 self._slots.release()
                 raise

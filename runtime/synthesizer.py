@@ -31,7 +31,7 @@ from .backends import Runner, Settings, open_runner
 from .backends.choice import gpu_present
 from .generate.truncation import check_truncation, toward, typical_direction
 from .measured import machine, recall, remember
-from .pipeline import ahead, in_turn
+from .pipeline import in_turn, prefetch
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Synthesizer:
     @property
     def _remembered(self) -> int:
         """The fastest batch, or 0 if it was never measured."""
-        held = recall("batch", self._key)
-        return held if isinstance(held, int) and 0 < held <= MOST else 0
+        batch = recall("batch", self._key)
+        return batch if isinstance(batch, int) and 0 < batch <= MOST else 0
 
     def tune(self) -> None:
         """Measures which batch is the fastest, some seconds, unless one was given or it was measured before.
@@ -147,8 +147,8 @@ class Synthesizer:
         check_window(seed, count, start)
         pixels = np.empty((count, self.size, self.size, 3), dtype=np.uint8)
         done = 0
-        for indices, made in self.batches(seed, range(start, start + count)):
-            pixels[done : done + len(indices)] = made
+        for indices, pictures in self.batches(seed, range(start, start + count)):
+            pixels[done : done + len(indices)] = pictures
             done += len(indices)
         return pixels
 
@@ -173,8 +173,8 @@ class Synthesizer:
         rest = iter(positions)
         chunks = iter(lambda: list(islice(rest, self.batch)), [])
         pairs = ((chunk, self.truncated(latents(chunk, size))) for chunk in chunks)
-        with contextlib.closing(ahead(pairs, LATENTS_AHEAD) if early else pairs) as made:
-            yield from in_turn(lambda pair: (pair[0], self._runner.run(pair[1])), made, self._runner.calls)
+        with contextlib.closing(prefetch(pairs, LATENTS_AHEAD) if early else pairs) as rows:
+            yield from in_turn(lambda pair: (pair[0], self._runner.run(pair[1])), rows, self._runner.calls)
 
     def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
         """The image of each latent [L], in their order: uint8 [S, S, 3].
@@ -184,8 +184,8 @@ class Synthesizer:
         rest = iter(latents)
         chunks = iter(lambda: list(islice(rest, self.batch)), [])
         batches = (self.truncated(np.stack(chunk)) for chunk in chunks)
-        for made in in_turn(self._runner.run, batches, self._runner.calls):
-            yield from made
+        for pixels in in_turn(self._runner.run, batches, self._runner.calls):
+            yield from pixels
 
     def render(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The images of latents [N, L], one batch: uint8 [N, S, S, 3]."""

@@ -119,7 +119,7 @@ def spot(pixels: np.ndarray, near: np.ndarray, radius: float) -> np.ndarray:
 def test_landmarks_arrive_where_the_formulas_say(degrees: float, scale: float, where: tuple[float, float]):
     """To a twentieth of a pixel: magnified, reduced; to a seventh where a border's blur reaches the spots."""
     size = (round(270 * scale), round(266 * scale))
-    turn = wild.turned(degrees)
+    turn = wild.rotation_matrix(degrees)
     landmarks = (UPRIGHT - (60, 65)) @ turn.T * scale + np.array(size) * where
     made = align(dotted(landmarks, size, 2.5 * scale), landmarks, 128)
     assert made.reduced == {1.3: 1, 3.7: 2, 5.5: 3, 2.1: 1}[scale]

@@ -18,7 +18,7 @@ from pgsr.benchmarks.quality import feature_network
 from pgsr.benchmarks.quality.feature_network import Settings, open_lpips, open_network
 from pgsr.errors import PgsrError
 from pgsr.trainer.metrics import features
-from pgsr.trainer.metrics.features import Found, frechet_distance, precision_recall, scores
+from pgsr.trainer.metrics.features import FeatureSet, frechet_distance, precision_recall, scores
 
 D = 6
 
@@ -28,8 +28,8 @@ def normal(count: int, seed: int, size: int = D, shift: float = 0.0, scale: floa
     return torch.from_numpy(rng.standard_normal((count, size)) * scale + shift)
 
 
-def found(rows: Tensor, logits: Tensor | None = None, batch: int = 7) -> Found:
-    result = Found()
+def found(rows: Tensor, logits: Tensor | None = None, batch: int = 7) -> FeatureSet:
+    result = FeatureSet()
     for i, part in enumerate(rows.split(batch)):
         result.add(part, None if logits is None else logits.split(batch)[i])
     return result
@@ -232,7 +232,7 @@ def test_ranges_of_torchscript_and_onnx(range_: str, scale, tmp_path: Path):
         rows, logits = network(PIXELS)
         np.testing.assert_allclose(rows, scale(reduced()), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(logits, rows[:, :2])  # type: ignore[arg-type]
-        assert network.made == {
+        assert network.conditions == {
             "features": hashlib.sha256(path.read_bytes()).hexdigest(),
             "feature resize": "lanczos to 8",
             "feature range": range_,
@@ -262,7 +262,7 @@ def test_one_output_is_features(tmp_path: Path):
         rows, logits = network(PIXELS)
         assert logits is None
         np.testing.assert_allclose(rows, PIXELS.mean((1, 2)), rtol=1e-5)
-        assert network.made["feature resize"] == "none"
+        assert network.conditions["feature resize"] == "none"
 
 
 def test_files_that_are_no_networks(tmp_path: Path):

@@ -35,7 +35,7 @@ from pgsr.runtime.generate.job import Job
 from pgsr.runtime.measured import recall, remember
 from pgsr.runtime.output.archives import partial
 from pgsr.runtime.output.writers import Encoding, Faces, FolderSink
-from pgsr.runtime.pipeline import Finisher, ahead, in_turn
+from pgsr.runtime.pipeline import Finisher, in_turn, prefetch
 
 ALIKE = ("--backend", "onnxruntime", "--batch", 4, "--threads", 1)  # what processes are run with
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,9 +68,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def test_ahead_gives_the_same_items() -> None:
-    assert list(ahead(iter(range(100)), 3)) == list(range(100))
-    assert list(ahead([], 1)) == []
-    assert list(ahead([None, 0], 1)) == [None, 0]
+    assert list(prefetch(iter(range(100)), 3)) == list(range(100))
+    assert list(prefetch([], 1)) == []
+    assert list(prefetch([None, 0], 1)) == [None, 0]
 
 
 def test_ahead_overlaps_and_is_bounded() -> None:
@@ -81,7 +81,7 @@ def test_ahead_overlaps_and_is_bounded() -> None:
             made.append(i)
             yield i
 
-    found = ahead(items(), 3)
+    found = prefetch(items(), 3)
     assert next(found) == 0
     assert wait_for(lambda: len(made) == 5)  # the one taken, three in line, one that waits for room
     time.sleep(0.05)
@@ -106,7 +106,7 @@ def test_an_error_ahead_comes_where_the_item_would(error: BaseException) -> None
                 raise error
             return self.count
 
-    found = ahead(Items(), 5)
+    found = prefetch(Items(), 5)
     assert [next(found), next(found)] == [1, 2]
     with pytest.raises(type(error)):
         next(found)
@@ -348,7 +348,7 @@ def test_all_stages_overlap() -> None:
     sink.gate.set()
     began = time.perf_counter()
     with Finisher(sink, threads=2) as finisher:
-        for i in ahead(latents(), 2):
+        for i in prefetch(latents(), 2):
             time.sleep(0.01)  # the network
             finisher.put([i], picture(i)[None])
     assert time.perf_counter() - began < 0.6

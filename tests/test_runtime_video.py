@@ -21,7 +21,7 @@ from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
 from pgsr.runtime.generate import interpolation, video
 from pgsr.runtime.generate.interpolation import walk
-from pgsr.runtime.generate.video import Film, make_video
+from pgsr.runtime.generate.video import VideoJob, make_video
 from pgsr.runtime.output import animation as containers
 from pgsr.runtime.output.encoders import EXIF_IMAGE_DESCRIPTION
 
@@ -183,7 +183,7 @@ def test_batch_and_threads_change_no_byte(model: Path, suffix: str, tmp_path: Pa
     for batch, threads in ((1, 1), (16, 3)):
         path = tmp_path / f"{batch}{suffix}"
         with Synthesizer(model, device="cpu", batch=batch, threads=1) as synthesizer:
-            make_video(synthesizer, Film(path, seconds=0.7), threads)
+            make_video(synthesizer, VideoJob(path, seconds=0.7), threads)
         files.append(path.read_bytes())
     assert files[0] == files[1]
     assert len(decoded(path)[0]) == (35 if suffix == ".gif" else 42)
@@ -215,7 +215,9 @@ def test_frames_are_the_networks_pictures_in_order(
     synthesizer: Synthesizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(containers.CONTAINERS, ".webp", Recorder)
-    make_video(synthesizer, Film(tmp_path / "film.webp", seconds=1.5, fps=20, smooth=0.1, seed=4), threads=3)
+    make_video(
+        synthesizer, VideoJob(tmp_path / "film.webp", seconds=1.5, fps=20, smooth=0.1, seed=4), threads=3
+    )
     latents = np.array(list(walk(4, range(30), tiny.LATENT, 2.0)))
     expected = tiny.expected_pixels(latents)
     made = np.frombuffer(b"".join(Recorder.written), dtype=np.uint8).reshape(expected.shape)
@@ -238,7 +240,7 @@ def test_networks_do_not_run_ahead_of_the_encoder(
 ) -> None:
     monkeypatch.setitem(containers.CONTAINERS, ".webp", Held)
     made: list[int] = []
-    film = Film(tmp_path / "film.webp", seconds=5)
+    film = VideoJob(tmp_path / "film.webp", seconds=5)
     worker = threading.Thread(target=make_video, args=(synthesizer, film, 2, made.append))
     worker.start()
     worker.join(0.5)
@@ -252,7 +254,7 @@ def test_networks_do_not_run_ahead_of_the_encoder(
 def test_a_film_replaces_the_one_before_only_when_it_is_whole(
     synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
-    film = Film(tmp_path / "new" / "film.webp", seconds=1)
+    film = VideoJob(tmp_path / "new" / "film.webp", seconds=1)
     film.out.parent.mkdir()
     film.out.write_bytes(b"old")
 
@@ -276,7 +278,7 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr(containers.CONTAINERS[suffix], "encode", full)
     with pytest.raises(PgsrError, match="no space left"):
-        make_video(synthesizer, Film(tmp_path / f"film{suffix}", seconds=0.2))
+        make_video(synthesizer, VideoJob(tmp_path / f"film{suffix}", seconds=0.2))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,9 +66,9 @@ class Progress:
 
     def restart(self) -> None:
         """Begins anew from the images shown now."""
-        shown = self.trainer.state.images_shown
-        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), shown)], maxlen=20)
-        self.bar.initial = self.bar.n = self.bar.last_print_n = shown
+        images_shown = self.trainer.state.images_shown
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), images_shown)], maxlen=20)
+        self.bar.initial = self.bar.n = self.bar.last_print_n = images_shown
         self.bar.refresh()
 
     def images_per_second(self) -> float:
@@ -82,7 +82,7 @@ class Progress:
         began = time.monotonic()
         yield
         spent = time.monotonic() - began
-        self.recent = deque([(then + spent, shown) for then, shown in self.recent], maxlen=20)
+        self.recent = deque([(then + spent, images_shown) for then, images_shown in self.recent], maxlen=20)
 
     def moved(self) -> None:
         self.bar.update(self.trainer.state.images_shown - self.bar.n)
@@ -111,10 +111,10 @@ def train(run: Run, stop: StopRequest, on_nan: str = "stop") -> bool:
                 except Diverged as cause:
                     if on_nan != "rollback":
                         raise run.stopped_by(cause) from None
-                    told = run.roll_back(cause)
+                    message = run.roll_back(cause)
                     progress.restart()
                     if run.writes:
-                        progress.bar.write(f"rollback: {told}", file=sys.stderr)
+                        progress.bar.write(f"rollback: {message}", file=sys.stderr)
 
 
 def _steps(run: Run, stop: StopRequest, progress: Progress) -> bool:

@@ -83,9 +83,9 @@ def checkpoint_to_resume(recipe: config.Recipe, folder: Path) -> Path | None:
     """
     if checkpoints.files_of(folder):
         return checkpoints.newest(folder)
-    written = folder / "config.json"
-    if written.is_file():
-        if _recipe_in(written) != recipe.as_dict():
+    config_file = folder / "config.json"
+    if config_file.is_file():
+        if _recipe_in(config_file) != recipe.as_dict():
             raise PgsrError(f"{folder} holds another recipe and no checkpoint: begin again without --resume")
     elif not folder.is_dir() or any(not p.name.endswith(".tmp") for p in folder.iterdir()):
         raise PgsrError(f"{folder} holds no checkpoint to resume from")
@@ -93,11 +93,11 @@ def checkpoint_to_resume(recipe: config.Recipe, folder: Path) -> Path | None:
     return None
 
 
-def _recipe_in(written: Path) -> object:
+def _recipe_in(config_file: Path) -> object:
     try:
-        return json.loads(written.read_text())
+        return json.loads(config_file.read_text())
     except ValueError as error:
-        raise PgsrError(f"{written} is not a run's: {error}") from error
+        raise PgsrError(f"{config_file} is not a run's: {error}") from error
 
 
 def open_run(
@@ -160,19 +160,19 @@ def _train(
         print(f"training {recipe.name} on {device} in {str(trainer.precision)[6:]}", file=sys.stderr)
     with StopRequest(options.minutes) as stop:
         finished = train(run, stop, options.on_nan)
-    shown = trainer.state.images_shown
-    result = {"run": str(out), "images_shown": shown, "finished": finished}
-    text = f"{out}: {shown} images shown"
+    images_shown = trainer.state.images_shown
+    result = {"run": str(out), "images_shown": images_shown, "finished": finished}
+    text = f"{out}: {images_shown} images shown"
     if not finished:
-        text += f"; to go on: {_command_to_go_on(ranks, shown)}"
+        text += f"; to go on: {_command_to_go_on(ranks, images_shown)}"
     return result, text
 
 
-def _command_to_go_on(ranks: Ranks, shown: int) -> str:
+def _command_to_go_on(ranks: Ranks, images_shown: int) -> str:
     """This command again, as it was started, with --resume where there is something to resume."""
     command = ["pgsr-train"]
     if ranks.count > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.count))
         command = ["torchrun", "--nproc-per-node", here, "-m", "pgsr.trainer"]
-    again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (shown > 0)
+    again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"] * (images_shown > 0)
     return shlex.join([*command, *again])

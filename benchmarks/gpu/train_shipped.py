@@ -30,7 +30,7 @@ LARGEST_BYTES = 16 * 2**20  # of a file that comes back easily; a larger one is 
 
 
 @dataclass(frozen=True)
-class Piece:
+class TrainingStretch:
     """A stretch of a training."""
 
     recipe: str  # a name, or a .toml file
@@ -41,7 +41,7 @@ class Piece:
     minutes: float  # of training; loading the data comes before
 
 
-def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
+def train_piece(piece: TrainingStretch, out: Path) -> dict[str, Any]:
     """Trains in a folder that is thrown away, and leaves in `out` the newest checkpoint, metrics.jsonl,
     the newest samples and summary.json.
 
@@ -51,16 +51,16 @@ def train_piece(piece: Piece, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pgsr-piece-") as scratch:
         run = _prepared(piece, Path(scratch))
         summary = _trained(run, piece.minutes)
-        kept = _keep(run.folder, out)
-    for path in kept:
+        files = _keep(run.folder, out)
+    for path in files:
         if path.stat().st_size > LARGEST_BYTES:
             print(f"note: {path} has {path.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
-    summary["files"] = [path.name for path in kept]
+    summary["files"] = [path.name for path in files]
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def _prepared(piece: Piece, folder: Path) -> Run:
+def _prepared(piece: TrainingStretch, folder: Path) -> Run:
     """A run in a new folder, standing where the checkpoint stood."""
     from pgsr.trainer.start import chosen_device, open_run
     from pgsr.trainer.step import recipe as config
@@ -83,8 +83,8 @@ def _trained(run: Run, minutes: float) -> dict[str, Any]:
     with StopRequest(minutes) as stop:
         finished = train(run, stop)
     seconds = time.monotonic() - began
-    shown = trainer.state.images_shown
-    if not shown:
+    images_shown = trainer.state.images_shown
+    if not images_shown:
         raise PgsrError(f"not one step in {minutes} minutes: give it more")
     run.write_samples()  # of where it stopped, between two sheets that were due
     return {
@@ -93,10 +93,10 @@ def _trained(run: Run, minutes: float) -> dict[str, Any]:
         "precision": precision,
         "batch": trainer.stage().batch,
         "images_shown_before": before,
-        "images_shown": shown,
+        "images_shown": images_shown,
         "finished": finished,
         "seconds": seconds,
-        "images_per_second": (shown - before) / seconds,
+        "images_per_second": (images_shown - before) / seconds,
         "peak_memory_bytes": _peak_memory_bytes(trainer),
     }
 
@@ -105,12 +105,12 @@ def _keep(folder: Path, out: Path) -> list[Path]:
     """Copies what is worth keeping of a run's folder into `out`."""
     newest = [max((folder / name).iterdir()) for name in ("checkpoints", "samples")]
     metrics = folder / "metrics.jsonl"
-    kept = []
+    files = []
     for source in [*newest, *([metrics] if metrics.is_file() else [])]:
         with replacing(out / source.name) as temporary:
             shutil.copyfile(source, temporary)
-        kept.append(out / source.name)
-    return kept
+        files.append(out / source.name)
+    return files
 
 
 def _device_name(trainer: Trainer) -> str:
@@ -154,7 +154,7 @@ def main(
 ) -> None:
     """Train RECIPE for some minutes from a checkpoint, and keep the newest of everything."""
     with packages("training", "train"):
-        summary = train_piece(Piece(recipe, settings, data, checkpoint, device, minutes), out)
+        summary = train_piece(TrainingStretch(recipe, settings, data, checkpoint, device, minutes), out)
     text = (
         f"{out}: {summary['images_shown']} images shown, {summary['images_per_second']:.1f} images/s on "
         f"{summary['device']}, {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most"

@@ -32,7 +32,7 @@ def equation_3(network: nn.Module, example: Tensor) -> Saving:
     1 x 1 convolutions are pointwise already. The layer of the latent stays as it is, too: the equation
     supposes an output of the input's size, and that one makes 4 x 4 of 1 x 1.
     """
-    found: list[Saving] = []
+    savings: list[Saving] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
@@ -41,7 +41,7 @@ def equation_3(network: nn.Module, example: Tensor) -> Saving:
         positions = (inputs[0] if transposed else output)[0, 0].numel()
         vanilla = positions * module.in_channels * module.out_channels * k**2
         kept = k == 1 or transposed
-        found.append(Saving(vanilla, vanilla * (1 if kept else 1 / module.out_channels + 1 / k**2)))
+        savings.append(Saving(vanilla, vanilla * (1 if kept else 1 / module.out_channels + 1 / k**2)))
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -51,7 +51,7 @@ def equation_3(network: nn.Module, example: Tensor) -> Saving:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(found, Saving(0, 0.0))
+    return sum(savings, Saving(0, 0.0))
 
 
 # ----------------------------------------------------------------------------
@@ -69,8 +69,8 @@ def traffic(model: bytes, batch: int) -> float:
     shaped = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     sizes = {tensor.name: _bytes(tensor.dims, tensor.data_type) for tensor in shaped.initializer}
     for value in (*shaped.input, *shaped.value_info, *shaped.output):
-        held = value.type.tensor_type
-        sizes[value.name] = _bytes([d.dim_value for d in held.shape.dim], held.elem_type)
+        tensor_type = value.type.tensor_type
+        sizes[value.name] = _bytes([d.dim_value for d in tensor_type.shape.dim], tensor_type.elem_type)
     layers = [node for node in shaped.node if node.op_type in LAYERS]
     return sum(sizes[name] for n in layers for name in (*n.input[:2], n.output[0])) / batch
 

@@ -142,14 +142,14 @@ def _reductions(full: Recipe, settings: Settings) -> list[str]:
 def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Trains a rung to its end, wherever it stands. Raises PgsrError if it is stopped or another's folder."""
     folder = settings.out / f"ladder-{rung}"
-    written = folder / "config.json"
-    if written.is_file() and not _same(config.of_run(folder), recipe):
+    config_file = folder / "config.json"
+    if config_file.is_file() and not _same(config.of_run(folder), recipe):
         raise PgsrError(f"{folder} is a run of other settings: give those again, or name another --out")
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
-    shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)
-    if shown < schedule.total_images:
+    images_shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)
+    if images_shown < schedule.total_images:
         run = open_run(recipe, settings.data, folder, chosen_device(settings.device))
-        if shown:
+        if images_shown:
             run.resume(checkpoints.newest(folder))
         with StopRequest(None) as stop:
             if not train(run, stop):
@@ -170,8 +170,8 @@ def faces(folder: Path, count: int, device: torch.device) -> Iterator[NDArray[np
     for start in range(0, count, BATCH):
         latents = draws.latents(0, range(start, min(start + BATCH, count)), source.latent_size)
         with torch.no_grad():
-            made = network(torch.from_numpy(latents).to(device))
-        yield images.to_uint8(made.float().cpu().numpy())
+            batch_images = network(torch.from_numpy(latents).to(device))
+        yield images.to_uint8(batch_images.float().cpu().numpy())
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -200,8 +200,8 @@ def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
             distance_between(in_batches(reals), in_batches(pixels[count : 2 * count]), side, 0, device)
         )
         for row in rows:
-            made = faces(settings.out / f"ladder-{row['rung']}", count, device)
-            row["swd"] = _levels(distance_between(in_batches(reals), made, side, 0, device))
+            pictures = faces(settings.out / f"ladder-{row['rung']}", count, device)
+            row["swd"] = _levels(distance_between(in_batches(reals), pictures, side, 0, device))
             tell(f"{row['name']}: average distance {row['swd']['average']:.1f}")
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -293,9 +293,9 @@ HEADING = 22  # pixels above a strip
 
 
 def _strip(folder: Path) -> NDArray[np.uint8]:
-    made = next(faces(folder, COLUMNS * ROWS, torch.device("cpu")))
-    factor = max(1, LEAST_SIDE // made.shape[1])
-    return images.sheet(made.repeat(factor, axis=1).repeat(factor, axis=2), COLUMNS)
+    pictures = next(faces(folder, COLUMNS * ROWS, torch.device("cpu")))
+    factor = max(1, LEAST_SIDE // pictures.shape[1])
+    return images.sheet(pictures.repeat(factor, axis=1).repeat(factor, axis=2), COLUMNS)
 
 
 def stacked(strips: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:

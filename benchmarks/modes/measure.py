@@ -203,15 +203,15 @@ def train_one(
     recipe = recipe_of(settings, system, critic, seed)
     folder = settings.out / "runs" / f"{system}-{critic}-seed{seed}"
     total = build_schedule(recipe.schedule, recipe.objective.critic_steps).total_images
-    begun = checkpoints.files_of(folder)
-    shown = check_same_run(begun[-1], recipe, photographs, total) if begun else 0
-    if shown < total:
-        report(f"{folder.name}: training from {shown} to {total} images")
-        opened = open_run(recipe, settings.data, folder, device)
-        if begun:
-            opened.resume(begun[-1])
+    files = checkpoints.files_of(folder)
+    images_shown = check_same_run(files[-1], recipe, photographs, total) if files else 0
+    if images_shown < total:
+        report(f"{folder.name}: training from {images_shown} to {total} images")
+        run = open_run(recipe, settings.data, folder, device)
+        if files:
+            run.resume(files[-1])
         with StopRequest(None) as stop:
-            if not train(opened, stop):
+            if not train(run, stop):
                 raise PgsrError("stopped; the same command goes on")
     return folder
 
@@ -220,20 +220,24 @@ def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, 
     """Images shown in a checkpoint. Raises PgsrError unless it is of this recipe and these digits, and not
     beyond its end; a shorter run of the same recipe may go on."""
     checkpoint = checkpoints.load(path)
-    shown = int(checkpoint.progress["images_shown"])
+    images_shown = int(checkpoint.progress["images_shown"])
     same = decisive(checkpoint.config) == decisive(recipe.as_dict())
-    if not same or checkpoint.provenance["data"]["fingerprint"] != photographs.fingerprint or shown > total:
+    if (
+        not same
+        or checkpoint.provenance["data"]["fingerprint"] != photographs.fingerprint
+        or images_shown > total
+    ):
         raise PgsrError(
             f"{path.parent.parent} is a run of other data, settings or more images: name another --out"
         )
-    return shown
+    return images_shown
 
 
 def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights as far as it has come: all but its length and what it writes when."""
-    kept = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
+    tables = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
     schedule = {name: value for name, value in recipe["schedule"].items() if name != "stable_images"}
-    return {**kept, "schedule": schedule, "precision": recipe["run"]["precision"]}
+    return {**tables, "schedule": schedule, "precision": recipe["run"]["precision"]}
 
 
 def count_one(settings: Settings, folder: Path, classifier: Trained, device: torch.device) -> dict[str, Any]:
@@ -245,15 +249,15 @@ def count_one(settings: Settings, folder: Path, classifier: Trained, device: tor
         "generated": settings.generated,
         "classifier_error_rate": classifier.error_rate,
     }
-    kept = folder / "modes.json"
-    if kept.is_file():
-        before = json.loads(kept.read_text())
+    record_file = folder / "modes.json"
+    if record_file.is_file():
+        before = json.loads(record_file.read_text())
         if {name: before.get(name) for name in key} == key:
             return row_of(before)
     seed = int(checkpoint.config["seed"])
     counts = count_modes(generated(path, settings.generated, seed, device), classifier)
     result = {**key, "histogram": counts.tolist()}
-    write_text(kept, json.dumps(result) + "\n")
+    write_text(record_file, json.dumps(result) + "\n")
     return row_of(result)
 
 

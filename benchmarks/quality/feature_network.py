@@ -70,7 +70,7 @@ class Network:
     call: Callable[[Tensor], Outputs]  # of images in the network's range
 
     @property
-    def made(self) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """What a score by these features must say of them."""
         side = self.settings.side
         resize = f"{self.settings.resize} to {side}" if side else "none"

@@ -27,7 +27,7 @@ from pgsr import __version__, bundle
 from pgsr.bundle import Bundle
 from pgsr.files import sha256
 from pgsr.trainer.metrics import features, swd
-from pgsr.trainer.metrics.features import Found
+from pgsr.trainer.metrics.features import FeatureSet
 from pgsr.trainer.metrics.fidelity import fidelity
 from pgsr.trainer.metrics.score import Score
 from pgsr.trainer.metrics.similarity import PairSimilarity
@@ -70,45 +70,47 @@ class Reference:
     pairs: int
     network: Network | None
     descriptors: swd.Descriptors = field(init=False)
-    found: Found = field(init=False)
+    feature_set: FeatureSet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.descriptors, _, self.found, _ = self._looked_at(self.photos.part(0), False)
+        self.descriptors, _, self.feature_set, _ = self._looked_at(self.photos.part(0), False)
 
     def measure(self, key: str, name: str, batches: Iterator[Pixels]) -> Measured:
         began = time.perf_counter()
-        descriptors, similar, found, shown = self._looked_at(batches, True)
-        made = self.photos.made
+        descriptors, similar, feature_set, shown = self._looked_at(batches, True)
+        conditions = self.photos.conditions
         apart = swd.distance(self.descriptors, descriptors)
         del descriptors
-        scores = [Score(f"SWD {side}", value, made) for side, value in apart.levels.items()]
-        scores.append(Score("SWD average", apart.average, made))
+        scores = [Score(f"SWD {side}", value, conditions) for side, value in apart.levels.items()]
+        scores.append(Score("SWD average", apart.average, conditions))
         assert similar is not None
-        scores.append(Score("MS-SSIM", similar.mean, {**made, "pairs": similar.pairs}))
+        scores.append(Score("MS-SSIM", similar.mean, {**conditions, "pairs": similar.pairs}))
         if self.network is not None:
-            by_network = {**made, **self.network.made}
-            for name_, (value, deviation) in features.scores(self.found, found, made["seed"]).items():
+            by_network = {**conditions, **self.network.conditions}
+            for name_, (value, deviation) in features.scores(
+                self.feature_set, feature_set, conditions["seed"]
+            ).items():
                 scores.append(Score(name_, value, by_network, deviation))
         return Measured(key, name, scores, shown, round(time.perf_counter() - began, 2))
 
     def _looked_at(
         self, batches: Iterator[Pixels], pairs: bool
-    ) -> tuple[swd.Descriptors, PairSimilarity | None, Found, Pixels]:
+    ) -> tuple[swd.Descriptors, PairSimilarity | None, FeatureSet, Pixels]:
         """One pass over a set: its patches, its variety, what the network finds, its first pictures."""
-        made = self.photos.made
-        descriptors = swd.Descriptors(made["resolution"], made["seed"], self.device)
-        similar = PairSimilarity(made["images"], self.pairs, self.device) if pairs else None
-        found = Found()
+        conditions = self.photos.conditions
+        descriptors = swd.Descriptors(conditions["resolution"], conditions["seed"], self.device)
+        similar = PairSimilarity(conditions["images"], self.pairs, self.device) if pairs else None
+        feature_set = FeatureSet()
         shown: list[Pixels] = []
         for pixels in batches:
             descriptors.add(pixels)
             if similar is not None:
                 similar.add(pixels)
             if self.network is not None:
-                found.add(*self.network(pixels))
+                feature_set.add(*self.network(pixels))
             if sum(map(len, shown)) < SHOWN:
                 shown.append(np.array(pixels))
-        return descriptors, similar, found, np.concatenate(shown)[:SHOWN]
+        return descriptors, similar, feature_set, np.concatenate(shown)[:SHOWN]
 
 
 # ----------------------------------------------------------------------------
@@ -122,21 +124,25 @@ def restore(reference: Reference, faces: Faces, settings: Settings, report: Repo
     """The photographs that are not the reference, reduced, then enlarged by each: scored as sets, and by how
     near each picture comes to what it was."""
     photos, scale = reference.photos, faces.bundle.scale
-    side = photos.made["resolution"]
+    side = photos.conditions["resolution"]
     ways: dict[str, Enlarge] = {name: partial(resized, side=side, resize=name) for name in PLAIN}
     lpips = None if settings.lpips is None else open_lpips(settings.lpips, reference.device)
-    made = {**photos.made, "reduced by": settings.reduce, "border": scale}
+    conditions = {**photos.conditions, "reduced by": settings.reduce, "border": scale}
     columns = []
     for key, enlarge in {"upscaler": faces.upscaled, **ways}.items():
         values: dict[str, list[torch.Tensor]] = {}
         name = f"{NAMES[key]} of reduced photographs"
         batches = _restored(photos, scale, settings.reduce, enlarge, lpips, values)
         column = _reported(reference.measure(key, NAMES[key], batches), name, report)
-        column.scores = [replace(s, made={**s.made, "reduced by": settings.reduce}) for s in column.scores]
+        column.scores = [
+            replace(s, conditions={**s.conditions, "reduced by": settings.reduce}) for s in column.scores
+        ]
         for metric, parts in values.items():
             every = torch.cat(parts).double()
             own = {"features": sha256(settings.lpips)} if metric == "LPIPS" and settings.lpips else {}
-            column.scores.append(Score(metric, float(every.mean()), {**made, **own}, float(every.std())))
+            column.scores.append(
+                Score(metric, float(every.mean()), {**conditions, **own}, float(every.std()))
+            )
         columns.append(column)
     return columns
 
@@ -153,10 +159,10 @@ def _restored(
     for originals in photos.part(1):
         pixels = enlarge(resized(originals, originals.shape[1] // scale, resampling))
         near = fidelity(pixels, originals, border=scale)
-        found = {"PSNR Y": near.psnr_db, "SSIM Y": near.ssim}
+        values_of_batch = {"PSNR Y": near.psnr_db, "SSIM Y": near.ssim}
         if lpips is not None:
-            found["LPIPS"] = lpips(pixels, originals)
-        for metric, each in found.items():
+            values_of_batch["LPIPS"] = lpips(pixels, originals)
+        for metric, each in values_of_batch.items():
             values.setdefault(metric, []).append(each)
         yield pixels
 
@@ -184,14 +190,14 @@ def run(settings: Settings, report: Report) -> Quality:
     device = chosen_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    held = bundle.read(bundle.shipped() if settings.model is None else settings.model)
+    model = bundle.read(bundle.shipped() if settings.model is None else settings.model)
     network = None if settings.features is None else open_network(settings.features, device)
     notes: list[str] = []
-    with Faces(held, settings) as faces:
-        photos = open_photos(settings.data, held.resolution, settings)
+    with Faces(model, settings) as faces:
+        photos = open_photos(settings.data, model.resolution, settings)
         _note_count(photos, settings, notes)
         reference = Reference(photos, device, settings.pairs, network)
-        report(f"{photos.count} photographs of {held.resolution}x{held.resolution} looked at")
+        report(f"{photos.count} photographs of {model.resolution}x{model.resolution} looked at")
         small = _measured(
             reference,
             {
@@ -203,16 +209,16 @@ def run(settings: Settings, report: Report) -> Quality:
         del reference
         large, restored = _upscaled(faces, device, network, settings, notes, report)
     seconds = round(time.perf_counter() - began, 1)
-    return Quality(settings, held, small, large, restored, notes, seconds)
+    return Quality(settings, model, small, large, restored, notes, seconds)
 
 
 def _measured(
     reference: Reference, sets: dict[str, tuple[str, Iterator[Pixels]]], report: Report
 ) -> list[Measured]:
-    found = []
+    columns = []
     for key, (name, batches) in sets.items():
-        found.append(_reported(reference.measure(key, name, batches), name, report))
-    return found
+        columns.append(_reported(reference.measure(key, name, batches), name, report))
+    return columns
 
 
 def _reported(column: Measured, name: str, report: Report) -> Measured:
@@ -253,7 +259,7 @@ def _upscaled(
 
 def _note_count(photos: Photos, settings: Settings, notes: list[str]) -> None:
     if photos.count < settings.images:
-        side = photos.made["resolution"]
+        side = photos.conditions["resolution"]
         notes.append(
             f"{photos.count} images of {side}x{side}, not {settings.images}: half of the photographs"
         )
@@ -263,34 +269,34 @@ def _note_count(photos: Photos, settings: Settings, notes: list[str]) -> None:
 # As data.
 
 
-def as_dict(found: Quality) -> dict[str, Any]:
+def as_dict(quality: Quality) -> dict[str, Any]:
     """Plain JSON: every score with how it was made."""
-    settings = found.settings
-    groups = {"generator": found.small, "upscaled": found.large, "restored": found.restored}
+    settings = quality.settings
+    groups = {"generator": quality.small, "upscaled": quality.large, "restored": quality.restored}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"pgsr": __version__, "torch": str(torch.__version__)},
         "model": {
-            "name": found.model.name,
-            "graphs": {g.name: g.sha256 for g in found.model.graphs if g.precision == settings.precision},
+            "name": quality.model.name,
+            "graphs": {g.name: g.sha256 for g in quality.model.graphs if g.precision == settings.precision},
             "precision": settings.precision,
-            "resolution": found.model.resolution,
-            "scale": found.model.scale,
+            "resolution": quality.model.resolution,
+            "scale": quality.model.scale,
         },
         "sets": {
             group: {c.key: {"name": c.name, "scores": [s.as_dict() for s in c.scores]} for c in columns}
             for group, columns in groups.items()
         },
-        "beaten": beaten(found),
-        "notes": found.notes,
-        "seconds": found.seconds,
+        "beaten": beaten(quality),
+        "notes": quality.notes,
+        "seconds": quality.seconds,
     }
 
 
-def beaten(found: Quality) -> dict[str, bool]:
+def beaten(quality: Quality) -> dict[str, bool]:
     """Whether the upscaler is better than each plain filter, by each score that tells."""
     result = {}
-    for what, group in (("generated", found.large), ("photographs", found.restored)):
+    for what, group in (("generated", quality.large), ("photographs", quality.restored)):
         ours = next((c for c in group if c.key == "upscaler"), None)
         for name, rises in (
             ("SWD average", False),

@@ -77,19 +77,19 @@ def nearest(queries: Pixels, photographs: Pixels, rows: int, mirror: bool, skip:
     """
     n = len(queries)
     # A photograph's mirror image is as far from a query as the photograph from the query's mirror image.
-    asked = np.concatenate([queries, queries[:, :, ::-1]]) if mirror else queries
+    every_query = np.concatenate([queries, queries[:, :, ::-1]]) if mirror else queries
     indices = np.full((n, rows), -1)
     distances = np.full((n, rows), np.inf)
     mirrored = np.zeros((n, rows), dtype=bool)
     step = max(1, CHUNK_BYTES // queries[0].size)
     for start in range(0, len(photographs), step):
-        some = np.ascontiguousarray(photographs[start : start + step])
-        found = np.stack([_differences(query, some) for query in asked]).reshape(-1, n, len(some))
+        part = np.ascontiguousarray(photographs[start : start + step])
+        candidates = np.stack([_differences(query, part) for query in every_query]).reshape(-1, n, len(part))
         for i in range(n):
-            best = found[:, i].min(axis=0)  # [len(some)]
-            if start <= skip[i] < start + len(some):
+            best = candidates[:, i].min(axis=0)  # [len(part)]
+            if start <= skip[i] < start + len(part):
                 best[skip[i] - start] = np.inf
-            _merge(indices[i], distances[i], mirrored[i], start, best, found[:, i].argmin(axis=0) == 1)
+            _merge(indices[i], distances[i], mirrored[i], start, best, candidates[:, i].argmin(axis=0) == 1)
     return Nearest(indices, distances, mirrored)
 
 
@@ -106,17 +106,17 @@ def _merge(
     distances: NDArray[np.float64],
     mirrored: NDArray[np.bool_],
     start: int,
-    found: NDArray[np.float64],
+    candidates: NDArray[np.float64],
     flipped: NDArray[np.bool_],
 ) -> None:
     """Puts the nearest of a chunk, whose first photograph is number `start`, among those of one query."""
-    if found.min() >= distances[-1]:
+    if candidates.min() >= distances[-1]:
         return
-    numbers = np.concatenate([indices, start + np.arange(len(found))])
-    apart = np.concatenate([distances, found])
-    turned = np.concatenate([mirrored, flipped])
+    numbers = np.concatenate([indices, start + np.arange(len(candidates))])
+    apart = np.concatenate([distances, candidates])
+    mirror_flags = np.concatenate([mirrored, flipped])
     order = np.argsort(apart, kind="stable")[: len(indices)]
-    indices[:], distances[:], mirrored[:] = numbers[order], apart[order], turned[order]
+    indices[:], distances[:], mirrored[:] = numbers[order], apart[order], mirror_flags[order]
 
 
 # ----------------------------------------------------------------------------
@@ -129,14 +129,14 @@ def run(settings: Settings) -> tuple[dict[str, Any], Pixels]:
     photographs = load_photographs(settings.data, faces.shape[1])
     began = time.perf_counter()
     count = min(settings.count, len(photographs))
-    chosen = draws.permutation(settings.seed, "order", 0, len(photographs))[:count]
-    controls = np.stack([photographs.pixels[i] for i in chosen])
+    rows_shown = draws.permutation(settings.seed, "order", 0, len(photographs))[:count]
+    controls = np.stack([photographs.pixels[i] for i in rows_shown])
     box = middle(faces.shape[1], settings.crop)
     queries = np.concatenate([faces, controls])[:, box, box]
-    skip = [-1] * len(faces) + chosen.tolist()
+    skip = [-1] * len(faces) + rows_shown.tolist()
     rows = min(settings.rows, len(photographs) - 1)
-    found = nearest(queries, photographs.pixels[:, box, box], rows, mirror, skip)
-    ours, theirs = found.distances[: len(faces), 0], found.distances[len(faces) :, 0]
+    neighbours = nearest(queries, photographs.pixels[:, box, box], rows, mirror, skip)
+    ours, theirs = neighbours.distances[: len(faces), 0], neighbours.distances[len(faces) :, 0]
     report = {
         "data": str(settings.data),
         "photographs": len(photographs),
@@ -146,13 +146,13 @@ def run(settings: Settings) -> tuple[dict[str, Any], Pixels]:
         "truncation": settings.truncation,
         "crop": [box.start, box.stop],
         "mirrored_too": mirror,
-        "faces": [_entry(found, i, index=settings.start + i) for i in range(len(faces))],
+        "faces": [_entry(neighbours, i, index=settings.start + i) for i in range(len(faces))],
         "nearest_to_faces": round(float(np.median(ours)), 3),
         "nearest_to_photographs": round(float(np.median(theirs)), 3),
         "variety": round(variety(faces), 3),
         "seconds": round(time.perf_counter() - began, 2),
     }
-    return report, _sheet(faces, photographs.pixels, found, box)
+    return report, _sheet(faces, photographs.pixels, neighbours, box)
 
 
 def _faces(settings: Settings) -> tuple[Pixels, bool]:
@@ -189,13 +189,13 @@ def variety(pictures: Pixels) -> float:
     return float(np.mean(pairs)) if pairs else 0.0
 
 
-def _entry(found: Nearest, i: int, index: int) -> dict[str, Any]:
+def _entry(neighbours: Nearest, i: int, index: int) -> dict[str, Any]:
     """One face's neighbours; numbers are positions among the photographs, in the order of their names."""
     return {
         "index": index,
-        "neighbours": found.indices[i].tolist(),
-        "distances": [round(d, 3) for d in found.distances[i].tolist()],
-        "mirrored": found.mirrored[i].tolist(),
+        "neighbours": neighbours.indices[i].tolist(),
+        "distances": [round(d, 3) for d in neighbours.distances[i].tolist()],
+        "mirrored": neighbours.mirrored[i].tolist(),
     }
 
 
@@ -203,13 +203,13 @@ def _entry(found: Nearest, i: int, index: int) -> dict[str, Any]:
 # The report.
 
 
-def _sheet(faces: Pixels, photographs: Pixels, found: Nearest, box: slice) -> Pixels:
+def _sheet(faces: Pixels, photographs: Pixels, neighbours: Nearest, box: slice) -> Pixels:
     """Faces in the first row, below each its neighbours, as in the paper; the crop on the last picture."""
     rows = [faces]
-    for row in range(found.indices.shape[1]):
-        numbers, turned = found.indices[: len(faces), row], found.mirrored[: len(faces), row]
+    for row in range(neighbours.indices.shape[1]):
+        numbers, flips = neighbours.indices[: len(faces), row], neighbours.mirrored[: len(faces), row]
         pictures = [
-            photographs[n][:, ::-1] if t else photographs[n] for n, t in zip(numbers, turned, strict=True)
+            photographs[n][:, ::-1] if t else photographs[n] for n, t in zip(numbers, flips, strict=True)
         ]
         rows.append(np.stack(pictures))
     rows[-1][-1] = outlined(rows[-1][-1], box)

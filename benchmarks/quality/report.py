@@ -36,19 +36,19 @@ COLOURS = {
 }
 
 
-def write_report(found: Quality, folder: Path) -> None:
+def write_report(quality: Quality, folder: Path) -> None:
     """quality.json, .md, .png and the sheets, which show photographs: mind their terms.
 
     Raises PgsrError if they cannot be written.
     """
     make_folder(folder)
-    write_text(folder / "quality.json", json.dumps(as_dict(found), indent=1) + "\n")
-    write_bytes(folder / "quality.png", picture(found))
-    pictures = sheets(found)
+    write_text(folder / "quality.json", json.dumps(as_dict(quality), indent=1) + "\n")
+    write_bytes(folder / "quality.png", picture(quality))
+    pictures = sheets(quality)
     for name, strips in pictures.items():
         with replacing(folder / f"{name}.png") as temporary:
             stacked(strips).save(temporary, "PNG")
-    write_text(folder / "quality.md", markdown(found, list(pictures)))
+    write_text(folder / "quality.md", markdown(quality, list(pictures)))
 
 
 # ----------------------------------------------------------------------------
@@ -71,47 +71,49 @@ def metrics(columns: Iterable[Measured]) -> list[str]:
     return [*first, *[name for name in names if not name.startswith("SWD ")]]
 
 
-def table(found: Quality) -> list[list[str]]:
+def table(quality: Quality) -> list[list[str]]:
     """Paper 1's Table 2: a row a metric, a column a set, and the paper's own numbers at the end."""
-    rows = _rows([*found.small, *found.large])
+    rows = _rows([*quality.small, *quality.large])
     paper = [["paper 1: ProGAN", "paper 1: SRGAN"], *[list(PAPER.get(row[0], ("", ""))) for row in rows[1:]]]
     return [[*row, *own] for row, own in zip(rows, paper, strict=True)]
 
 
-def restored_table(found: Quality) -> list[list[str]]:
+def restored_table(quality: Quality) -> list[list[str]]:
     """The same of photographs that were reduced and enlarged again, beside the floor."""
-    return _rows([*found.restored, *[c for c in found.large if c.key == "photographs"]])
+    return _rows([*quality.restored, *[c for c in quality.large if c.key == "photographs"]])
 
 
 def _rows(columns: Sequence[Measured]) -> list[list[str]]:
-    heads = ["metric", *[f"{c.name} {c.scores[0].made['resolution']}" for c in columns]]
+    heads = ["metric", *[f"{c.name} {c.scores[0].conditions['resolution']}" for c in columns]]
     return [heads, *[[name, *[cell(c.score(name)) for c in columns]] for name in metrics(columns)]]
 
 
-def legend(found: Quality) -> list[str]:
+def legend(quality: Quality) -> list[str]:
     """How the numbers were made."""
     lines = [
-        f"model {found.model.name}, {found.settings.precision}, seed {found.settings.seed}; "
+        f"model {quality.model.name}, {quality.settings.precision}, seed {quality.settings.seed}; "
         "photographs: other ones than the reference, the floor at this number of images"
     ]
-    for group in (found.small, found.large):
+    for group in (quality.small, quality.large):
         if group:
-            lines.append(_made(group[0]))
-    network = next((score.made for score in found.small[0].scores if "features" in score.made), None)
+            lines.append(_conditions(group[0]))
+    network = next(
+        (score.conditions for score in quality.small[0].scores if "features" in score.conditions), None
+    )
     if network is not None:
         lines.append(
             f"IS, FID, KID, precision, recall: feature network sha256 {network['features'][:16]}, images "
             f"resized {network['feature resize']}, range {network['feature range']}"
         )
-    if found.restored:
-        made = found.restored[0].scores[-1].made
+    if quality.restored:
+        conditions = quality.restored[0].scores[-1].conditions
         lines.append(
-            f"restored: the other photographs reduced by {made['reduced by']} and enlarged again; PSNR and "
-            f"SSIM of Y, border of {made['border']} pixels shaved, mean ± deviation over pictures"
+            f"restored: the other photographs reduced by {conditions['reduced by']} and enlarged again; PSNR "
+            f"and SSIM of Y, border of {conditions['border']} pixels shaved, mean ± deviation over pictures"
         )
-    lines += _verdicts(beaten(found))
+    lines += _verdicts(beaten(quality))
     lines.append("paper 1 does not say how many images it took nor how it scaled SWD: do not compare with it")
-    return [*lines, *found.notes, f"{found.seconds:.0f} s"]
+    return [*lines, *quality.notes, f"{quality.seconds:.0f} s"]
 
 
 def _verdicts(won: Mapping[str, bool]) -> list[str]:
@@ -129,23 +131,25 @@ def _verdicts(won: Mapping[str, bool]) -> list[str]:
     return lines
 
 
-def _made(column: Measured) -> str:
-    made = column.scores[0].made
+def _conditions(column: Measured) -> str:
+    conditions = column.scores[0].conditions
     similar = column.score("MS-SSIM")
-    pairs = "" if similar is None else f"; MS-SSIM over {similar.made['pairs']:,} pairs"
-    resize = made["resize"] if made["resize"] == "as stored" else f"resized by {made['resize']}"
+    pairs = "" if similar is None else f"; MS-SSIM over {similar.conditions['pairs']:,} pairs"
+    resize = (
+        conditions["resize"] if conditions["resize"] == "as stored" else f"resized by {conditions['resize']}"
+    )
     return (
-        f"{made['resolution']}x{made['resolution']}: SWD x 1000 of {made['images']:,} images against as many "
-        f"photographs, these {resize} (fingerprint {made['photographs']}){pairs}"
+        f"{conditions['resolution']}x{conditions['resolution']}: SWD x 1000 of {conditions['images']:,} "
+        f"images against as many photographs, these {resize} (fingerprint {conditions['photographs']}){pairs}"
     )
 
 
-def text(found: Quality) -> str:
+def text(quality: Quality) -> str:
     """What the command prints."""
-    lines = [aligned(table(found), 1), ""]
-    if found.restored:
-        lines += ["restored:", aligned(restored_table(found), 1), ""]
-    return "\n".join([*lines, *legend(found)])
+    lines = [aligned(table(quality), 1), ""]
+    if quality.restored:
+        lines += ["restored:", aligned(restored_table(quality), 1), ""]
+    return "\n".join([*lines, *legend(quality)])
 
 
 SHEETS = {
@@ -155,17 +159,22 @@ SHEETS = {
 }
 
 
-def markdown(found: Quality, pictures: Sequence[str]) -> str:
+def markdown(quality: Quality, pictures: Sequence[str]) -> str:
     """The report as a page."""
-    lines = [f"# Quality of {found.model.name} (paper 1, Table 2)", "", *markdown_table(table(found), 1), ""]
-    if found.restored:
+    lines = [
+        f"# Quality of {quality.model.name} (paper 1, Table 2)",
+        "",
+        *markdown_table(table(quality), 1),
+        "",
+    ]
+    if quality.restored:
         lines += [
             "Photographs, reduced and enlarged again:",
             "",
-            *markdown_table(restored_table(found), 1),
+            *markdown_table(restored_table(quality), 1),
             "",
         ]
-    lines += [*[f"- {line}" for line in legend(found)], "", "![SWD of each level](quality.png)", ""]
+    lines += [*[f"- {line}" for line in legend(quality)], "", "![SWD of each level](quality.png)", ""]
     for name in pictures:
         lines += [f"## {SHEETS[name].capitalize()}", "", f"![{SHEETS[name]}]({name}.png)", ""]
     return "\n".join([*lines, f"Made by `{COMMAND}`; how every number was made is in `quality.json`.", ""])
@@ -178,14 +187,14 @@ COLUMNS = {"faces": 16, "upscaled": 6, "restored": 6}
 LEAST_SIDE = 64  # pixels: smaller images are enlarged by replication
 
 
-def sheets(found: Quality) -> dict[str, list[tuple[str, Pixels]]]:
+def sheets(quality: Quality) -> dict[str, list[tuple[str, Pixels]]]:
     """Strips, each with its name, of each sheet."""
-    result = {"faces": [(c.name, _strip(c.shown[:32], COLUMNS["faces"])) for c in found.small]}
-    if found.large:
-        floor = found.large[-1]
-        ways = [*found.large[1:-1], found.large[0]]
+    result = {"faces": [(c.name, _strip(c.shown[:32], COLUMNS["faces"])) for c in quality.small]}
+    if quality.large:
+        floor = quality.large[-1]
+        ways = [*quality.large[1:-1], quality.large[0]]
         result["upscaled"] = [(c.name, _strip(c.shown[:6], COLUMNS["upscaled"])) for c in (*ways, floor)]
-        ways = [*found.restored[1:], found.restored[0]]
+        ways = [*quality.restored[1:], quality.restored[0]]
         strips = [(c.name, _strip(c.shown[:6], COLUMNS["restored"])) for c in ways]
         result["restored"] = [*strips, ("originals", _strip(floor.shown[:6], COLUMNS["restored"]))]
     return result
@@ -196,11 +205,11 @@ def _strip(pixels: Pixels, columns: int) -> Pixels:
     return sheet(pixels.repeat(factor, axis=1).repeat(factor, axis=2), columns)
 
 
-def picture(found: Quality) -> bytes:
+def picture(quality: Quality) -> bytes:
     """A PNG of bars: SWD of each level and set, one panel a resolution."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    groups = [group for group in (found.small, found.large) if group]
+    groups = [group for group in (quality.small, quality.large) if group]
     widths = [len(metrics(group)) * (1 + len(group)) for group in groups]
     figure = Figure(figsize=(4 + 0.22 * sum(widths), 4), dpi=120, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(groups), width_ratios=widths))
@@ -220,9 +229,11 @@ def _bars(axes: Any, group: Sequence[Measured]) -> None:
         places = np.arange(len(names)) + (k - (len(group) - 1) / 2) * width
         bars = axes.bar(places, values, width, label=column.name, color=COLOURS[column.key])
         axes.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=7)
-    made = group[0].scores[0].made
+    conditions = group[0].scores[0].conditions
     axes.set_xticks(range(len(names)), [name.removeprefix("SWD ") for name in names])
-    axes.set_title(f"{made['resolution']}x{made['resolution']}, {made['images']:,} images", fontsize=10)
+    axes.set_title(
+        f"{conditions['resolution']}x{conditions['resolution']}, {conditions['images']:,} images", fontsize=10
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
 

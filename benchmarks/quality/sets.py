@@ -66,7 +66,7 @@ class Photos:
     pixels: Pixels  # memory-mapped
     order: NDArray[np.int64]
     count: int  # in each part
-    made: dict[str, Any]  # what scores against them must say
+    conditions: dict[str, Any]  # what scores against them must say
 
     def part(self, which: int) -> Iterator[Pixels]:
         begin = which * self.count
@@ -94,19 +94,21 @@ def _stored_side(source: Path, side: int) -> int:
 
 def open_photos(source: Path, side: int, settings: Settings) -> Photos:
     """Raises PgsrError if there are fewer than four photographs of that size."""
-    found = load_photographs(source, side)
-    count = min(settings.images, len(found) // 2)
+    photographs = load_photographs(source, side)
+    count = min(settings.images, len(photographs) // 2)
     if count < 2:
-        raise PgsrError(f"{source} has {len(found)} photographs of {side}x{side}: two halves need at least 4")
-    made = {
+        raise PgsrError(
+            f"{source} has {len(photographs)} photographs of {side}x{side}: two halves need at least 4"
+        )
+    conditions = {
         "images": count,
         "resolution": side,
         "resize": "as stored" if _stored_side(source, side) == side else "lanczos",
-        "photographs": found.fingerprint[:16],
+        "photographs": photographs.fingerprint[:16],
         "seed": settings.seed,
     }
-    order = draws.permutation(settings.seed, "evaluation", 0, len(found))
-    return Photos(found.pixels, order, count, made)
+    order = draws.permutation(settings.seed, "evaluation", 0, len(photographs))
+    return Photos(photographs.pixels, order, count, conditions)
 
 
 class Faces:

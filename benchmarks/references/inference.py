@@ -146,14 +146,14 @@ def device_of(network: nn.Module) -> torch.device:
 
 def write_images(generator: nn.Module, upscaler: nn.Module, latents: Tensor, batch: int, folder: Path) -> int:
     """Latents to PNG files, one thing after the other; how many were written."""
-    written = 0
+    count = 0
     for part in latents.split(batch):
         with torch.no_grad():
             pixels = to_pixels(upscaler(generator(part.to(device_of(generator)))))
         for picture in pixels:
-            Image.fromarray(picture).save(folder / f"{written:06d}.png")
-            written += 1
-    return written
+            Image.fromarray(picture).save(folder / f"{count:06d}.png")
+            count += 1
+    return count
 
 
 # ----------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def upscaler_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for name, value in state.items():
         for pattern, replacement in UPSCALER_NAMES:
-            translated, found = re.subn(pattern, replacement, name)
-            if found:
+            translated, count = re.subn(pattern, replacement, name)
+            if count:
                 result[translated] = value
                 break
     return result

@@ -166,8 +166,8 @@ class PlainTrainer:
 
     def reals(self, batch: int) -> Tensor:
         """Photographs at random, half of them mirrored: [N, 3, H, W] in [-1, 1]."""
-        chosen = torch.randint(len(self.photographs), (batch,), device=self.device)
-        images = self.photographs[chosen].float() / 127.5 - 1
+        rows = torch.randint(len(self.photographs), (batch,), device=self.device)
+        images = self.photographs[rows].float() / 127.5 - 1
         flips = torch.rand(batch, 1, 1, 1, device=self.device) < 0.5
         return torch.where(flips, images.flip(3), images)
 

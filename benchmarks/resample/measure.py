@@ -124,20 +124,20 @@ def load(settings: Settings) -> list[Image.Image]:
     """Square RGB originals of one size. Raises PgsrError if there are not enough that are large enough."""
     if settings.data is None:
         side = settings.from_size or DRAWN_SIDE
-        found = [procedural.draw(i, side) for i in range(settings.pictures)]
+        pictures = [procedural.draw(i, side) for i in range(settings.pictures)]
     else:
-        found = _photographs(settings.data, settings.from_size, settings.pictures)
-    side = found[0].width
+        pictures = _photographs(settings.data, settings.from_size, settings.pictures)
+    side = pictures[0].width
     if side <= settings.to_size:
         raise PgsrError(
             f"--to-size {settings.to_size} does not reduce pictures of {side}x{side}: give a smaller one"
         )
-    return found
+    return pictures
 
 
 def _photographs(source: Path, side: int, count: int) -> list[Image.Image]:
     """The first that are large enough, their middle squares."""
-    pictures, found = open_pictures(source), []
+    pictures, result = open_pictures(source), []
     with reading(pictures) as read:
         for name in pictures.names:
             try:
@@ -146,12 +146,12 @@ def _photographs(source: Path, side: int, count: int) -> list[Image.Image]:
                 continue
             side = side or min(picture.size)
             if min(picture.size) >= side:
-                found.append(square(picture, side, Image.Resampling.LANCZOS))
-            if len(found) == count:
-                return found
-    if not found:
+                result.append(square(picture, side, Image.Resampling.LANCZOS))
+            if len(result) == count:
+                return result
+    if not result:
         raise PgsrError(f"{source} holds no picture of {side}x{side} or more: give a smaller --from-size")
-    return found
+    return result
 
 
 # ----------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def timings(originals: list[Image.Image], settings: Settings) -> dict[str, float
             reduced(picture, settings.to_size, name)
 
     contenders = [Contender(name, len(originals), partial(all_of, name)) for name in PAPER]
-    found = measure(contenders, settings.rounds)
-    return {name: timing.median_seconds / timing.images for name, timing in found.items()}
+    times = measure(contenders, settings.rounds)
+    return {name: timing.median_seconds / timing.images for name, timing in times.items()}
 
 
 def fidelities(name: str, originals: list[Image.Image], settings: Settings) -> tuple[float, float]:
@@ -181,12 +181,12 @@ def fidelities(name: str, originals: list[Image.Image], settings: Settings) -> t
     side, small = originals[0].width, settings.to_size
     back = FILTERS[name if settings.enlarge == "same" else settings.enlarge]
     border = min(-(-side // small), side // 8)
-    found = []
+    rows = []
     for original in originals:
         again = reduced(original, small, name).resize((side, side), back)
         near = fidelity(np.asarray(again)[None], np.asarray(original)[None], border)
-        found.append((float(near.psnr_db), float(near.ssim)))
-    psnr, ssim = np.mean(found, axis=0)
+        rows.append((float(near.psnr_db), float(near.ssim)))
+    psnr, ssim = np.mean(rows, axis=0)
     return float(psnr), float(ssim)
 
 

@@ -107,15 +107,15 @@ def picture(originals: Sequence[Image.Image], small: int) -> Image.Image:
         x = GAP + column * (PANEL + GAP)
         pen.text((x, 5), name, fill=(0, 0, 0), font=font)
         for row, (original, to, share) in enumerate(rows):
-            shown = original if name == "original" else reduced(original, to, name)
+            image = original if name == "original" else reduced(original, to, name)
             y = TEXT + row * (PANEL + GAP)
-            page.paste(closer(shown, share, name == "original"), (x, y))
+            page.paste(closer(image, share, name == "original"), (x, y))
     return page
 
 
-def closer(shown: Image.Image, share: float, smooth: bool) -> Image.Image:
+def closer(image: Image.Image, share: float, smooth: bool) -> Image.Image:
     """The middle share of a picture as a panel; the pixels of reduced ones stay squares."""
-    margin = round(shown.width * (1 - share) / 2)
-    middle = shown.crop((margin, margin, shown.width - margin, shown.height - margin))
+    margin = round(image.width * (1 - share) / 2)
+    middle = image.crop((margin, margin, image.width - margin, image.height - margin))
     way = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
     return middle.resize((PANEL, PANEL), way)

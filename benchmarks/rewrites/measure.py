@@ -177,16 +177,16 @@ class Variant:
 
 def variants(settings: Settings, network: nn.Module, backends: list[str]) -> list[Variant]:
     """As written; as chosen for each backend, in float32 and int8; with every other rewrite in or out."""
-    found = [Variant(AS_WRITTEN, (), tuple(backends))]
+    result = [Variant(AS_WRITTEN, (), tuple(backends))]
     for backend in backends:
         usual = TARGETS[backend]
-        found.append(Variant(f"{CHOSEN} for {backend}", usual, (backend,)))
+        result.append(Variant(f"{CHOSEN} for {backend}", usual, (backend,)))
         if settings.int8:
             names = chosen(backend, precision="int8")
-            found.append(Variant(f"{CHOSEN} for {backend}, int8", names, (backend,), "int8"))
+            result.append(Variant(f"{CHOSEN} for {backend}, int8", names, (backend,), "int8"))
         if settings.each:
-            found += [v for name in REWRITES for v in _one_other(network, usual, name, backend)]
-    return found
+            result += [v for name in REWRITES for v in _one_other(network, usual, name, backend)]
+    return result
 
 
 def _one_other(network: nn.Module, usual: tuple[str, ...], name: str, backend: str) -> Iterator[Variant]:
@@ -215,7 +215,7 @@ def timed(
     network = settings.network(convolution, resolution)
     grown = Grown(network, resolution)
     latents = draws.latents(0, range(settings.batch), settings.latent_size)
-    wanted = variants(settings, grown, backends)
+    variants_to_time = variants(settings, grown, backends)
     with contextlib.ExitStack() as stack:
         eager = _eager(grown, torch.from_numpy(latents))
         expected = eager()
@@ -223,11 +223,11 @@ def timed(
         contenders = [Contender(EAGER, settings.batch, eager), Contender(PLAIN, settings.batch, plain)]
         rows: dict[str, dict[str, Any]] = {}
         graphs = Graphs(settings, network, resolution, folder, report)
-        for variant in wanted:
-            made = graphs.bundle(variant)
+        for variant in variants_to_time:
+            model = graphs.bundle(variant)
             for backend in variant.backends:
                 widths = (settings.threads, settings.batch)
-                opened = open_runner(made, "cpu", variant.precision, backend, "generator", *widths)
+                opened = open_runner(model, "cpu", variant.precision, backend, "generator", *widths)
                 runner = stack.enter_context(opened)
                 name = f"{variant.name} on {backend}"
                 call = _bound(runner.run, latents)
@@ -237,7 +237,7 @@ def timed(
                     **_checked(name, variant.precision, expected, call()),
                 }
                 contenders.append(Contender(name, settings.batch, call))
-        done = measure(
+        timings = measure(
             contenders,
             settings.rounds,
             report=lambda i: report(f"{convolution} {resolution}: round {i} of {settings.rounds}"),
@@ -245,9 +245,9 @@ def timed(
     return {
         "convolution": convolution,
         "resolution": resolution,
-        EAGER: done[EAGER].as_dict(),
-        PLAIN: {**done[PLAIN].as_dict(), "to_eager": done[PLAIN].ratio_to(done[EAGER])},
-        "rows": _rows(rows, done),
+        EAGER: timings[EAGER].as_dict(),
+        PLAIN: {**timings[PLAIN].as_dict(), "to_eager": timings[PLAIN].ratio_to(timings[EAGER])},
+        "rows": _rows(rows, timings),
     }
 
 
@@ -287,12 +287,12 @@ class Graphs:
     def _graph(self, names: tuple[str, ...], precision: str) -> Converted:
         if (names, precision) not in self.converted:
             if precision == "int8":
-                made = self._in_int8(self._graph(names, "fp32"))
+                graph = self._in_int8(self._graph(names, "fp32"))
             else:
                 self.report(f"{self.folder.name}: exporting {', '.join(names) or AS_WRITTEN}")
                 example = torch.from_numpy(draws.latents(0, range(2), self.settings.latent_size))
-                made = with_names(self.plan, precision, example, names)
-            self.converted[names, precision] = made
+                graph = with_names(self.plan, precision, example, names)
+            self.converted[names, precision] = graph
         return self.converted[names, precision]
 
     def _in_int8(self, converted: Converted) -> Converted:
@@ -301,7 +301,7 @@ class Graphs:
 
     def _written(self, converted: Converted, folder: Path) -> Bundle:
         write_bytes(folder / converted.graph.file, converted.model, durable=False)
-        held = Bundle(
+        result = Bundle(
             folder=folder,
             name=folder.name,
             version=__version__,
@@ -311,28 +311,30 @@ class Graphs:
             graphs=(converted.graph,),
             licence="random weights",
         )
-        bundle.write(held)
+        bundle.write(result)
         return bundle.read(folder)
 
 
-def _checked(name: str, precision: str, expected: NDArray[Any], made: NDArray[Any]) -> dict[str, Any]:
+def _checked(name: str, precision: str, expected: NDArray[Any], pixels: NDArray[Any]) -> dict[str, Any]:
     """How far a graph is off. Raises PgsrError for a float32 one that is not the network."""
-    difference = float(np.abs(expected.astype(np.float64) - made).max())
+    difference = float(np.abs(expected.astype(np.float64) - pixels).max())
     if precision == "fp32" and not difference <= RELATIVE_LIMIT * max(1.0, float(np.abs(expected).max())):
         raise PgsrError(f"{name} is {difference:.2g} away from its network: nothing was measured")
-    parity = compare(to_uint8(expected), to_uint8(made))
+    parity = compare(to_uint8(expected), to_uint8(pixels))
     return {"largest_difference": difference, "psnr_db": parity.psnr_db}
 
 
-def _rows(rows: Mapping[str, Mapping[str, Any]], done: Mapping[str, Timing]) -> list[dict[str, Any]]:
+def _rows(rows: Mapping[str, Mapping[str, Any]], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
     """Every graph with its time, to eager and to what was chosen for its backend."""
     return [
         {
             **row,
-            **done[name].as_dict(),
-            "to_eager": done[name].ratio_to(done[EAGER]),
-            "to_plain": done[name].ratio_to(done[PLAIN]),
-            "to_chosen": done[name].ratio_to(done[f"{CHOSEN} for {row['backend']} on {row['backend']}"]),
+            **timings[name].as_dict(),
+            "to_eager": timings[name].ratio_to(timings[EAGER]),
+            "to_plain": timings[name].ratio_to(timings[PLAIN]),
+            "to_chosen": timings[name].ratio_to(
+                timings[f"{CHOSEN} for {row['backend']} on {row['backend']}"]
+            ),
         }
         for name, row in rows.items()
     ]

@@ -123,13 +123,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [f"# Rewrites, {result['date']}", "", *markdown_table(count_lines(result), 1), ""]
     if result["speeds"]:
         lines += [*markdown_table(speed_lines(result), 3), "", "![images a second](rewrites.png)", ""]
-    told = [*best_lines(result), *verdicts(result), *machine_lines(result["machine"]), *NOTES]
-    told.append(f"batch {settings['batch']}, medians of {settings['rounds']} rounds")
+    paragraphs = [*best_lines(result), *verdicts(result), *machine_lines(result["machine"]), *NOTES]
+    paragraphs.append(f"batch {settings['batch']}, medians of {settings['rounds']} rounds")
     names = [f"`{name}`: {what}" for name, what in result["rewrites"].items()]
     return "\n".join(
         [
             *lines,
-            *[f"- {line}" for line in told],
+            *[f"- {line}" for line in paragraphs],
             "",
             "## The rewrites",
             "",

@@ -33,10 +33,10 @@ class Cell:
 
 
 def _cells() -> dict[str, Cell]:
-    found: list[Cell] = []
+    cells: list[Cell] = []
 
     def add(prefix: str, title: str, objective: str, settings: tuple[str, ...], *figures: int) -> None:
-        found.append(
+        cells.append(
             Cell(
                 f"{prefix}-{objective}",
                 f"{title}, {OBJECTIVES[objective]}",
@@ -63,8 +63,8 @@ def _cells() -> dict[str, Cell]:
             add(f"resnet-gamma-{gamma:g}", f"ResNet, gamma {gamma:g}", objective, weights, 4)
     for objective in ("gan", "wgan-gp"):
         recipe, title = f"dcgan-64-{objective}", f"noise, DCGAN, {OBJECTIVES[objective]}"
-        found.append(Cell(f"noise-{objective}", title, objective, recipe, (), (5,)))
-    return {cell.name: cell for cell in found}
+        cells.append(Cell(f"noise-{objective}", title, objective, recipe, (), (5,)))
+    return {cell.name: cell for cell in cells}
 
 
 CELLS = _cells()
@@ -99,7 +99,7 @@ def recipe_of(cell: Cell, settings: Settings) -> config.Recipe:
     """A cell's recipe: the package's, with the cell's settings, the matrix's and the user's on top."""
     critic_steps = config.load(cell.recipe, settings.overrides).objective.critic_steps
     never = 2**62
-    wanted = {
+    changes = {
         "name": f"sr-matrix-{cell.name}",
         "generator.features": settings.features,
         "discriminator.features": settings.features,
@@ -112,5 +112,5 @@ def recipe_of(cell: Cell, settings: Settings) -> config.Recipe:
         "run.keep_checkpoints": 1,
         "run.stability_images": never,
     }
-    common = (f"{key}={json.dumps(value)}" for key, value in wanted.items())
+    common = (f"{key}={json.dumps(value)}" for key, value in changes.items())
     return config.load(cell.recipe, (*cell.settings, *common, *settings.overrides))

@@ -172,7 +172,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Way:
+class Execution:
     """How an exported graph is run."""
 
     backend: str
@@ -221,15 +221,15 @@ class Bench:
             self.peaks = {p: gpu_peak_gflops(self.device, GPU_TYPES[p]) for p in GPU_TYPES}
             self.bandwidth = gpu_bandwidth_gbs(self.device)
         known = settings.backends or candidates(RunnerSettings(self.device))
-        self.ways = [Way(backend, precision) for backend in known for precision in self.precisions]
+        self.ways = [Execution(backend, precision) for backend in known for precision in self.precisions]
         self._folders = 0
 
     def system(self, convolution: str) -> System:
         self.report(f"exporting the {convolution} networks")
         folder = self.scratch / convolution
-        made = new_system(self.settings.widths, convolution, folder, self.precisions, self.device)
-        self._add_engines(made.bundle)
-        return made
+        result = new_system(self.settings.widths, convolution, folder, self.precisions, self.device)
+        self._add_engines(result.bundle)
+        return result
 
     def _add_engines(self, model: Bundle) -> None:
         """For each TensorRT that is a way here."""
@@ -269,7 +269,7 @@ class Bench:
         self,
         opened: contextlib.ExitStack,
         model: Bundle,
-        way: Way,
+        way: Execution,
         stage: str,
         batch: int,
         values: NDArray[np.float32],
@@ -293,7 +293,9 @@ class Bench:
             return None
         return _bound(runner.run, values)
 
-    def _check(self, stage: str, system: System, way: Way, eager: NDArray[Any], graph: NDArray[Any]) -> None:
+    def _check(
+        self, stage: str, system: System, way: Execution, eager: NDArray[Any], graph: NDArray[Any]
+    ) -> None:
         """Raises PgsrError if a graph does other work than its network."""
         if way.precision == "fp32":
             checked_difference(stage, system, eager, graph)
@@ -302,7 +304,7 @@ class Bench:
         require(parity, way.precision, f"{system.convolution} {stage}")
         self.notes.append(f"{way.name}, {system.convolution} {stage}: {parity.psnr_db:.1f} dB of eager's.")
 
-    def _note(self, way: Way, error: PgsrError) -> None:
+    def _note(self, way: Execution, error: PgsrError) -> None:
         note = f"{way.name} is not measured: {error}"
         if note not in self.notes:
             self.notes.append(note)
@@ -364,26 +366,28 @@ class Bench:
     def shipped_stages(self) -> list[dict[str, Any]]:
         """The generator and the upscaler of the model that ships, on every backend."""
         model = self.model
-        held = {(g.name, g.precision): g.multiply_adds for g in model.graphs} if model else {}
+        multiply_adds = {(g.name, g.precision): g.multiply_adds for g in model.graphs} if model else {}
         entries, batch = [], self.settings.batch
         with contextlib.ExitStack() as opened:
             for stage in (GENERATOR, UPSCALER):
                 for way in self.ways:
-                    if model is None or (stage, way.precision) not in held:
+                    if model is None or (stage, way.precision) not in multiply_adds:
                         continue
                     call = self._runner_call(opened, model, way, stage, batch, _example(model, stage, batch))
                     if call is not None:
-                        adds = held[stage, way.precision]
+                        adds = multiply_adds[stage, way.precision]
                         entries.append(Entry(model.name, way.name, stage, batch, call, adds))
             return self._measured(entries, "the model's stages") if entries else []
 
     def shipped_outputs(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The model that ships into everything that pgsr-generate writes, the fastest way of these rows."""
         model = self.model
-        held = [row for row in rows if model and (row["system"], row["stage"]) == (model.name, NETWORK)]
-        if model is None or not held:  # no backend could run it, which is noted
+        rows_of_network = [
+            row for row in rows if model and (row["system"], row["stage"]) == (model.name, NETWORK)
+        ]
+        if model is None or not rows_of_network:  # no backend could run it, which is noted
             return []
-        name = max(held, key=lambda row: float(row["images_per_second"]))["way"]
+        name = max(rows_of_network, key=lambda row: float(row["images_per_second"]))["way"]
         way = next(way for way in self.ways if way.name == name)
         images = self.settings.shipped_images
         with contextlib.ExitStack() as opened:
@@ -398,7 +402,7 @@ class Bench:
             return self._measured(entries, "outputs")[1:]
 
     def _opened(
-        self, opened: contextlib.ExitStack, model: Bundle, way: Way, batch: int
+        self, opened: contextlib.ExitStack, model: Bundle, way: Execution, batch: int
     ) -> Synthesizer | None:
         """None, noted, where the backend cannot run the chain. A batch of 0 is found by measuring."""
         try:
@@ -411,7 +415,9 @@ class Bench:
             return None
         return opened.enter_context(synthesizer)
 
-    def _both(self, synthesizer: Synthesizer, system: str, way: Way, images: int, adds: int) -> list[Entry]:
+    def _both(
+        self, synthesizer: Synthesizer, system: str, way: Execution, images: int, adds: int
+    ) -> list[Entry]:
         done = synthesizer.graph.multiply_adds
         return [
             Entry(system, way.name, NETWORK, images, _pixels(synthesizer, images), adds, done),
@@ -482,7 +488,9 @@ class Bench:
         rounds = self.settings.rounds
         contenders = [Contender(entry.key, entry.images, entry.call) for entry in entries]
         timings = measure(
-            contenders, rounds, report=lambda done: self.report(f"{what}: round {done} of {rounds}")
+            contenders,
+            rounds,
+            report=lambda round_number: self.report(f"{what}: round {round_number} of {rounds}"),
         )
         return [self._row(entry, entries, timings) for entry in entries]
 
@@ -522,8 +530,8 @@ class Bench:
 
 def _find(entries: Sequence[Entry], **wanted: str) -> Entry | None:
     """The first entry with these values."""
-    found = (e for e in entries if all(getattr(e, name) == value for name, value in wanted.items()))
-    return next(found, None)
+    matches = (e for e in entries if all(getattr(e, name) == value for name, value in wanted.items()))
+    return next(matches, None)
 
 
 def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

@@ -130,9 +130,9 @@ class MultiplyAdds(TorchDispatchMode):
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: Any = None) -> int:
     """Each gradient wanted costs what the convolution did; PyTorch's own formula ignores groups."""
-    transposed, wanted = rest[4], rest[-1]
+    transposed, output_mask = rest[4], rest[-1]
     once: int = conv_flop_count([*x.shape], [*weight.shape], [*grad.shape], transposed)
-    return once * int(sum(wanted[:2]))
+    return once * int(sum(output_mask[:2]))
 
 
 FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
@@ -153,10 +153,10 @@ def memory_bytes(entry: str) -> int:
     Not getrusage's ru_maxrss, which begins with the parent's.
     """
     try:
-        found = re.search(rf"^{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(rf"^{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return int(found[1]) * 1024 if found else 0
+    return int(match[1]) * 1024 if match else 0
 
 
 class Clocked:

@@ -198,17 +198,17 @@ def recipe_settings(settings: Settings, resolution: int, variant: Variant) -> tu
     """The recipe's settings that make it train what the reference does, then those of variant and user."""
     largest = max(settings.resolutions)
     both = {"resolution": largest, **{k: v for k, v in settings.widths.items() if k != "latent_size"}}
-    wanted: dict[str, Any] = {
+    changes: dict[str, Any] = {
         f"{net}.{k}": v for net in ("generator", "discriminator") for k, v in both.items()
     }
-    wanted |= {
+    changes |= {
         "generator.latent_size": settings.latent_size,
         "schedule.resolution": largest,
         f"schedule.at.{resolution}.batch": settings.batch_of(resolution),
         "objective.penalty_every": 1,
         **variant.settings,
     }
-    return (*(f"{name}={json.dumps(value)}" for name, value in wanted.items()), *settings.overrides)
+    return (*(f"{name}={json.dumps(value)}" for name, value in changes.items()), *settings.overrides)
 
 
 def checked(job: Job) -> Job:

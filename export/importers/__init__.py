@@ -17,14 +17,14 @@ from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.networks.interfaces import Generator
 
-from ..source import Source, told
+from ..source import Source, with_one_label
 from .contents import contents
 from .imported import Imported
 from .nvidia import nvidia
 from .plain import Record
 from .progan import akanimax, gan_zoo, rosinality
 from .spandrel import spandrel
-from .taking import some
+from .taking import shortened_list
 from .upscalers import basicsr, lornatang
 
 # Each takes what a file holds (and --label) and gives None if the layout is not its own. spandrel, which may
@@ -50,9 +50,9 @@ def import_file(path: Path, label: int | None = None) -> Imported:
         if any(name.startswith("generator_ema.") for name in names):
             raise PgsrError("it is a checkpoint of pgsr: name it without --from")
         for importer in IMPORTERS.values():
-            found = importer(tree, label)
-            if found is not None:
-                return found
+            result = importer(tree, label)
+            if result is not None:
+                return result
     except PgsrError as error:
         raise PgsrError(f"{path} cannot be imported: {error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
@@ -60,18 +60,19 @@ def import_file(path: Path, label: int | None = None) -> Imported:
             f"{path} cannot be imported: its values are not what they should be ({error})"
         ) from error
     raise PgsrError(
-        f"{path} cannot be imported: its {len(names)} tensors are of no layout that is known: {some(names)}"
+        f"{path} cannot be imported: its {len(names)} tensors are of no layout that is known: "
+        f"{shortened_list(names)}"
     )
 
 
 def _names(tree: Any) -> list[str]:
     """Of the tensors and arrays in what a file holds, for messages."""
-    found: list[str] = []
+    names: list[str] = []
     seen: set[int] = set()
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, (Tensor, np.ndarray)):
-            found.append(name)
+            names.append(name)
         value = value.state if isinstance(value, Record) else value
         if not isinstance(value, (Mapping, list, tuple)) or id(value) in seen:
             return
@@ -81,7 +82,7 @@ def _names(tree: Any) -> list[str]:
             walk(inner, f"{name}.{key}" if name else str(key))
 
     walk(tree, "")
-    return found
+    return names
 
 
 def read_foreign(path: Path, label: int | None = None) -> Source:
@@ -90,24 +91,24 @@ def read_foreign(path: Path, label: int | None = None) -> Source:
     `label` is for a generator that is told labels: the one it shall draw.
     Raises PgsrError if the file cannot be read as data alone, is of no known layout, or does not fit it.
     """
-    found = import_file(path, label)
+    result = import_file(path, label)
     try:
-        network = found.network()
-        draws_faces = found.latent_size > 0
-        if draws_faces and not found.takes_label:
+        network = result.network()
+        draws_faces = result.latent_size > 0
+        if draws_faces and not result.takes_label:
             assert isinstance(network, Generator)
-            network = told(network, found.labels, label, path)
+            network = with_one_label(network, result.labels, label, path)
     except PgsrError as error:
         raise PgsrError(f"{path} cannot be imported: {error}") from error
     return Source(
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
-        latent_size=found.latent_size,
-        resolution=found.grown_resolution,
-        scale=found.scale,
+        latent_size=result.latent_size,
+        resolution=result.grown_resolution,
+        scale=result.scale,
         provenance={
-            "imported": {"layout": found.peer, "file": path.name, "sha256": sha256(path)},
-            "recipe": {"generator": dict(found.options)},
+            "imported": {"layout": result.peer, "file": path.name, "sha256": sha256(path)},
+            "recipe": {"generator": dict(result.options)},
             **({"label": label} if label is not None and draws_faces else {}),
         },
     )

@@ -73,9 +73,9 @@ def _zipped(path: Path) -> Any:
         tops = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
         if len(tops) != 1:
             raise PgsrError("it is an archive of something else than PyTorch's weights")
-        found = _only_weights(path)
-        if found is not None:
-            return found
+        weights = _only_weights(path)
+        if weights is not None:
+            return weights
         order = archive.read(f"{tops[0]}byteorder") if f"{tops[0]}byteorder" in names else b"little"
         if order != b"little":
             raise PgsrError("it was written on a big-endian machine: save it again as .safetensors")
@@ -90,9 +90,9 @@ def _stream(path: Path) -> Any:
         first = inert.read(file)
         if first != LEGACY_MAGIC:
             return Plain().of(first)
-        found = _only_weights(path)
-        if found is not None:
-            return found
+        weights = _only_weights(path)
+        if weights is not None:
+            return weights
         inert.read(file)  # version
         machine = inert.read(file)
         if not isinstance(machine, dict) or not machine.get("little_endian", True):
@@ -103,25 +103,25 @@ def _stream(path: Path) -> Any:
 
 def _stored(file: IO[bytes], widths: dict[str, int]) -> dict[str, bytes]:
     """The storages behind the last pickle: for each of its keys a count and as many numbers."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for key in inert.read(file):
         (count,) = struct.unpack("<q", file.read(8))
         size = count * widths.get(str(key), 0)
-        found[str(key)] = data = file.read(max(0, size))
+        files[str(key)] = data = file.read(max(0, size))
         if len(data) != size:
             raise EOFError("it is cut short")
-    return found
+    return files
 
 
 def _walk(tree: Any) -> list[Any]:
     """Every value in a pickle once."""
-    seen: dict[int, Any] = {}
+    visits: dict[int, Any] = {}
     waiting = [tree]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or isinstance(value, (str, bytes, int, float, bool, type(None))):
+        if id(value) in visits or isinstance(value, (str, bytes, int, float, bool, type(None))):
             continue
-        seen[id(value)] = value
+        visits[id(value)] = value
         if isinstance(value, dict):
             waiting += value.values()
         elif isinstance(value, (list, tuple, set, frozenset)):
@@ -130,20 +130,20 @@ def _walk(tree: Any) -> list[Any]:
             waiting += [value.args, value.state, value.items, [v for _, v in value.pairs]]
         elif isinstance(value, inert.Persistent):
             waiting.append(value.key)
-    return list(seen.values())
+    return list(visits.values())
 
 
 def _widths(tree: Any) -> dict[str, int]:
     """Bytes a number of each storage."""
-    found = {}
+    widths = {}
     for value in _walk(tree):
         key = value.key if isinstance(value, inert.Persistent) else None
         if isinstance(key, tuple) and len(key) > 2 and isinstance(key[1], inert.Name):
             dtype = STORED.get(key[1].name)
             if dtype is None:
                 raise PgsrError(f"it holds numbers of an unknown type, {key[1]}")
-            found[str(key[2])] = dtype.itemsize
-    return found
+            widths[str(key[2])] = dtype.itemsize
+    return widths
 
 
 def _modules(tree: Any) -> Any:

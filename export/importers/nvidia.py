@@ -42,12 +42,16 @@ def nvidia(tree: Any) -> Imported | None:
     network = generators[-1]
     settings = network.get("static_kwargs") or network.get("build_func_spec") or {}
     for name, value in ASSUMED.items():
-        found = settings.get(name, value)
+        option = settings.get(name, value)
         close = (
-            isinstance(found, float) and isinstance(value, float) and math.isclose(found, value, rel_tol=1e-6)
+            isinstance(option, float)
+            and isinstance(value, float)
+            and math.isclose(option, value, rel_tol=1e-6)
         )
-        if found != value and not close:
-            raise PgsrError(f"it is a network of {NVIDIA} with {name} = {found!r}; {value!r} can be imported")
+        if option != value and not close:
+            raise PgsrError(
+                f"it is a network of {NVIDIA} with {name} = {option!r}; {value!r} can be imported"
+            )
     equalized = bool(settings.get("use_wscale", True))
     if network.get("variables") is not None:
         taker = Taker(NVIDIA, unwrapped({k: np.asarray(v) for k, v in network.get("variables")}))
@@ -120,18 +124,18 @@ def _theano_layers(values: Sequence[Any], equalized: bool) -> Layers:
         scale = float(left.pop(0)) if equalized else 1.0
         return Layer(weight * scale, left.pop(0))
 
-    def turned(found: Layer) -> Layer:
-        return Layer(found.weight.flip(2, 3), found.bias)
+    def flipped_kernel(layer: Layer) -> Layer:
+        return Layer(layer.weight.flip(2, 3), layer.bias)
 
     whole = layer(4)
     first = Layer(whole.weight.permute(0, 2, 3, 1).reshape(-1, whole.weight.shape[1]), whole.bias)
     convolutions = []
     while left and left[0].dim() == 4:
-        convolutions.append(turned(layer(4)))
+        convolutions.append(flipped_kernel(layer(4)))
     rgb = []
     while left:
-        found = layer(2)
-        rgb.append(Layer(found.weight.T[:, :, None, None], found.bias))
+        dense = layer(2)
+        rgb.append(Layer(dense.weight.T[:, :, None, None], dense.bias))
     if len(convolutions) != 2 * len(rgb) - 1:
         raise PgsrError(f"its {len(values)} arrays are not those of {NVIDIA}'s generator")
     pairs = list(zip(convolutions[1::2], convolutions[2::2], strict=True))

@@ -32,25 +32,25 @@ def spandrel(tree: Any) -> Imported | None:
     library = _library()
     state = _state(tree)
     try:
-        found = library.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+        model = library.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except library.UnsupportedModelError:
         return None
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
         text = " ".join(str(error).split())[:200]
         raise PgsrError(f"spandrel takes it for a network that its tensors do not fit: {text}") from error
-    name = found.architecture.name
-    if found.purpose not in ("SR", "FaceSR", "Restoration") or (
-        found.input_channels,
-        found.output_channels,
+    name = model.architecture.name
+    if model.purpose not in ("SR", "FaceSR", "Restoration") or (
+        model.input_channels,
+        model.output_channels,
     ) != (3, 3):
-        raise PgsrError(f"it is a {name} network for {found.purpose}, not an upscaler of colour pictures")
-    module = SignedRange(_settled(found.model.eval()), found.scale)
+        raise PgsrError(f"it is a {name} network for {model.purpose}, not an upscaler of colour pictures")
+    module = SignedRange(_settled(model.model.eval()), model.scale)
     return Imported(
         peer=f"spandrel's {name}",
         make=lambda: module,
         state=module.state_dict(),
-        options={"kind": name, "scale": found.scale, "tags": list(found.tags)},
-        scale=found.scale,
+        options={"kind": name, "scale": model.scale, "tags": list(model.tags)},
+        scale=model.scale,
     )
 
 

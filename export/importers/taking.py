@@ -17,15 +17,15 @@ WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.
 
 def unwrapped(tensors: Any) -> dict[str, Tensor]:
     """The tensors and arrays of a dict by name, without what wrappers put before the names."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     if isinstance(tensors, Mapping):
         for name, value in tensors.items():
             if isinstance(name, str) and isinstance(value, (Tensor, np.ndarray)):
-                found[WRAPPERS.sub("", name)] = torch.as_tensor(value)
-    return found
+                result[WRAPPERS.sub("", name)] = torch.as_tensor(value)
+    return result
 
 
-def some(names: list[str], count: int = 4) -> str:
+def shortened_list(names: list[str], count: int = 4) -> str:
     """The first names, and how many there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
@@ -52,20 +52,20 @@ class Taker:
         """A tensor of this shape; None stands for any side. Raises PgsrError if it is absent or other."""
         if name not in self.tensors:
             raise PgsrError(f"of {self.peer}'s tensors {name} is missing")
-        found = self.tensors[name]
-        fits = len(found.shape) == len(shape) and all(
-            s is None or s == f for s, f in zip(shape, found.shape, strict=True)
+        tensor = self.tensors[name]
+        fits = len(tensor.shape) == len(shape) and all(
+            s is None or s == f for s, f in zip(shape, tensor.shape, strict=True)
         )
         if not fits:
-            wanted = ", ".join("any" if s is None else str(s) for s in shape)
-            raise PgsrError(f"{self.peer}'s {name} is of shape {list(found.shape)}, not [{wanted}]")
+            description = ", ".join("any" if s is None else str(s) for s in shape)
+            raise PgsrError(f"{self.peer}'s {name} is of shape {list(tensor.shape)}, not [{description}]")
         self.left.pop(name, None)
-        return found.detach().double()
+        return tensor.detach().double()
 
     def done(self) -> None:
         """Raises PgsrError, with their names, if tensors are left over."""
         left = list(self.left)
         if left:
             raise PgsrError(
-                f"{len(left)} of {self.peer}'s tensors have no place in the network: {some(left)}"
+                f"{len(left)} of {self.peer}'s tensors have no place in the network: {shortened_list(left)}"
             )

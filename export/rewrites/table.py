@@ -49,7 +49,7 @@ class Rewrite:
 
 def apply_rule(network: nn.Module, rule: Rule) -> bool:
     """A rule everywhere in a network's sequences, until it applies nowhere."""
-    found = False
+    any_change = False
     for sequence in [m for m in network.modules() if type(m) is nn.Sequential]:
         steps, i = list(sequence), 0
         while i < len(steps):
@@ -59,9 +59,9 @@ def apply_rule(network: nn.Module, rule: Rule) -> bool:
                 continue
             count, instead = match
             steps[i : i + count] = instead
-            i, found = max(0, i - 1), True  # what came there may suit the step before it
+            i, any_change = max(0, i - 1), True  # what came there may suit the step before it
         sequence._modules = {str(i): step for i, step in enumerate(steps)}
-    return found
+    return any_change
 
 
 # ----------------------------------------------------------------------------
@@ -69,8 +69,8 @@ def apply_rule(network: nn.Module, rule: Rule) -> bool:
 
 
 def fold_gains(network: nn.Module) -> bool:
-    found = fold_equalized(network)
-    return apply_rule(network, _plain_layer) | found
+    any_layer = fold_equalized(network)
+    return apply_rule(network, _plain_layer) | any_layer
 
 
 def _plain_layer(steps: Steps, i: int) -> tuple[int, Steps] | None:
@@ -124,13 +124,13 @@ def _fold_norm(steps: Steps, i: int) -> tuple[int, Steps] | None:
     layer, between = steps[i], steps[i + 1 : i + 2]
     if not between or not _weighted(layer):
         return None
-    placed = [step for step in between if isinstance(step, nn.Unflatten)]
-    behind = i + 1 + len(placed)
+    reshapes = [step for step in between if isinstance(step, nn.Unflatten)]
+    behind = i + 1 + len(reshapes)
     norm = steps[behind] if behind < len(steps) else None
     if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return None
     _fold_into(layer, norm)
-    return 2 + len(placed), [layer, *placed]
+    return 2 + len(reshapes), [layer, *reshapes]
 
 
 def _weighted(layer: nn.Module) -> Any:
@@ -312,20 +312,20 @@ def _before_shuffle(steps: Steps, i: int) -> tuple[int, Steps] | None:
     if not isinstance(shuffle, nn.PixelShuffle):
         return None
     between = steps[i + 1 : i + 2]
-    bent = [step for step in between if _is_bent_alike(step)]
-    if i + 1 + len(bent) >= len(steps):
+    activations = [step for step in between if _is_same_activation(step)]
+    if i + 1 + len(activations) >= len(steps):
         return None
-    layer: Any = steps[i + 1 + len(bent)]
+    layer: Any = steps[i + 1 + len(activations)]
     factor = shuffle.upscale_factor
     side = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 0
     if side < 3 or not _is_convolution(layer, side) or layer.out_channels * factor**2 > MOST_MAPS:
         return None
     weight = unshuffled(layer.weight, factor)
     bias = None if layer.bias is None else layer.bias.repeat_interleave(factor**2)
-    return 2 + len(bent), [*bent, convolution(weight, bias, weight.shape[-1] // 2), shuffle]
+    return 2 + len(activations), [*activations, convolution(weight, bias, weight.shape[-1] // 2), shuffle]
 
 
-def _is_bent_alike(step: nn.Module) -> bool:
+def _is_same_activation(step: nn.Module) -> bool:
     """Whether it does the same to every value (and leaves 0, which surrounds the image, as it is)."""
     return isinstance(step, (nn.LeakyReLU, nn.ReLU)) or (
         isinstance(step, nn.PReLU) and step.num_parameters == 1
@@ -435,12 +435,12 @@ def chosen(
     for name in (*also, *without):
         if name not in REWRITES:
             raise PgsrError(f"there is no rewrite {name!r}; there are {', '.join(REWRITES)}")
-    wanted = {*TARGETS[target], *also} - set(without)
+    names = {*TARGETS[target], *also} - set(without)
     if precision == "fp16":
-        wanted -= set(NOT_IN_HALF)
+        names -= set(NOT_IN_HALF)
     if precision == "int8":
-        wanted = wanted - (set(NOT_IN_INT8) - set(also)) | (set(IN_INT8) - set(without))
-    return tuple(name for name in REWRITES if name in wanted)
+        names = names - (set(NOT_IN_INT8) - set(also)) | (set(IN_INT8) - set(without))
+    return tuple(name for name in REWRITES if name in names)
 
 
 def rewritten(network: nn.Module, names: Sequence[str] | None = None) -> tuple[nn.Module, tuple[str, ...]]:

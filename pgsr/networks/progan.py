@@ -58,8 +58,8 @@ def maps_by_resolution(
     if not maps:
         return [feature_maps(r, feature_base, feature_max) for r in resolutions]
     if len(maps) != len(resolutions) or min(maps) < 1:
-        wanted = ", ".join(map(str, resolutions))
-        raise PgsrError(f"maps is {list(maps)}, but must hold a positive number for each of {wanted}")
+        levels = ", ".join(map(str, resolutions))
+        raise PgsrError(f"maps is {list(maps)}, but must hold a positive number for each of {levels}")
     return list(maps)
 
 
@@ -239,8 +239,8 @@ class LastCriticBlock(nn.Module):
         self.last = CONVOLUTIONS[last_layer](maps, maps, 4, padding=0)
         self.act2 = Activation(maps, normalization)
         self.discrimination = MinibatchDiscrimination(maps) if statistics == "discrimination" else None
-        found = maps if self.discrimination is None else maps + self.discrimination.kernels
-        self.dense = EqualizedLinear(found, 1 + labels, gain=1.0)
+        width = maps if self.discrimination is None else maps + self.discrimination.kernels
+        self.dense = EqualizedLinear(width, 1 + labels, gain=1.0)
 
     def forward(self, x: Tensor, noisy: Noise = no_noise) -> Tensor:
         if self.stddev_group:

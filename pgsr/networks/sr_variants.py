@@ -20,7 +20,7 @@ from pgsr.errors import PgsrError, check_choice
 
 from .interfaces import Discriminator, Generator
 from .layers import upsample
-from .srgan import until
+from .srgan import features_at_depth
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 NORMS = ("batch", "layer", "none")
@@ -78,15 +78,15 @@ def dense(inputs: int, outputs: int, activation: str = "linear") -> nn.Module:
 def normed(layer: nn.Module, norm: str, activation: str) -> list[nn.Module]:
     """The layer, its normalisation if any, its activation."""
     check_choice("norm", norm, NORMS)
-    bent = activation_of(activation)
+    nonlinearity = activation_of(activation)
     if norm == "none":
-        return [layer, bent]
+        return [layer, nonlinearity]
     flat = isinstance(layer, nn.Linear)
     maps = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     assert isinstance(maps, int)
     if norm == "layer":  # over all maps and places of one image, with a scale and a shift for each map
-        return [layer, nn.GroupNorm(1, maps), bent]
-    return [layer, nn.BatchNorm1d(maps) if flat else nn.BatchNorm2d(maps), bent]
+        return [layer, nn.GroupNorm(1, maps), nonlinearity]
+    return [layer, nn.BatchNorm1d(maps) if flat else nn.BatchNorm2d(maps), nonlinearity]
 
 
 def _batch(batch_norm: bool) -> str:
@@ -286,7 +286,7 @@ class CNNDiscriminator(Discriminator):
 
     def features(self, x: Tensor, depth: int = depth) -> Tensor:
         """[N, 3, crop, crop] -> [N, C, H, W]: the activations after convolution `depth`, counted from 1."""
-        return until(self.convolutions, depth, x)
+        return features_at_depth(self.convolutions, depth, x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.score(self.convolutions(x).flatten(1)).squeeze(1)

@@ -30,7 +30,7 @@ def convolution_of(kind: str, inputs: int, outputs: int, kernel_size: int, strid
     )
 
 
-def until(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
+def features_at_depth(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
     """`x` after the first `depth` convolutions and all that follows each."""
     seen = 0
     for layer in layers:
@@ -210,7 +210,7 @@ class SRGANDiscriminator(Discriminator):
 
     def features(self, x: Tensor, depth: int = depth) -> Tensor:
         """[N, 3, crop, crop] -> [N, C, H, W]: the activations after convolution `depth`, counted from 1."""
-        return until(self.convolutions, depth, x)
+        return features_at_depth(self.convolutions, depth, x)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolutions(x).flatten(1)

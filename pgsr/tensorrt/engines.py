@@ -104,10 +104,10 @@ def read_sidecar(path: Path) -> Engine | None:
         key = data["key"]
         capabilities = tuple(map(str, key["compute_capabilities"]))
         profile = Profile(*(int(key["profile"][name]) for name in ("min", "opt", "max")))
-        wanted = Key(**{**key, "compute_capabilities": capabilities, "profile": profile})
+        request = Key(**{**key, "compute_capabilities": capabilities, "profile": profile})
         return Engine(
             path.with_name(path.name.removesuffix(".json")),
-            wanted,
+            request,
             str(data["sha256"]),
             dict(data["layers"]),
             str(data["read_back"]),
@@ -116,29 +116,29 @@ def read_sidecar(path: Path) -> Engine | None:
         return None
 
 
-def why_stale(engine: Engine, wanted: Key, batch: int | None = None) -> str | None:
+def why_stale(engine: Engine, key: Key, batch: int | None = None) -> str | None:
     """Why an engine cannot serve; None if it can.
 
     With `batch`, an engine serves that was built for more GPUs than `wanted` names, or whose profile differs
     but takes that batch: what the runtime asks. Without, everything is as wanted: what the export asks.
     """
-    held = engine.key
-    if held.onnx_sha256 != wanted.onnx_sha256:
+    own = engine.key
+    if own.onnx_sha256 != key.onnx_sha256:
         return "it was built from another graph"
-    if (held.library, held.version) != (wanted.library, wanted.version):
-        return f"it was built by {held.library} {held.version} and this is {wanted.library} {wanted.version}"
-    if held.driver != wanted.driver:
-        return f"it was built with driver {held.driver} and this is {wanted.driver}"
-    if held.precision != wanted.precision:
-        return f"it is {held.precision}, not {wanted.precision}"
-    missing = set(wanted.compute_capabilities) - set(held.compute_capabilities)
-    others = set(held.compute_capabilities) != set(wanted.compute_capabilities)
+    if (own.library, own.version) != (key.library, key.version):
+        return f"it was built by {own.library} {own.version} and this is {key.library} {key.version}"
+    if own.driver != key.driver:
+        return f"it was built with driver {own.driver} and this is {key.driver}"
+    if own.precision != key.precision:
+        return f"it is {own.precision}, not {key.precision}"
+    missing = set(key.compute_capabilities) - set(own.compute_capabilities)
+    others = set(own.compute_capabilities) != set(key.compute_capabilities)
     if missing or (others and batch is None):
-        return f"it is for compute capability {', '.join(held.compute_capabilities)}"
-    if batch is None and held.profile != wanted.profile:
-        return f"its profile is {held.profile}, not {wanted.profile}"
-    if batch is not None and not held.profile.min <= batch <= held.profile.max:
-        return f"its profile {held.profile} does not take a batch of {batch}"
+        return f"it is for compute capability {', '.join(own.compute_capabilities)}"
+    if batch is None and own.profile != key.profile:
+        return f"its profile is {own.profile}, not {key.profile}"
+    if batch is not None and not own.profile.min <= batch <= own.profile.max:
+        return f"its profile {own.profile} does not take a batch of {batch}"
     if not engine.path.is_file() or sha256(engine.path) != engine.sha256:
         return "its file is missing or damaged"
     return None
@@ -187,8 +187,8 @@ def build(trt: Any, onnx: bytes, key: Key, caches: Path | None = None) -> Built:
     network = builder.create_network(_typed(trt, key))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
-        told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.reason()
-        raise PgsrError(f"{key.library} {key.version} cannot read the graph: {told}")
+        messages = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.reason()
+        raise PgsrError(f"{key.library} {key.version} cannot read the graph: {messages}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that data types can be read back
     if key.precision == "fp32":
@@ -227,16 +227,16 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 def _set_capabilities(trt: Any, config: Any, key: Key) -> None:
     """Raises PgsrError for a GPU that this TensorRT-RTX does not build for."""
-    known = {n: m for n, m in trt.ComputeCapability.__members__.items() if n.startswith("SM")}
+    members = {n: m for n, m in trt.ComputeCapability.__members__.items() if n.startswith("SM")}
     names = [sm(capability).upper() for capability in key.compute_capabilities]
-    unknown = [c for c, n in zip(key.compute_capabilities, names, strict=True) if n not in known]
+    unknown = [c for c, n in zip(key.compute_capabilities, names, strict=True) if n not in members]
     if unknown:
-        has = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
+        has = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in members)
         raise PgsrError(f"TensorRT-RTX {key.version} does not build for compute capability "
                         f"{', '.join(unknown)}, only for {has}")  # fmt: skip
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        config.set_compute_capability(known[name], index)
+        config.set_compute_capability(members[name], index)
 
 
 class _TimingCache:
@@ -249,9 +249,9 @@ class _TimingCache:
         with contextlib.suppress(PgsrError):  # without a cache it only takes longer
             make_folder(folder)
         self._path = folder / f"timing-{key.version}-{sm(key.compute_capabilities[0])}.cache"
-        held = self._path.read_bytes() if self._path.is_file() else b""
+        data = self._path.read_bytes() if self._path.is_file() else b""
         # One of another version or GPU is refused by the library and begun anew.
-        if not config.set_timing_cache(config.create_timing_cache(held), False):
+        if not config.set_timing_cache(config.create_timing_cache(data), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
@@ -301,11 +301,11 @@ def _data_types(trt: Any, data: bytes, log: Any, network: Any) -> tuple[dict[str
     del log.errors[errors:]  # no GPU is no error here
     if engine is not None:
         inspector = engine.create_engine_inspector()
-        found = inspected_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-        if found:
-            return found, "inspector"
-    found = logged_types(log.layers)
-    return (found, "build log") if found else (network_types(network), "network")
+        types = inspected_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        if types:
+            return types, "inspector"
+    types = logged_types(log.layers)
+    return (types, "build log") if types else (network_types(network), "network")
 
 
 def inspected_types(text: str) -> dict[str, int]:
@@ -313,8 +313,8 @@ def inspected_types(text: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for layer in json.loads(text).get("Layers", []):
         for port in layer.get("Outputs", []) if isinstance(layer, dict) else []:
-            told = next((v for k, v in port.items() if "datatype" in k.lower()), "")
-            counts.update(name.lower() for name in WORD.findall(str(told))[:1])
+            type_name = next((v for k, v in port.items() if "datatype" in k.lower()), "")
+            counts.update(name.lower() for name in WORD.findall(str(type_name))[:1])
     return _renamed(counts)
 
 

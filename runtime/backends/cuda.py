@@ -165,7 +165,7 @@ class PyCuda:
         self._kept: list[Any] = []  # pycuda frees what nobody holds
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except self._driver.Error as error:
@@ -173,7 +173,7 @@ class PyCuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        with self._told():
+        with self._named_errors():
             self._context.push()
         try:
             yield
@@ -181,39 +181,39 @@ class PyCuda:
             self._driver.Context.pop()
 
     def device(self, size: int) -> int:
-        with self._told():
+        with self._named_errors():
             allocation = self._driver.mem_alloc(size)
         self._kept.append(allocation)
         return int(allocation)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Array:
-        with self._told():
+        with self._named_errors():
             array: Array = self._driver.pagelocked_empty(shape, np.dtype(dtype))
         return array
 
     def stream(self) -> int:
-        with self._told():
+        with self._named_errors():
             stream = self._driver.Stream()
         self._streams[stream.handle] = stream
         return int(stream.handle)
 
     def upload(self, address: int, array: Array, stream: int) -> None:
-        with self._told():
+        with self._named_errors():
             self._driver.memcpy_htod_async(address, array, self._streams[stream])
 
     def download(self, array: Array, address: int, stream: int) -> None:
-        with self._told():
+        with self._named_errors():
             self._driver.memcpy_dtoh_async(array, address, self._streams[stream])
 
     def wait(self, stream: int) -> None:
-        with self._told():
+        with self._named_errors():
             self._streams[stream].synchronize()
 
     def record(self, stream: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         on = self._streams[stream]
         if not hasattr(on, "begin_capture"):  # before 2022.2
             return None
-        with self._told():
+        with self._named_errors():
             on.begin_capture(self._driver.capture_mode.THREAD_LOCAL)
             try:
                 enqueue()

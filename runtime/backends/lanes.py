@@ -81,10 +81,10 @@ class _Call:
     def finish_first(self) -> Lane:
         """Waits for the first one and keeps its result; gives back its lane."""
         lane, start = self.busy[0]
-        made = lane.finish()
+        result = lane.finish()
         if not self.result.size:
-            self.result = np.empty((self._count, *made.shape[1:]), dtype=made.dtype)
-        place = self.result[start : start + len(made)]
-        place[:] = made[: len(place)]
+            self.result = np.empty((self._count, *result.shape[1:]), dtype=result.dtype)
+        place = self.result[start : start + len(result)]
+        place[:] = result[: len(place)]
         self.busy.popleft()
         return lane

@@ -35,10 +35,10 @@ class Presence:
     def line(self) -> str:
         """For a person to read."""
         if self.devices:
-            told = f"{self.version}, runs on {' and '.join(self.devices)}"
+            state = f"{self.version}, runs on {' and '.join(self.devices)}"
         else:
-            told = f"{self.version}, cannot run here" if self.version else "not installed"
-        return f"{self.name:<21} {told}{'; ' if self.missing else ''}{self.missing}"
+            state = f"{self.version}, cannot run here" if self.version else "not installed"
+        return f"{self.name:<21} {state}{'; ' if self.missing else ''}{self.missing}"
 
 
 def present() -> list[Presence]:
@@ -55,11 +55,11 @@ def _presence(name: str) -> Presence:
         library = importlib.import_module(entry.library)
     except (ImportError, OSError) as error:
         return Presence(name, "", (), f"it is installed but does not load ({error}): {install}")
-    told = _version(entry.library)
+    version = _version(entry.library)
     devices, missing = _cuda_of(name, library, install) if "cuda" in entry.devices else ((), "")
     if "cpu" in entry.devices:
         devices = ("cpu", *devices)
-    return Presence(name, told, devices, missing)
+    return Presence(name, version, devices, missing)
 
 
 def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...], str]:
@@ -96,9 +96,9 @@ def _version(library: str) -> str:
 
 def report() -> tuple[dict[str, object], str]:
     """For --json, and for a person."""
-    found = present()
-    told = [
+    backends = present()
+    lines = [
         {"name": b.name, "version": b.version, "devices": list(b.devices), "missing": b.missing}
-        for b in found
+        for b in backends
     ]
-    return {"backends": told}, "\n".join(backend.line() for backend in found)
+    return {"backends": lines}, "\n".join(backend.line() for backend in backends)

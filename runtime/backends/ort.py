@@ -160,17 +160,17 @@ def _options(onnxruntime: Any) -> Any:
 
 def _session(onnxruntime: Any, path: str, options: Any, providers: list[Any]) -> Any:
     """Raises PgsrError if the model is damaged or unsupported, or the wanted provider did not come."""
-    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    provider = providers[0] if isinstance(providers[0], str) else providers[0][0]
     try:
         # Its own fallback would print to stdout and go on with the CPU.
         session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot open {path} with {wanted}: {_first_line(error)}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {path} with {provider}: {_first_line(error)}"
         ) from error
-    if session.get_providers()[0] != wanted:
+    if session.get_providers()[0] != provider:
         raise PgsrError(
-            f"ONNX Runtime could not start {wanted} and took {session.get_providers()[0]}: check the driver "
+            f"ONNX Runtime could not start {provider} and took {session.get_providers()[0]}: check the driver "
             "and the CUDA libraries, or use --device cpu"
         )
     session.disable_fallback()

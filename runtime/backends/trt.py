@@ -81,7 +81,7 @@ def _buffer(port: Port, rows: int) -> Buffer:
 
 def find_engine(trt: Any, library: str, bundle: Bundle, graph: Graph, gpu: Gpu, batch: int) -> bytes:
     """A fresh engine of a graph. Raises PgsrError if there is none and none can be built."""
-    wanted = Key(
+    key = Key(
         onnx_sha256=graph.sha256,
         library=library,
         version=str(trt.__version__),
@@ -90,32 +90,32 @@ def find_engine(trt: Any, library: str, bundle: Bundle, graph: Graph, gpu: Gpu, 
         precision=graph.precision,
         profile=COMMON if batch <= COMMON.max else Profile(1, batch, batch),
     )
-    path = cache_path(graph, wanted)
+    path = cache_path(graph, key)
     reason = "there is none"
-    for found in (*beside(bundle, graph, library), sidecar(path)):
-        engine = read_sidecar(found)
+    for place in (*engines_beside(bundle, graph, library), sidecar(path)):
+        engine = read_sidecar(place)
         if engine is not None:
-            reason = why_stale(engine, wanted, batch) or ""
+            reason = why_stale(engine, key, batch) or ""
             if not reason:
                 return engine.load()
     log.warning("building a %s engine of %s for %s: %s", library, graph.file, gpu.name, reason)  # on stderr
-    built = build(trt, bundle.path(graph).read_bytes(), wanted, cache_root() / "engines")
+    built = build(trt, bundle.path(graph).read_bytes(), key, cache_root() / "engines")
     with contextlib.suppress(
         PgsrError
     ):  # a cache that cannot be written costs the next start this time again
-        write_engine(path, wanted, built)
+        write_engine(path, key, built)
     return built.data
 
 
-def beside(bundle: Bundle, graph: Graph, library: str) -> Iterator[Path]:
+def engines_beside(bundle: Bundle, graph: Graph, library: str) -> Iterator[Path]:
     """The sidecars that pgsr-export put beside a graph."""
     yield from sorted(bundle.folder.glob(f"{Path(graph.file).stem}.{library}.*.engine.json"))
 
 
-def cache_path(graph: Graph, wanted: Key) -> Path:
+def cache_path(graph: Graph, key: Key) -> Path:
     """Where the runtime keeps an engine that it built."""
-    gpu = sm(wanted.compute_capabilities[0])
-    name = f"{graph.sha256[:16]}.{wanted.library}.{gpu}.batch{wanted.profile.max}.engine"
+    gpu = sm(key.compute_capabilities[0])
+    name = f"{graph.sha256[:16]}.{key.library}.{gpu}.batch{key.profile.max}.engine"
     return cache_root() / "engines" / name
 
 
@@ -248,10 +248,10 @@ def _runner(
     if engine is None:
         raise PgsrError(f"{library} {trt.__version__} cannot load its engine: {messages.reason()}")
     for buffer in buffers:
-        held = np.dtype(trt.nptype(engine.get_tensor_dtype(buffer.name))).name
-        if held != buffer.dtype:
+        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(buffer.name))).name
+        if dtype != buffer.dtype:
             raise PgsrError(
-                f"the engine's {buffer.name} is {held}, not {buffer.dtype}: export the bundle again"
+                f"the engine's {buffer.name} is {dtype}, not {buffer.dtype}: export the bundle again"
             )
     rtx = library == "tensorrt-rtx"
     kernels = KernelCache(trt, engine, data, gpu) if rtx else None
@@ -266,14 +266,14 @@ def _runner(
             )
         lanes.append(Lane(cuda, context, buffers, graphs=not rtx))
     # The runtime must outlive the engine, and the engine its contexts: `close` holds them.
-    kept = [runtime, engine]
+    owners = [runtime, engine]
 
     def close() -> None:
         if kernels:
             kernels.save()
         lanes.clear()
-        while kept:
-            kept.pop()
+        while owners:
+            owners.pop()
 
     provider = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__} on {gpu.name} by {cuda.name}"
     return TensorRtRunner(cuda, lanes, buffers[1], provider, close)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is someth
     from ..synthesizer import Synthesizer
     from .job import Grid, Job, Result
     from .latents import Source
-    from .video import Film
+    from .video import VideoJob
 
 REPORT_SECONDS = 0.2  # between updates of the progress line
 ENCODERS = (
@@ -128,12 +128,12 @@ def _plan(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
     from .job import survey
 
     missing, count = survey(synthesizer, job), len(job.positions)
-    told = _description(synthesizer, job)
+    report = _description(synthesizer, job)
     text = (
         f"{job.out}: would make {missing} of {count} faces of {synthesizer.size} x {synthesizer.size} "
-        f"as {told['format']} on {synthesizer.provider}"
+        f"as {report['format']} on {synthesizer.provider}"
     )
-    emit({**told, "missing": missing, "present": count - missing}, text, as_json)
+    emit({**report, "missing": missing, "present": count - missing}, text, as_json)
 
 
 def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
@@ -150,21 +150,21 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
         f"{job.out}: {result.made} faces made, {result.present} already there, {result.seconds:.1f} s "
         f"({result.images_per_second:.1f} images/s on {synthesizer.provider})"
     )
-    told = {**_description(synthesizer, job), **numbers}
+    report = {**_description(synthesizer, job), **numbers}
     if str(job.out) == "-":
-        click.echo(json.dumps(told) if as_json else text, err=True)  # stdout has the pixels
+        click.echo(json.dumps(report) if as_json else text, err=True)  # stdout has the pixels
     else:
-        emit(told, text, as_json)
+        emit(report, text, as_json)
 
 
-def _film(synthesizer: Synthesizer, film: Film, threads: int, dry_run: bool, as_json: bool) -> None:
+def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool, as_json: bool) -> None:
     """--video."""
     from .video import description, make_video
 
-    told = {**description(film), "size": synthesizer.size, **_machinery(synthesizer)}
+    report = {**description(film), "size": synthesizer.size, **_machinery(synthesizer)}
     long = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps} Hz"
     if dry_run:
-        emit(told, f"{film.out}: would make {long}, on {synthesizer.provider}", as_json)
+        emit(report, f"{film.out}: would make {long}, on {synthesizer.provider}", as_json)
         return
     progress = Progress(film.frames, "frames")
     try:
@@ -178,7 +178,7 @@ def _film(synthesizer: Synthesizer, film: Film, threads: int, dry_run: bool, as_
     speed = film.frames / seconds
     numbers = {"seconds": round(seconds, 3), "frames_per_second": round(speed, 2)}
     text = f"{film.out}: {long}, in {seconds:.1f} s ({speed:.1f} frames/s on {synthesizer.provider})"
-    emit({**told, **numbers}, text, as_json)
+    emit({**report, **numbers}, text, as_json)
 
 
 def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, as_json: bool) -> None:
@@ -186,7 +186,7 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
     from .job import write_grid
 
     count = min(len(source), grid.most)
-    told = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
+    report = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
     if not dry_run:
         progress = Progress(count)
         try:
@@ -196,7 +196,7 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
         finally:
             progress.finish()
     words = "would show " if dry_run else ""
-    emit(told, f"{grid.path}: {words}{count} faces, on {synthesizer.provider}", as_json)
+    emit(report, f"{grid.path}: {words}{count} faces, on {synthesizer.provider}", as_json)
 
 
 # ----------------------------------------------------------------------------
@@ -213,9 +213,11 @@ VIDEO_ONLY = ("seconds", "fps", "smooth", "loop")
 def _refuse(names: tuple[str, ...], why: str) -> None:
     """Raises PgsrError if the user gave one of these options."""
     context = click.get_current_context()
-    given = [option for option in context.command.params if option.name in names and _typed(context, option)]
-    if given:
-        raise PgsrError(f"{given[0].opts[0]} {why}: leave it out")
+    conflicts = [
+        option for option in context.command.params if option.name in names and _typed(context, option)
+    ]
+    if conflicts:
+        raise PgsrError(f"{conflicts[0].opts[0]} {why}: leave it out")
 
 
 def _typed(context: click.Context, option: click.Parameter) -> bool:
@@ -326,52 +328,52 @@ def main(
 
     if label is not None:
         _check_label(model, label)
-    opened = partial(Synthesizer, model, device, precision, backend, batch, threads, truncation)
+    open_synthesizer = partial(Synthesizer, model, device, precision, backend, batch, threads, truncation)
     if video is not None:
         _refuse(FOLDER_ONLY, "is not for a --video")
         film = _film_of(video, seed, quality, **options)
-        with opened() as synthesizer:
-            _film(synthesizer, film, threads, dry_run, as_json)
+        with open_synthesizer() as synthesizer:
+            _video(synthesizer, film, threads, dry_run, as_json)
         return
     _refuse(VIDEO_ONLY, "is for a --video")
     if options["grid"] is not None:
         _refuse(GRID_NEVER, "is not for a --grid")
         grid = _grid_of(*options["grid"])
         source = _source_of(seed, **{**options, "count": grid.most})
-        with opened() as synthesizer:
+        with open_synthesizer() as synthesizer:
             _grid(synthesizer, source, grid, dry_run, as_json)
         return
     job = _job_of(seed, quality, threads, **options)
-    with opened() as synthesizer:
+    with open_synthesizer() as synthesizer:
         (_plan if dry_run else _make)(synthesizer, job, as_json)
 
 
 def _check_label(model: Path | None, label: int) -> None:
     """Raises PgsrError unless that is the label which the bundle's graph draws."""
-    opened = bundle.read(bundle.shipped() if model is None else model)
-    held = opened.provenance.get("generator", {}).get("label")
-    if held is None:
-        raise PgsrError(f"--label {label}: {opened.name} was trained without labels: leave it out")
-    if held != label:
+    model_bundle = bundle.read(bundle.shipped() if model is None else model)
+    own = model_bundle.provenance.get("generator", {}).get("label")
+    if own is None:
+        raise PgsrError(f"--label {label}: {model_bundle.name} was trained without labels: leave it out")
+    if own != label:
         raise PgsrError(
-            f"--label {label}: the graph of {opened.name} draws label {held} alone, because the label is "
-            f"fixed at export: pgsr-export --label {label}"
+            f"--label {label}: the graph of {model_bundle.name} draws label {own} alone, because the label "
+            f"is fixed at export: pgsr-export --label {label}"
         )
 
 
-def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> Film:
-    from .video import Film
+def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> VideoJob:
+    from .video import VideoJob
 
-    return Film(video, seed=seed, quality=quality, **{name: options[name] for name in VIDEO_ONLY})
+    return VideoJob(video, seed=seed, quality=quality, **{name: options[name] for name in VIDEO_ONLY})
 
 
 def _grid_of(text: str, path: Path) -> Grid:
     from .job import Grid
 
-    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if not match:
         raise PgsrError(f"--grid {text!r} is not COLUMNSxROWS, such as 8x8")
-    return Grid(path, int(found[1]), int(found[2]))
+    return Grid(path, int(match[1]), int(match[2]))
 
 
 def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job:
@@ -396,10 +398,10 @@ def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job
 
 
 def _shard_of(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match:
         raise PgsrError(f"--shard {text!r} is not K/N, such as 0/2")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _source_of(seed: int, **options: Any) -> Source:

@@ -33,11 +33,11 @@ def walk(
     """
     weights = gaussian(sigma)[:, None]  # [2 * reach + 1, 1]
     reach = len(weights) // 2
-    drawn: dict[int, NDArray[np.float64]] = {}
+    noises: dict[int, NDArray[np.float64]] = {}
     for t in frames:
         window = [(t + k) % period for k in range(-reach, reach + 1)]
-        drawn = {j: drawn[j] if j in drawn else _noise(seed, j, size) for j in window}
-        blurred: NDArray[np.float64] = (weights * np.stack([drawn[j] for j in window])).sum(axis=0)
+        noises = {j: noises[j] if j in noises else _noise(seed, j, size) for j in window}
+        blurred: NDArray[np.float64] = (weights * np.stack([noises[j] for j in window])).sum(axis=0)
         yield on_sphere(blurred).astype(np.float32)
 
 

@@ -147,15 +147,15 @@ def generate(
         synthesizer.tune()
     began = time.perf_counter()
     if job.is_archive:
-        made = _to_archive(synthesizer, job, report)
+        count = _to_archive(synthesizer, job, report)
     elif job.is_folder:
-        made = _to_folder(synthesizer, job, report)
+        count = _to_folder(synthesizer, job, report)
     else:
         assert stream is not None
-        made = _make(synthesizer, job, job.positions, RawSink(stream), report)
+        count = _make(synthesizer, job, job.positions, RawSink(stream), report)
         stream.flush()
     report(len(job.positions))
-    return Result(made, len(job.positions) - made, time.perf_counter() - began)
+    return Result(count, len(job.positions) - count, time.perf_counter() - began)
 
 
 write_faces = generate  # as pgsr.runtime calls it, where `generate` is this module
@@ -164,27 +164,27 @@ write_faces = generate  # as pgsr.runtime calls it, where `generate` is this mod
 def _make(
     synthesizer: Synthesizer,
     job: Job,
-    wanted: Iterator[int] | range,
+    positions_to_make: Iterator[int] | range,
     sink: Sink,
     report: Report,
     look: Callable[[int, NDArray[np.uint8]], None] = lambda position, picture: None,  # is shown every picture
 ) -> int:
     """The pipeline: makes the pictures at these positions; gives back how many."""
-    made, first, step = 0, job.positions.start, job.positions.step
+    count, first, step = 0, job.positions.start, job.positions.step
     with Finisher(sink, job.threads) as finisher:
-        rendered = synthesizer.rendered(wanted, job.faces.latents, early=True)
+        rendered = synthesizer.rendered(positions_to_make, job.faces.latents, early=True)
         with contextlib.closing(rendered):
             for positions, pictures in rendered:
                 finisher.put(positions, pictures)
-                made += len(positions)
+                count += len(positions)
                 for position, picture in zip(positions, pictures, strict=True):
                     look(position, picture)
                 # All up to the last one of a batch are made or were there.
                 report((positions[-1] - first) // step + 1)
-    return made
+    return count
 
 
-def _told(synthesizer: Synthesizer, job: Job, more: dict[str, Any]) -> Faces:
+def faces_of(synthesizer: Synthesizer, job: Job, more: dict[str, Any]) -> Faces:
     """Numbers and notes of a job's faces."""
 
     def note(position: int) -> dict[str, Any]:
@@ -209,16 +209,16 @@ def survey(synthesizer: Synthesizer, job: Job) -> int:
 
 
 def _to_folder(synthesizer: Synthesizer, job: Job, report: Report) -> int:
-    sink = FolderSink(job.out, job.encoding, _told(synthesizer, job, {}))
+    sink = FolderSink(job.out, job.encoding, faces_of(synthesizer, job, {}))
     _claim(make_folder(job.out), _manifest(synthesizer, job))
     _remove_leftovers(job.out)
     cells = Cells(job)
-    made = _make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
+    count = _make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
     if job.sheet is not None:
         cells.write(job.sheet)
     if job.latents is not None:
         _write_latents(synthesizer, job, job.latents)
-    return made
+    return count
 
 
 def missing(job: Job, size: int) -> Iterator[int]:
@@ -226,16 +226,16 @@ def missing(job: Job, size: int) -> Iterator[int]:
     rest = iter(job.positions)
     with ThreadPoolExecutor(encoding_threads(job.threads)) as pool:
         while chunk := list(islice(rest, CHECKED_AT_ONCE)):
-            found = [position for position in chunk if os.path.exists(job.path(position))]
-            checks = {p: pool.submit(job.encoding.is_whole, job.path(p), size) for p in found}
+            present = [position for position in chunk if os.path.exists(job.path(position))]
+            checks = {p: pool.submit(job.encoding.is_whole, job.path(p), size) for p in present}
             yield from (p for p in chunk if p not in checks or not checks[p].result())
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes had half written; other processes of this machine may be writing."""
     for path in folder.glob(".*.tmp"):
-        found = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-        if found and not _is_running(int(found[1])):
+        match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if match and not _is_running(int(match[1])):
             path.unlink(missing_ok=True)
 
 
@@ -261,7 +261,7 @@ def _to_archive(synthesizer: Synthesizer, job: Job, report: Report) -> int:
     with ArchiveFile(job.out) as archive:
         count, length = _present(synthesizer, job)
         archive.keep(length)
-        sink = ArchiveSink(archive, job.encoding, _told(synthesizer, job, _manifest_of_a_sample(job)))
+        sink = ArchiveSink(archive, job.encoding, faces_of(synthesizer, job, _manifest_of_a_sample(job)))
         return _make(synthesizer, job, job.positions[count:], sink, report)
 
 
@@ -273,7 +273,7 @@ def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
     path = job.out if job.out.exists() else partial(job.out)
     if not path.exists():
         return 0, 0
-    faces = _told(synthesizer, job, _manifest_of_a_sample(job))
+    faces = faces_of(synthesizer, job, _manifest_of_a_sample(job))
     count, length = 0, 0
     contents = members(path)
     for position, picture, note in zip(job.positions, contents, contents, strict=False):
@@ -324,21 +324,21 @@ def _check_claim(folder: Path, manifest: dict[str, Any]) -> bool:
     """
     path = folder / MANIFEST
     try:
-        held = json.loads(path.read_text())
+        claim = json.loads(path.read_text())
     except FileNotFoundError:
         _refuse_strangers(folder)
         return False
     except (OSError, ValueError) as error:
         raise PgsrError(f"{path} cannot be read: name another --out, or remove it and its faces") from error
-    if not isinstance(held, dict) or held.get("schema") != SCHEMA:
+    if not isinstance(claim, dict) or claim.get("schema") != SCHEMA:
         raise PgsrError(f"{path} is not of a folder of faces: name another --out")
-    held = {"truncation": 1.0, **held}  # folders from before there was one
-    differing = [name for name in manifest if held.get(name) != manifest[name]]
+    claim = {"truncation": 1.0, **claim}  # folders from before there was one
+    differing = [name for name in manifest if claim.get(name) != manifest[name]]
     if differing:
-        told = ", ".join(
-            f"{name} {_short(held.get(name))}, not {_short(manifest[name])}" for name in differing
+        differences = ", ".join(
+            f"{name} {_short(claim.get(name))}, not {_short(manifest[name])}" for name in differing
         )
-        raise PgsrError(f"{folder} holds faces made with {told}: name another --out")
+        raise PgsrError(f"{folder} holds faces made with {differences}: name another --out")
     return True
 
 
@@ -434,10 +434,10 @@ def write_grid(
 ) -> int:
     """The first images of the source on one page, whole or not at all; gives back how many."""
     count = min(len(source), grid.most)
-    made = []
+    rows_of_pictures = []
     for positions, pictures in synthesizer.rendered(range(count), source.latents):
-        made.append(pictures)
+        rows_of_pictures.append(pictures)
         report(positions[-1] + 1)
     make_folder(grid.path.parent)
-    write_bytes(grid.path, Encoding("png").encode(sheet(np.concatenate(made), grid.columns), {}))
+    write_bytes(grid.path, Encoding("png").encode(sheet(np.concatenate(rows_of_pictures), grid.columns), {}))
     return count

@@ -85,8 +85,8 @@ class Seeds:
     @cached_property
     def ranges(self) -> list[range]:
         parts = self.text.split(",")
-        found = [re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part) for part in parts]
-        ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in found if m]
+        matches = [re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part) for part in parts]
+        ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in matches if m]
         if len(ranges) < len(parts) or not all(ranges) or any(r.stop > LIMIT for r in ranges):
             raise PgsrError(f"--seeds {self.text!r} is not a list of seeds below 2**64: write it as 0-99,200")
         return ranges

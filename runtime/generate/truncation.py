@@ -49,8 +49,8 @@ def toward(latents: NDArray[np.float32], centre: NDArray[np.float64], psi: float
     angle = psi * np.arctan2(away, along)
     direction = across / np.maximum(away, np.finfo(np.float64).tiny)
     length = psi * length + (1.0 - psi) * np.sqrt(z.shape[1])
-    turned: NDArray[np.float64] = length * (np.cos(angle) * c + np.sin(angle) * direction)
-    return turned.astype(np.float32)
+    rotation: NDArray[np.float64] = length * (np.cos(angle) * c + np.sin(angle) * direction)
+    return rotation.astype(np.float32)
 
 
 def typical_direction(generator: Generator, latent_size: int, batch: int) -> NDArray[np.float64]:

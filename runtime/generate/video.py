@@ -33,7 +33,7 @@ ENCODED_AHEAD = 4  # frames a thread
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoJob:
     """What is wanted. Raises PgsrError for values out of range."""
 
     out: Path  # its ending is one of CONTAINERS
@@ -90,7 +90,7 @@ class Film:
 
 def make_video(
     synthesizer: Synthesizer,
-    film: Film,
+    film: VideoJob,
     threads: int = 0,  # that encode; 0 is one a core, 8 at most
     report: Callable[[int], None] = lambda done: None,  # is told how many frames are made
 ) -> float:
@@ -111,7 +111,11 @@ def make_video(
 
 
 def _fill(
-    synthesizer: Synthesizer, film: Film, container: Container, threads: int, report: Callable[[int], None]
+    synthesizer: Synthesizer,
+    film: VideoJob,
+    container: Container,
+    threads: int,
+    report: Callable[[int], None],
 ) -> None:
     """Encodes on threads while the networks make the next frames; writes in order."""
     size = synthesizer.bundle.latent_size
@@ -131,7 +135,7 @@ def _fill(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def description(film: Film) -> dict[str, Any]:
+def description(film: VideoJob) -> dict[str, Any]:
     """What results say of a film."""
     return {
         "out": str(film.out),

@@ -177,10 +177,10 @@ def _imagecodecs() -> Encode:
     from imagecodecs import jpegxl_encode
 
     def encode(picture: Picture, quality: int | None, note: Note) -> bytes:
-        made = jpegxl_encode(
+        codestream = jpegxl_encode(
             np.ascontiguousarray(picture), lossless=True, effort=1, usecontainer=True, numthreads=1
         )
-        data = bytes(made)
+        data = bytes(codestream)
         tiff = exif(note).tobytes().removeprefix(b"Exif\0\0")
         box = struct.pack(">I4sI", 12 + len(tiff), b"Exif", 0) + tiff  # 0: the TIFF header comes at once
         return data[:CONTAINER_END] + box + data[CONTAINER_END:]
@@ -246,8 +246,8 @@ def open_encoder(format: str, name: str = "auto") -> Encoder:
             return Encoder(name, entries[name]())
         except ImportError as error:
             raise missing_package(f"--encoder {name}", EXTRAS.get(name, "fast"), error) from error
-    for found, encode in _installed(format):
-        return Encoder(found, encode)
+    for encoder_name, encode in _installed(format):
+        return Encoder(encoder_name, encode)
     return open_encoder(format, next(iter(entries)))  # which says what to install
 
 

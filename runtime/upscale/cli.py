@@ -25,7 +25,7 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, write_bytes
 
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
-    from .photographs import Errand
+    from .photographs import UpscaleTask
     from .upscaler import Upscaler
 
 STREAM = Path("-")
@@ -64,13 +64,13 @@ def main(
     **options: Any,
 ) -> None:
     """Upscale PICTURES: files, folders, 'patterns', or - for stdin."""
-    from .photographs import SUFFIXES, errands
+    from .photographs import SUFFIXES, tasks
     from .upscaler import Upscaler
 
     if file_format is not None:
         check_choice("--format", file_format, SUFFIXES)
-    todo = errands(pictures)
-    streams = [errand for errand in todo if errand.source == STREAM]
+    todo = tasks(pictures)
+    streams = [task for task in todo if task.source == STREAM]
     if (streams or out == STREAM) and len(todo) > 1:
         raise PgsrError("stdin and stdout are for one picture alone: name a single one")
     if out is None:
@@ -93,21 +93,21 @@ class Run:
         self.upscaler, self.out = upscaler, out
         self.format, self.quality, self.overwrite = file_format, quality, overwrite
 
-    def stream(self, errand: Errand) -> tuple[dict[str, Any], str]:
+    def stream(self, task: UpscaleTask) -> tuple[dict[str, Any], str]:
         """One picture to stdout."""
         began = time.perf_counter()
-        data = self.read(errand)
-        larger = self.encoded(errand, data, *self.larger(errand, data))
+        data = self.read(task)
+        larger = self.encoded(task, data, *self.larger(task, data))
         sys.stdout.buffer.write(larger)
         sys.stdout.buffer.flush()
         return {}, f"{self._seconds(began)} on {self.upscaler.provider}"
 
-    def files(self, todo: list[Errand]) -> tuple[dict[str, Any], str]:
+    def files(self, todo: list[UpscaleTask]) -> tuple[dict[str, Any], str]:
         """Pictures to files: read ahead, computed, encoded and written behind.
 
         Raises PgsrError at the end if some could not be made.
         """
-        from ..pipeline import Finisher, ahead
+        from ..pipeline import Finisher, prefetch
 
         began = time.perf_counter()
         targets = self._targets(todo)
@@ -115,7 +115,7 @@ class Run:
         try:
             with (
                 Finisher(files, limit=ENCODED_BEHIND) as finisher,
-                closing(ahead(files.wanted(), READ_AHEAD)) as wanted,
+                closing(prefetch(files.wanted(), READ_AHEAD)) as wanted,
             ):
                 for position, data in wanted:
                     larger = files.tried(position, self.larger, todo[position], data)
@@ -140,7 +140,7 @@ class Run:
     def _seconds(self, began: float) -> str:
         return f"{time.perf_counter() - began:.1f} s"
 
-    def _targets(self, todo: list[Errand]) -> list[Path]:
+    def _targets(self, todo: list[UpscaleTask]) -> list[Path]:
         """Where each picture goes. Raises PgsrError if two go to one place, or one onto itself."""
         from .photographs import FORMATS
 
@@ -153,44 +153,44 @@ class Run:
             self.format = FORMATS[suffix]
             targets = [self.out]
         else:
-            targets = [errand.target(self.out, self.format or errand.format) for errand in todo]
-        first: dict[Path, Errand] = {}
-        for errand, target in zip(todo, targets, strict=True):
+            targets = [task.target(self.out, self.format or task.format) for task in todo]
+        first: dict[Path, UpscaleTask] = {}
+        for task, target in zip(todo, targets, strict=True):
             if target in first:
                 raise PgsrError(
-                    f"{first[target].source} and {errand.source} would both be {target}: take them in turn, "
+                    f"{first[target].source} and {task.source} would both be {target}: take them in turn, "
                     "with another --out"
                 )
-            if target.exists() and target.samefile(errand.source):
+            if target.exists() and target.samefile(task.source):
                 raise PgsrError(f"{target} would replace the picture that it is made of: name another --out")
-            first[target] = errand
+            first[target] = task
         return targets
 
-    def read(self, errand: Errand) -> bytes:
-        if errand.source == STREAM:
+    def read(self, task: UpscaleTask) -> bytes:
+        if task.source == STREAM:
             return sys.stdin.buffer.read()
         try:
-            return errand.source.read_bytes()
+            return task.source.read_bytes()
         except OSError as error:
-            raise PgsrError(f"cannot read {errand.source}: {error.strerror or error}") from error
+            raise PgsrError(f"cannot read {task.source}: {error.strerror or error}") from error
 
-    def larger(self, errand: Errand, data: bytes) -> tuple[Any, Any]:
+    def larger(self, task: UpscaleTask, data: bytes) -> tuple[Any, Any]:
         from .photographs import read_photograph
 
-        photograph = read_photograph(data, str(errand.source))
+        photograph = read_photograph(data, str(task.source))
         return photograph, self.upscaler.upscale(photograph.colours)
 
-    def encoded(self, errand: Errand, data: bytes, photograph: Any, larger: Any) -> bytes:
+    def encoded(self, task: UpscaleTask, data: bytes, photograph: Any, larger: Any) -> bytes:
         from .photographs import FORMATS, encode_photograph
 
         by_contents = photograph.format if photograph.format in FORMATS.values() else "png"
-        held = by_contents if errand.source == STREAM else errand.format
-        return encode_photograph(photograph, larger, self.format or held, self.quality, self.note(data))
+        format = by_contents if task.source == STREAM else task.format
+        return encode_photograph(photograph, larger, self.format or format, self.quality, self.note(data))
 
     def note(self, data: bytes) -> dict[str, Any]:
         """What a file says of what it was made of."""
-        told = {"model": self.upscaler.graph.sha256, "source": hashlib.sha256(data).hexdigest()}
-        return told if self.quality is None else {**told, "quality": self.quality}
+        entries = {"model": self.upscaler.graph.sha256, "source": hashlib.sha256(data).hexdigest()}
+        return entries if self.quality is None else {**entries, "quality": self.quality}
 
 
 class Files:
@@ -198,15 +198,15 @@ class Files:
 
     ordered = False
 
-    def __init__(self, run: Run, todo: list[Errand], targets: list[Path]) -> None:
+    def __init__(self, run: Run, todo: list[UpscaleTask], targets: list[Path]) -> None:
         self.present = 0
         self._run, self._todo, self._targets = run, todo, targets
         self._refused: dict[int, str] = {}
 
     def wanted(self) -> Iterator[tuple[int, bytes]]:
         """Positions and files of the pictures that are not there yet."""
-        for position, errand in enumerate(self._todo):
-            data = self.tried(position, self._run.read, errand)
+        for position, task in enumerate(self._todo):
+            data = self.tried(position, self._run.read, task)
             if data is None:
                 continue
             if self._is_there(position, data):
@@ -246,7 +246,7 @@ class Files:
     def raise_refusals(self) -> None:
         """Raises PgsrError if there was any."""
         if self._refused:
-            told = [self._refused[position] for position in sorted(self._refused)]
-            more = "" if len(told) <= TOLD else f"; and {len(told) - TOLD} more"
-            several = f"{len(told)} of {len(self._todo)} are not made: " if len(self._todo) > 1 else ""
-            raise PgsrError(several + "; ".join(told[:TOLD]) + more)
+            messages = [self._refused[position] for position in sorted(self._refused)]
+            more = "" if len(messages) <= TOLD else f"; and {len(messages) - TOLD} more"
+            several = f"{len(messages)} of {len(self._todo)} are not made: " if len(self._todo) > 1 else ""
+            raise PgsrError(several + "; ".join(messages[:TOLD]) + more)

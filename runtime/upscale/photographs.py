@@ -48,12 +48,12 @@ class Photograph:
 def read_photograph(data: bytes, name: str) -> Photograph:
     """Raises PgsrError if it is not a still picture that can be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            kind = (opened.format or "").lower()
-            if getattr(opened, "is_animated", False) and kind != "mpo":
+        with Image.open(io.BytesIO(data)) as image:
+            kind = (image.format or "").lower()
+            if getattr(image, "is_animated", False) and kind != "mpo":
                 raise PgsrError(f"{name} moves: only still pictures are upscaled")
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            image.load()
+            picture = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PgsrError(f"{name} cannot be read as a picture: {error}") from error
     profile = picture.info.get("icc_profile")
@@ -130,7 +130,7 @@ def held_note(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Errand:
+class UpscaleTask:
     source: Path  # or STDIN
     place: Path  # relative to the output folder, with the source's suffix
 
@@ -143,21 +143,21 @@ class Errand:
         return FORMATS.get(self.source.suffix.lower(), "png")
 
 
-def errands(arguments: Iterable[str]) -> list[Errand]:
+def tasks(arguments: Iterable[str]) -> list[UpscaleTask]:
     """Files, folders (with all pictures under them) and patterns.
 
     Raises PgsrError for one that names nothing.
     """
-    found: list[Errand] = []
+    found: list[UpscaleTask] = []
     for argument in arguments:
         path = Path(argument)
         if argument == STDIN or path.is_file():
-            found.append(Errand(path, Path(path.name)))
+            found.append(UpscaleTask(path, Path(path.name)))
         elif path.is_dir():
             found += _in_folder(path)
         elif re.search(r"[*?\[]", argument):
             matches = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]
-            found += [Errand(match, Path(match.name)) for match in matches if match.is_file()]
+            found += [UpscaleTask(match, Path(match.name)) for match in matches if match.is_file()]
             if not found:
                 raise PgsrError(f"no file matches {argument}")
         else:
@@ -165,9 +165,9 @@ def errands(arguments: Iterable[str]) -> list[Errand]:
     return found
 
 
-def _in_folder(folder: Path) -> list[Errand]:
+def _in_folder(folder: Path) -> list[UpscaleTask]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READ and p.is_file())
     visible = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not visible:
         raise PgsrError(f"{folder} holds no pictures")
-    return [Errand(p, p.relative_to(folder)) for p in visible]
+    return [UpscaleTask(p, p.relative_to(folder)) for p in visible]

@@ -35,8 +35,8 @@ def serve(upscaler: Upscaler, source: IO[bytes], sink: IO[bytes]) -> None:
     while header := source.read(HEADER.size):
         height, width = HEADER.unpack(header)
         picture = np.frombuffer(source.read(height * width * 3), np.uint8).reshape(height, width, 3)
-        made = upscaler.upscale(picture)
-        sink.write(HEADER.pack(*made.shape[:2]) + made.tobytes())
+        larger = upscaler.upscale(picture)
+        sink.write(HEADER.pack(*larger.shape[:2]) + larger.tobytes())
         sink.flush()
 
 

@@ -79,9 +79,9 @@ class Upscaler:
         """How many pixels away from a pixel something still changes it, as measured."""
         side = self._tile if self._fixed else FIRST_SIDE
         while True:
-            found = self._reach_within(side)
-            if found < side // 2 - 1 or self._fixed or side == LAST_SIDE:
-                return min(found + SPARE, side // 4)
+            radius = self._reach_within(side)
+            if radius < side // 2 - 1 or self._fixed or side == LAST_SIDE:
+                return min(radius + SPARE, side // 4)
             side *= 2
 
     def _reach_within(self, side: int) -> int:
@@ -107,15 +107,15 @@ class Upscaler:
         """Row by row of tiles, so that besides the result only one such row is in memory."""
         rows, columns = (self._axis(side) for side in picture.shape[:2])
         result = np.empty((picture.shape[0] * self.scale, picture.shape[1] * self.scale, 3), dtype=np.uint8)
-        begun = np.zeros((0, result.shape[1], 3), dtype=np.float32)  # rows that the next tiles add to
+        overlap = np.zeros((0, result.shape[1], 3), dtype=np.float32)  # rows that the next tiles add to
         for i, (top, weights) in enumerate(zip(rows.starts, rows.weights, strict=True)):
             band = self._band(picture[top : top + rows.side], columns) * weights[:, None, None]
-            band[: len(begun)] += begun
+            band[: len(overlap)] += overlap
             end = rows.starts[i + 1] if i + 1 < len(rows.starts) else picture.shape[0]
             done = (end - top) * self.scale
             place = slice(top * self.scale, end * self.scale)
             result[place] = rounded(band[:done])
-            begun = band[done:]
+            overlap = band[done:]
         return result
 
     def _band(self, strip: Picture, columns: Axis) -> Floats:
@@ -124,9 +124,9 @@ class Upscaler:
         band = np.zeros((strip.shape[0] * self.scale, width, 3), dtype=np.float32)
         for left, weights in zip(columns.starts, columns.weights, strict=True):
             tile = np.ascontiguousarray(to_float(strip[None, :, left : left + columns.side]))
-            made = self._runner.run(tile)[0].transpose(1, 2, 0)
+            tile_result = self._runner.run(tile)[0].transpose(1, 2, 0)
             start = left * self.scale
-            band[:, start : start + len(weights)] += made * weights[:, None]
+            band[:, start : start + len(weights)] += tile_result * weights[:, None]
         return band
 
     def _axis(self, length: int) -> Axis:

@@ -53,8 +53,8 @@ class Table:
         """Raises PgsrError unless the table has these columns."""
         missing = [column for column in columns if column not in self.columns]
         if missing:
-            known = ", ".join(self.columns[:40])
-            raise PgsrError(f"{self.path} has no column {missing[0]!r}; it has {known}")
+            names = ", ".join(self.columns[:40])
+            raise PgsrError(f"{self.path} has no column {missing[0]!r}; it has {names}")
 
 
 def file_name(name: str) -> str:
@@ -184,5 +184,5 @@ def _known(pictures: Pictures, table: Table) -> Pictures:
     return known
 
 
-def _only(pictures: Pictures, wanted: Sequence[bool]) -> Pictures:
-    return replace(pictures, names=tuple(itertools.compress(pictures.names, wanted)), labels=None)
+def _only(pictures: Pictures, mask: Sequence[bool]) -> Pictures:
+    return replace(pictures, names=tuple(itertools.compress(pictures.names, mask)), labels=None)

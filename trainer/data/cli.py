@@ -116,8 +116,8 @@ def each_encoded(sources: Sequence[Pictures | Native], drawn: int, settings: Set
                 files = settings.encode(source.picture(index))
                 yield Encoded(f"{source.source.name}/{index}", files, label=label)
             continue
-        found = each_picture(source, max(settings.sizes), settings.encode, settings.max_damaged)
-        for (name, encoded, why), label in zip(found, labels, strict=False):
+        pictures = each_picture(source, max(settings.sizes), settings.encode, settings.max_damaged)
+        for (name, encoded, why), label in zip(pictures, labels, strict=False):
             yield Encoded(f"{source.source.name}/{name}", encoded, why, label)
     for index in range(drawn):
         yield Encoded(f"procedural {index}", settings.encode(procedural.draw(index, max(settings.sizes))))
@@ -257,10 +257,10 @@ def main(
     selection = Selection(tuple(label.split(",")) if label else (), part, attributes, partition)
     manifest = prepare(sources, out, settings, drawn, selection if label or part else None, shard)
     result = {"archive": str(out), **manifest, "skipped": len(manifest["skipped"])}
-    kept = ",".join(map(str, result["sizes"]))
+    sizes_text = ",".join(map(str, result["sizes"]))
     emit(
         result,
-        f"{out}: {result['count']} pictures at {kept}, {result['skipped']} skipped, "
+        f"{out}: {result['count']} pictures at {sizes_text}, {result['skipped']} skipped, "
         f"fingerprint {result['fingerprint'][:16]}",
         as_json,
     )

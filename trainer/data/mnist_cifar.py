@@ -116,8 +116,8 @@ def _read_idx(source: Path, files: Sequence[Path]) -> Native:
     if len({part.shape[1:] for part in parts}) > 1:
         raise PgsrError(f"{source} holds pictures of different sizes: name one file")
     labels = [_idx_labels(path, len(part)) for path, part in zip(files, parts, strict=True)]
-    known = [part for part in labels if part is not None]
-    together = np.concatenate(known) if len(known) == len(parts) else None
+    label_parts = [part for part in labels if part is not None]
+    together = np.concatenate(label_parts) if len(label_parts) == len(parts) else None
     names = () if together is None else tuple(str(i) for i in range(int(together.max()) + 1))
     return Native(source, np.concatenate(parts), together, names)
 
@@ -183,8 +183,8 @@ def _product(numbers: Sequence[int]) -> int:
 
 def _read_cifar(source: Path, batches: Mapping[str, Read], meta: Read | None) -> Native:
     """All training batches in the order of their names, or those there are."""
-    chosen = [name for name in sorted(batches) if name.startswith("data")] or sorted(batches)
-    records = np.concatenate([_cifar_records(source, name, batches[name]()) for name in chosen])
+    members = [name for name in sorted(batches) if name.startswith("data")] or sorted(batches)
+    records = np.concatenate([_cifar_records(source, name, batches[name]()) for name in members])
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     names = CIFAR_NAMES if meta is None else tuple(meta().decode("utf-8", "replace").split())
     labels = records[:, 0].astype(np.int64)

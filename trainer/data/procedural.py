@@ -86,12 +86,12 @@ def face(index: int, seed: int = 0) -> Face:
 
 def draw(index: int, size: int, seed: int = 0) -> Image.Image:
     """Picture `index` of `seed`: RGB, size x size."""
-    shown = face(index, seed)
-    pen = _Pen(OVERSAMPLING * size, shown.sky, shown.ground)
-    _draw_behind(pen, shown)
-    _draw_head(pen, shown)
-    _draw_eyes(pen, shown)
-    _draw_mouth(pen, shown)
+    features = face(index, seed)
+    pen = _Pen(OVERSAMPLING * size, features.sky, features.ground)
+    _draw_behind(pen, features)
+    _draw_head(pen, features)
+    _draw_eyes(pen, features)
+    _draw_mouth(pen, features)
     return pen.picture.reduce(OVERSAMPLING)
 
 
@@ -128,10 +128,10 @@ def _draw_eyes(pen: _Pen, f: Face) -> None:
     for side in (-1, 1):
         x = f.x + side * f.eye_gap * f.width
         pen.ellipse(x, y, 1.25 * f.eye, f.eye, (250, 250, 248))
-        seen = x + 0.35 * f.gaze * f.eye
-        pen.ellipse(seen, y, 0.72 * f.eye, 0.78 * f.eye, f.iris)
-        pen.ellipse(seen, y, 0.38 * f.eye, 0.42 * f.eye, (15, 12, 12))
-        pen.ellipse(seen + 0.25 * f.eye, y - 0.3 * f.eye, 0.16 * f.eye, 0.16 * f.eye, (255, 255, 255))
+        gaze_x = x + 0.35 * f.gaze * f.eye
+        pen.ellipse(gaze_x, y, 0.72 * f.eye, 0.78 * f.eye, f.iris)
+        pen.ellipse(gaze_x, y, 0.38 * f.eye, 0.42 * f.eye, (15, 12, 12))
+        pen.ellipse(gaze_x + 0.25 * f.eye, y - 0.3 * f.eye, 0.16 * f.eye, 0.16 * f.eye, (255, 255, 255))
         pen.arc(x, y - 0.4 * f.eye, 1.5 * f.eye, 1.5 * f.eye, 215, 325, _darker(f.hair, 0.8), 0.016)
         if f.glasses:
             pen.arc(x, y, 0.075, 0.065, 0, 360, (40, 40, 48), 0.012)

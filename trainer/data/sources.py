@@ -192,20 +192,20 @@ def _list_shards(source: Path) -> Pictures:
         classes = _classes(shard, members)
         labels += [classes.get(key_of(m.name), -1) for m in pictures]
     labelled = bool(labels) and min(labels) >= 0
-    known = _manifest_labels(source) or tuple(str(i) for i in range(max(labels, default=0) + 1))
+    label_names = _manifest_labels(source) or tuple(str(i) for i in range(max(labels, default=0) + 1))
     return Pictures(
         source,
         tuple(names),
         _fingerprint(identity),
         "shards",
         tuple(labels) if labelled else None,
-        known if labelled else (),
+        label_names if labelled else (),
     )
 
 
 def _classes(shard: Path, members: Sequence[tarfile.TarInfo]) -> dict[str, int]:
     """The content of every KEY.cls, if they are whole numbers. Raises PgsrError if one is not."""
-    found = {}
+    labels = {}
     with open(shard, "rb") as file:
         for member in members:
             if not member.name.endswith(".cls"):
@@ -213,8 +213,8 @@ def _classes(shard: Path, members: Sequence[tarfile.TarInfo]) -> dict[str, int]:
             content = os.pread(file.fileno(), min(member.size, 32), member.offset_data)
             if not content.strip().isdigit():
                 raise PgsrError(f"{shard}: {member.name} is not the number of a class: {content[:20]!r}")
-            found[key_of(member.name)] = int(content)
-    return found
+            labels[key_of(member.name)] = int(content)
+    return labels
 
 
 def _manifest_labels(source: Path) -> tuple[str, ...]:

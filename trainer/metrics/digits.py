@@ -74,15 +74,15 @@ def train_classifier(
     """
     labels = _checked(digits)
     order = draws.permutation(seed, "digits", 0, len(digits))
-    kept = len(digits) - round(HELD_OUT * len(digits))
+    count = len(digits) - round(HELD_OUT * len(digits))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DigitClassifier()
-        _fit(network, digits.pixels, labels, order[:kept], seed, epochs, report)
+        _fit(network, digits.pixels, labels, order[:count], seed, epochs, report)
     network.eval().requires_grad_(False)
-    held_out = order[kept:]
+    held_out = order[count:]
     wrong = classify(network, _images(digits.pixels, held_out)[:, 0]) != labels[held_out]
-    return Trained(network, float(wrong.mean()), len(held_out), kept, seed, digits.fingerprint)
+    return Trained(network, float(wrong.mean()), len(held_out), count, seed, digits.fingerprint)
 
 
 def _checked(digits: Photographs) -> NDArray[np.int64]:
@@ -105,7 +105,7 @@ def _fit(
     epochs: int,
     report: Report | None,
 ) -> None:
-    images, wanted = _images(pixels, rows), torch.from_numpy(labels[rows])
+    images, targets = _images(pixels, rows), torch.from_numpy(labels[rows])
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     steps = epochs * -(-len(rows) // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -116,7 +116,7 @@ def _fit(
         for batch, moved in zip(
             order.split(BATCH), np.split(shifts, range(BATCH, len(rows), BATCH)), strict=True
         ):
-            loss = F.cross_entropy(network(shifted(images[batch], moved.astype(np.int64))), wanted[batch])
+            loss = F.cross_entropy(network(shifted(images[batch], moved.astype(np.int64))), targets[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -27,7 +27,7 @@ Value = tuple[float, float | None]  # and its deviation
 
 
 @dataclass
-class Found:
+class FeatureSet:
     """What a network said of a set of pictures."""
 
     features: list[Tensor] = field(default_factory=list)  # [*, D] each
@@ -53,7 +53,7 @@ class _AsTheyAre(nn.Module):
         return features
 
 
-def scores(real: Found, fake: Found, seed: int) -> dict[str, Value]:
+def scores(real: FeatureSet, fake: FeatureSet, seed: int) -> dict[str, Value]:
     """FID, KID, precision and recall of `fake`, and its inception score if there are logits.
 
     Raises PgsrError if there are too few pictures, or torchmetrics is not installed.

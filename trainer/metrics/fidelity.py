@@ -32,18 +32,18 @@ class Fidelity:
     ssim: Tensor  # [N]
 
 
-def fidelity(made: Pixels, originals: Pixels, border: int) -> Fidelity:
+def fidelity(pictures: Pixels, originals: Pixels, border: int) -> Fidelity:
     """Of pictures uint8 [N, H, W, 3], `border` pixels of every side left out.
 
     Raises PgsrError if shapes differ or nothing is left.
     """
-    if made.shape != originals.shape:
-        raise PgsrError(f"PSNR and SSIM of pictures {list(made.shape)} and {list(originals.shape)}")
-    if min(made.shape[1:3]) <= 2 * border:
+    if pictures.shape != originals.shape:
+        raise PgsrError(f"PSNR and SSIM of pictures {list(pictures.shape)} and {list(originals.shape)}")
+    if min(pictures.shape[1:3]) <= 2 * border:
         raise PgsrError(
-            f"pictures of {made.shape[2]}x{made.shape[1]} have nothing inside a border of {border}"
+            f"pictures of {pictures.shape[2]}x{pictures.shape[1]} have nothing inside a border of {border}"
         )
-    a, b = (_shaved(luminance(pixels), border) for pixels in (made, originals))
+    a, b = (_shaved(luminance(pixels), border) for pixels in (pictures, originals))
     error = (a - b).square().mean((1, 2, 3))
     psnr = 10 * torch.log10(255.0**2 / error.clamp_min(255.0**2 / 10 ** (BEST_DB / 10)))
     return Fidelity(psnr, ssim(a, b))

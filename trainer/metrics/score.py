@@ -19,11 +19,19 @@ class Score:
 
     name: str
     value: float
-    made: Mapping[str, Any]  # what decides it, besides the pictures: all of it, as plain JSON
+    conditions: Mapping[str, Any]  # what decides it, besides the pictures: all of it, as plain JSON
     deviation: float | None = None  # over splits or subsets, where the metric has them
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON data; `from_dict` gives the same score back. The conditions stand under "made"."""
+        data = asdict(self)
+        conditions = data.pop("conditions")
+        return {
+            "name": data["name"],
+            "value": data["value"],
+            "made": conditions,
+            "deviation": data["deviation"],
+        }
 
 
 def from_dict(data: Mapping[str, Any]) -> Score:
@@ -38,8 +46,8 @@ def difference(ours: Score, theirs: Score) -> float:
     """ours less theirs. Raises PgsrError, which names what differs, if they were made differently."""
     if ours.name != theirs.name:
         raise PgsrError(f"{ours.name} and {theirs.name} are different metrics")
-    for key in sorted({*ours.made, *theirs.made}):
-        mine, other = ours.made.get(key), theirs.made.get(key)
+    for key in sorted({*ours.conditions, *theirs.conditions}):
+        mine, other = ours.conditions.get(key), theirs.conditions.get(key)
         if mine != other:
             raise PgsrError(
                 f"{ours.name} made with {key} {mine} does not compare to one made with {key} {other}: "

@@ -65,21 +65,21 @@ def scales(images: Tensor) -> list[Scale]:
     if min(images.shape[2:]) < SMALLEST:
         side = "x".join(map(str, images.shape[2:]))
         raise PgsrError(f"MS-SSIM needs pictures of at least {SMALLEST}x{SMALLEST}, not {side}")
-    centred, found = images - MIDDLE, []
+    centred, levels = images - MIDDLE, []
     for _ in WEIGHTS:
-        found.append(_scale(centred))
-        centred = F.avg_pool2d(centred, 2) if len(found) < len(WEIGHTS) else centred
-    return found
+        levels.append(_scale(centred))
+        centred = F.avg_pool2d(centred, 2) if len(levels) < len(WEIGHTS) else centred
+    return levels
 
 
 def similarity(a: Sequence[Scale], b: Sequence[Scale]) -> Tensor:
     """MS-SSIM of each picture of `a` and the one in its place in `b`: [N]."""
     result = torch.ones(len(a[0].mean), dtype=a[0].mean.dtype, device=a[0].mean.device)
     for k, weight in enumerate(WEIGHTS):
-        found = _contrast(a[k], b[k])
+        contrast = _contrast(a[k], b[k])
         if k == len(WEIGHTS) - 1:
-            found *= _luminance(a[k], b[k])
-        result *= found.mean((1, 2, 3)).clamp_min(0) ** weight
+            contrast *= _luminance(a[k], b[k])
+        result *= contrast.mean((1, 2, 3)).clamp_min(0) ** weight
     return result
 
 
@@ -151,20 +151,20 @@ class PairSimilarity:
 
     @torch.no_grad()
     def _add(self, pixels: Tensor) -> None:
-        found = scales(pixels.to(self.device).permute(0, 3, 1, 2).float())
+        levels = scales(pixels.to(self.device).permute(0, 3, 1, 2).float())
         if self._recent:
-            found = [_joined(a, b) for a, b in zip(self._recent, found, strict=True)]
-        before, after = len(found[0].mean) - len(pixels), len(found[0].mean)
+            levels = [_joined(a, b) for a, b in zip(self._recent, levels, strict=True)]
+        before, after = len(levels[0].mean) - len(pixels), len(levels[0].mean)
         for lag, pairs in enumerate(self.lags, start=1):
             # Picture i is the (i - lag)-th to have one `lag` before it; only the first `pairs` of them count.
             start = max(before, lag)
             stop = min(after, before - self._seen + lag + pairs)
             if start < stop:
-                pair = [x[start:stop] for x in found], [x[start - lag : stop - lag] for x in found]
+                pair = [x[start:stop] for x in levels], [x[start - lag : stop - lag] for x in levels]
                 self._total += float(similarity(*pair).double().sum())
                 self._count += stop - start
         self._seen += len(pixels)
-        self._recent = [x[max(0, after - len(self.lags)) :] for x in found]
+        self._recent = [x[max(0, after - len(self.lags)) :] for x in levels]
 
     @property
     def mean(self) -> float:
@@ -177,10 +177,10 @@ class PairSimilarity:
 
 def lags(images: int, pairs: int) -> list[int]:
     """How many pairs there are of pictures 1 apart, 2 apart, ...: as many as there can be, until the last."""
-    found: list[int] = []
-    while sum(found) < pairs:
-        found.append(min(images - len(found) - 1, pairs - sum(found)))
-    return found
+    numbers: list[int] = []
+    while sum(numbers) < pairs:
+        numbers.append(min(images - len(numbers) - 1, pairs - sum(numbers)))
+    return numbers
 
 
 def _joined(a: Scale, b: Scale) -> Scale:

@@ -23,8 +23,8 @@ def dry_run(recipe: Recipe, data: Path | None, device: torch.device) -> tuple[di
     Raises PgsrError if the schedule counts epochs and there are no data.
     """
     schedule = build(recipe.schedule, recipe.objective.critic_steps, _pictures(recipe, data))
-    found = estimate(recipe, schedule, device)
-    rows = [phase_row(schedule, phase, found) for phase in schedule.phases]
+    cost = estimate(recipe, schedule, device)
+    rows = [phase_row(schedule, phase, cost) for phase in schedule.phases]
     seconds = sum(row["seconds"] for row in rows)
     result = {
         "recipe": recipe.as_dict(),
@@ -32,9 +32,9 @@ def dry_run(recipe: Recipe, data: Path | None, device: torch.device) -> tuple[di
         "total_images": schedule.total_images,
         "total_steps": sum(row["steps"] for row in rows),
         "total_seconds": seconds,
-        "estimated": found.how,
+        "estimated": cost.how,
     }
-    text = f"{table(rows)}\n{found.how}\n{json.dumps(recipe.as_dict(), indent=1)}"
+    text = f"{table(rows)}\n{cost.how}\n{json.dumps(recipe.as_dict(), indent=1)}"
     return result, text
 
 
@@ -45,7 +45,7 @@ def _pictures(recipe: Recipe, data: Path | None) -> int | None:
     return len(load_photographs(data, side)) - recipe.data.held_out
 
 
-def phase_row(schedule: Schedule, phase: Phase, found: Estimate) -> dict[str, Any]:
+def phase_row(schedule: Schedule, phase: Phase, cost: Estimate) -> dict[str, Any]:
     """A phase as plain data; alpha is that of its first and of its last step."""
     last = phase.end - phase.batch * schedule.images_per_step
     return {
@@ -56,8 +56,8 @@ def phase_row(schedule: Schedule, phase: Phase, found: Estimate) -> dict[str, An
         "images": phase.images,
         "steps": schedule.steps(phase),
         "shown_at_end": phase.end,
-        "seconds_a_step": found.seconds_a_step[phase.resolution],
-        "seconds": found.seconds(schedule, phase),
+        "seconds_a_step": cost.seconds_a_step[phase.resolution],
+        "seconds": cost.seconds(schedule, phase),
     }
 
 

@@ -53,15 +53,15 @@ def estimate(recipe: Recipe, schedule: Schedule, device: torch.device) -> Estima
     counted = multiply_adds(recipe, schedule)
     trainer = _noise_trainer(recipe, schedule, device)
     product = _product_rate(device)
-    timed: dict[int, float] = {}
+    timings: dict[int, float] = {}
     line, deadline = Line(0.0, product), time.monotonic() + BUDGET_SECONDS
     for phase in last_of_each_resolution(schedule):
-        if timed and time.monotonic() + 3.0 * line.seconds(counted[phase.resolution]) > deadline:
+        if timings and time.monotonic() + 3.0 * line.seconds(counted[phase.resolution]) > deadline:
             break
-        timed[phase.resolution] = _seconds_a_step(trainer, phase)
-        line = _line([(counted[size], seconds) for size, seconds in timed.items()], product)
-    seconds = {size: timed.get(size, line.seconds(count)) for size, count in counted.items()}
-    return Estimate(counted, seconds, _in_words(trainer, timed, counted, line))
+        timings[phase.resolution] = _seconds_a_step(trainer, phase)
+        line = _line([(counted[size], seconds) for size, seconds in timings.items()], product)
+    seconds = {size: timings.get(size, line.seconds(count)) for size, count in counted.items()}
+    return Estimate(counted, seconds, _in_words(trainer, timings, counted, line))
 
 
 def _line(points: list[tuple[float, float]], product_rate: float) -> Line:
@@ -78,21 +78,23 @@ def _line(points: list[tuple[float, float]], product_rate: float) -> Line:
 def _product_rate(device: torch.device) -> float:
     """Multiply-adds a second of a matrix product, at the best of many, since others use the machine too."""
     a = torch.ones(512, 512, device=device)
-    found = []
+    rates = []
     for _ in range(40):
         began = time.perf_counter()
         (a @ a)[0, 0].item()
-        found.append(time.perf_counter() - began)
-    return 512.0**3 / min(found)
+        rates.append(time.perf_counter() - began)
+    return 512.0**3 / min(rates)
 
 
-def _in_words(trainer: Trainer, timed: dict[int, float], counted: dict[int, float], line: Line) -> str:
+def _in_words(trainer: Trainer, timings: dict[int, float], counted: dict[int, float], line: Line) -> str:
     where = f"{trainer.device} in {str(trainer.precision).removeprefix('torch.')}"
     if trainer.device.type == "cpu":
         where += f" with {torch.get_num_threads()} thread(s)"
-    text = f"Times: steps up to {max(timed)} x {max(timed)} were made on {where}, with noise for photographs"
-    if len(timed) < len(counted):
-        source = "as the last two have" if len(timed) > 1 else "half of what a matrix product reaches"
+    text = (
+        f"Times: steps up to {max(timings)} x {max(timings)} were made on {where}, with noise for photographs"
+    )
+    if len(timings) < len(counted):
+        source = "as the last two have" if len(timings) > 1 else "half of what a matrix product reaches"
         text += (
             f"; the others are {line.fixed:.2g} s and their counted multiply-adds at "
             f"{line.rate / 1e9:.1f} G a second, {source}"
@@ -183,11 +185,11 @@ def _seconds_a_step(trainer: Trainer, phase: Phase) -> float:
 
 def _seconds(trainer: Trainer, phase: Phase, penalised: bool) -> float:
     """Seconds of a step; where it is quick, the median of five."""
-    found: list[float] = []
-    while not found or (len(found) < 5 and sum(found) < 0.2):
+    times: list[float] = []
+    while not times or (len(times) < 5 and sum(times) < 0.2):
         _stand_at(trainer, phase, penalised)
         began = time.perf_counter()
         terms = trainer.step()
         torch.stack([term.reshape(()).float() for term in terms.values()]).tolist()  # waits for the device
-        found.append(time.perf_counter() - began)
-    return sorted(found)[len(found) // 2]
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]

@@ -53,15 +53,15 @@ def measure(trainer: Trainer) -> dict[str, float]:
     devices = [trainer.device] if trainer.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(draws.raw(trainer.recipe.seed, "evaluation", NOISE, 1)[0]) & (2**63 - 1))
-        found = distance_between(
+        distance = distance_between(
             _reals(trainer, count),
             _fakes(trainer, count),
             stage.resolution,
             trainer.recipe.seed,
             trainer.device,
         )
-    levels = {f"swd/{side}": value for side, value in found.levels.items()}
-    return {**levels, AVERAGE: found.average, "swd_images": count}
+    levels = {f"swd/{side}": value for side, value in distance.levels.items()}
+    return {**levels, AVERAGE: distance.average, "swd_images": count}
 
 
 Pixels = NDArray[np.uint8]  # [N, R, R, 3]
@@ -91,11 +91,11 @@ def best(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The line of metrics.jsonl with the least average distance, of those that compare with the last one: of
     the same resolution, fading in or not, and number of images. None if nothing was measured."""
     lines = [line for line in records if AVERAGE in line]
-    alike = [line for line in lines if _made(line) == _made(lines[-1])]
+    alike = [line for line in lines if _conditions(line) == _conditions(lines[-1])]
     return min(alike, key=lambda line: line[AVERAGE], default=None)
 
 
-def _made(line: Mapping[str, Any]) -> tuple[Any, ...]:
+def _conditions(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["resolution"], line["alpha"] >= 1.0, line["swd_images"]
 
 

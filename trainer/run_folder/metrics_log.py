@@ -39,10 +39,10 @@ def forget_after(path: Path, images_shown: int, learning_rate_scale: float) -> N
     """
     if not path.exists():
         return
-    kept = [
+    lines = [
         record
         for record in read(path)
         if record["images_shown"] <= images_shown
         and record.get("learning_rate_scale", 1.0) >= learning_rate_scale
     ]
-    write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+    write_text(path, "".join(f"{json.dumps(record)}\n" for record in lines))

@@ -45,8 +45,8 @@ def plot_of(run: Path) -> tuple[dict[str, Any], str]:
         axes.set_title(title)
         axes.set_yscale("symlog" if sort == "loss/" else "log")
     for axes in (top, *others):
-        for shown in _beginnings(lines):
-            axes.axvline(shown, color="0.85", zorder=0)
+        for beginning in _beginnings(lines):
+            axes.axvline(beginning, color="0.85", zorder=0)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small", loc="upper left")
     others[-1].set_xlabel("real images shown")

@@ -19,7 +19,7 @@ from pgsr import __version__, images
 from pgsr.checkpoint import Checkpoint, files_of, load, newest, save
 from pgsr.errors import PgsrError
 from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, write_text
-from pgsr.lock import held
+from pgsr.lock import holding_lock
 
 from ..step.content_loss import content_provenance
 from ..step.recipe import from_dict
@@ -81,7 +81,7 @@ class Run:
         """Around training. Raises PgsrError if another process trains in this folder."""
         with contextlib.ExitStack() as stack:
             self._written(lambda: make_folder(self.folder))
-            self._written(lambda: stack.enter_context(held(self.folder)))
+            self._written(lambda: stack.enter_context(holding_lock(self.folder)))
             self._written(self._begin)
             yield
 
@@ -100,8 +100,8 @@ class Run:
         state = self.trainer.state
         records.forget_after(self.metrics, state.images_shown, state.learning_rate_scale)
         for path in (self.folder / "samples").glob("*.png"):
-            shown = path.stem.removesuffix("-scales")
-            if shown.isdigit() and int(shown) > state.images_shown:
+            images_shown = path.stem.removesuffix("-scales")
+            if images_shown.isdigit() and int(images_shown) > state.images_shown:
                 path.unlink()
         self._find_best()
 
@@ -134,21 +134,21 @@ class Run:
             self._find_best()
         assert self.events is not None
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "images_shown"}
-        named = {k if "/" in k else f"run/{k}": v for k, v in numbers.items()}
-        self.events.scalars(named, record["images_shown"])
+        scalars = {k if "/" in k else f"run/{k}": v for k, v in numbers.items()}
+        self.events.scalars(scalars, record["images_shown"])
 
     def write_samples(self) -> None:
         """The averaged generator's fixed samples as one sheet, and in TensorBoard."""
         self._written(self._write_samples)
 
     def _write_samples(self) -> None:
-        count, shown = self.trainer.recipe.run.sample_grid, self.trainer.state.images_shown
+        count, images_shown = self.trainer.recipe.run.sample_grid, self.trainer.state.images_shown
         pixels = images.to_uint8(self.trainer.preview(count).float().cpu().numpy())
         page = images.sheet(pixels, columns=max(1, int(count**0.5)))
-        self._write_picture("samples", f"{shown:09d}", page)
+        self._write_picture("samples", f"{images_shown:09d}", page)
         scales = scale_sheet(self.trainer)  # None for generators of one scale
         if scales is not None:
-            self._write_picture("scales", f"{shown:09d}-scales", scales)
+            self._write_picture("scales", f"{images_shown:09d}-scales", scales)
 
     def _write_picture(self, name: str, stem: str, page: NDArray[np.uint8]) -> None:
         with replacing(self.folder / "samples" / f"{stem}.png") as temporary:

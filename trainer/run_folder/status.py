@@ -26,22 +26,24 @@ def status_of(run: Path) -> tuple[dict[str, Any], str]:
     steps = [line for line in lines if "step" in line]
     last: Mapping[str, Any] = steps[-1] if steps else {}
     schedule = _schedule(recipe, files)
-    shown = max([int(path.stem) for path in files] + [line["images_shown"] for line in steps], default=0)
+    images_shown = max(
+        [int(path.stem) for path in files] + [line["images_shown"] for line in steps], default=0
+    )
     total = schedule.total_images if schedule else None
-    stage = _last_stage(schedule, shown) if schedule else None
-    training, finished = is_held(run), shown == total
+    stage = _last_stage(schedule, images_shown) if schedule else None
+    training, finished = is_held(run), images_shown == total
     result = {
         "run": str(run),
         "recipe": recipe.name,
         "state": "training" if training else "finished" if finished else "stopped",
-        "images_shown": shown,
+        "images_shown": images_shown,
         "total_images": total,
         "phase": stage.phase.name if stage else None,
         "alpha": stage.alpha if stage else None,
         "batch": stage.batch if stage else None,
         "step": last.get("step"),
         "images_per_second": last.get("images_per_second"),
-        "seconds_left": _seconds_left(recipe, schedule, shown, last),
+        "seconds_left": _seconds_left(recipe, schedule, images_shown, last),
         "losses": {k.removeprefix("loss/"): v for k, v in last.items() if k.startswith("loss/")},
         "best": _best(lines),
         "rollbacks": [line for line in lines if "rollback" in line],
@@ -74,10 +76,10 @@ def _pictures(files: Sequence[Path]) -> int | None:
     return None
 
 
-def _last_stage(schedule: Schedule, shown: int) -> Stage:
+def _last_stage(schedule: Schedule, images_shown: int) -> Stage:
     """Of the last step that was made, or of the first."""
-    phase = schedule.at(max(0, shown - 1)).phase
-    return schedule.at(max(phase.start, shown - phase.batch * schedule.images_per_step))
+    phase = schedule.at(max(0, images_shown - 1)).phase
+    return schedule.at(max(phase.start, images_shown - phase.batch * schedule.images_per_step))
 
 
 def _age(path: Path) -> float | None:
@@ -88,7 +90,7 @@ def _age(path: Path) -> float | None:
 
 
 def _seconds_left(
-    recipe: config.Recipe, schedule: Schedule | None, shown: int, last: Mapping[str, Any]
+    recipe: config.Recipe, schedule: Schedule | None, images_shown: int, last: Mapping[str, Any]
 ) -> float | None:
     """At the present speed; at resolutions to come, at that speed by their multiply-adds an image."""
     speed = float(last.get("images_per_second", 0.0))
@@ -98,7 +100,7 @@ def _seconds_left(
     batches = {phase.resolution: phase.batch for phase in schedule.phases}
     for phase in schedule.phases:
         left[phase.resolution] = (
-            left.get(phase.resolution, 0) + phase.end - max(phase.start, min(phase.end, shown))
+            left.get(phase.resolution, 0) + phase.end - max(phase.start, min(phase.end, images_shown))
         )
     now = int(last["resolution"])
     if not any(images for size, images in left.items() if size != now):
@@ -107,28 +109,28 @@ def _seconds_left(
     return sum(images * cost[size] / cost[now] for size, images in left.items()) / speed
 
 
-def _text(found: Mapping[str, Any]) -> str:
-    total = found["total_images"]
-    share = f" of {total:,} images ({found['images_shown'] / total:.1%})" if total else " images"
+def _text(status: Mapping[str, Any]) -> str:
+    total = status["total_images"]
+    share = f" of {total:,} images ({status['images_shown'] / total:.1%})" if total else " images"
     rows = [
-        ("run", f"{found['run']}: {found['recipe']}"),
-        ("state", found["state"] + _ago(", last line of metrics.jsonl", found["last_line_seconds_ago"])),
-        ("shown", f"{found['images_shown']:,}{share}"),
+        ("run", f"{status['run']}: {status['recipe']}"),
+        ("state", status["state"] + _ago(", last line of metrics.jsonl", status["last_line_seconds_ago"])),
+        ("shown", f"{status['images_shown']:,}{share}"),
     ]
-    if found["phase"]:
-        rows.append(("phase", f"{found['phase']}, alpha {found['alpha']:.3f}, batch {found['batch']}"))
-    if found["losses"]:
-        rows.append(("losses", ", ".join(f"{k} {v:.4g}" for k, v in found["losses"].items())))
-    if found["images_per_second"]:
-        left = found["seconds_left"]
-        about = f"; about {duration(left)} left" if left and found["state"] != "finished" else ""
-        rows.append(("speed", f"{found['images_per_second']:g} images a second{about}"))
-    if found["best"]:
-        best = found["best"]
+    if status["phase"]:
+        rows.append(("phase", f"{status['phase']}, alpha {status['alpha']:.3f}, batch {status['batch']}"))
+    if status["losses"]:
+        rows.append(("losses", ", ".join(f"{k} {v:.4g}" for k, v in status["losses"].items())))
+    if status["images_per_second"]:
+        left = status["seconds_left"]
+        about = f"; about {duration(left)} left" if left and status["state"] != "finished" else ""
+        rows.append(("speed", f"{status['images_per_second']:g} images a second{about}"))
+    if status["best"]:
+        best = status["best"]
         rows.append(("best", f"SWD {best['swd']:.2f} at {best['images_shown']:,} images: {best['file']}"))
-    rows += [("rollback", f"{r['rollback']}, to {r['images_shown']:,} images") for r in found["rollbacks"]]
-    rows += [("checkpoint", c["file"] + _ago(",", c["seconds_ago"])) for c in found["checkpoints"][-5:]]
-    if not found["checkpoints"]:
+    rows += [("rollback", f"{r['rollback']}, to {r['images_shown']:,} images") for r in status["rollbacks"]]
+    rows += [("checkpoint", c["file"] + _ago(",", c["seconds_ago"])) for c in status["checkpoints"][-5:]]
+    if not status["checkpoints"]:
         rows.append(("checkpoint", "none yet"))
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
 

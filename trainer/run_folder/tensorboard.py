@@ -36,8 +36,8 @@ class Events:
         self._append(Event(wall_time=time.time(), step=first_step, session_log=log))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=entries)))
 
     def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """A picture: uint8 [H, W, 3]."""
@@ -47,8 +47,8 @@ class Events:
         picture = Summary.Image(
             height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue()
         )
-        found = [Summary.Value(tag=name, image=picture)]
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+        entries = [Summary.Value(tag=name, image=picture)]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=entries)))
 
     def _append(self, event: Event) -> None:
         with open(self.path, "ab") as file:

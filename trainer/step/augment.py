@@ -45,10 +45,10 @@ def translate(images: Tensor, u: Uniforms) -> Tensor:
     most = int(side * SHIFT + 0.5)
     starts = (u * (2 * most + 1)).astype(int)
     padded = F.pad(images, (most, most, most, most))
-    moved = [
+    parts = [
         x[:, top : top + side, left : left + side] for x, (top, left) in zip(padded, starts, strict=True)
     ]
-    return torch.stack(moved)
+    return torch.stack(parts)
 
 
 def cut_out(images: Tensor, u: Uniforms) -> Tensor:
@@ -123,10 +123,10 @@ def augment(
     """The images as critics see them: [N, C, H, W] -> [N, C, H, W], differentiable once."""
     if config.kind == "none":
         return images
-    chosen = [TRANSFORMS[name] for name in config.transforms]
-    u = draws.uniform_rows(seed, purpose, positions, sum(1 + t.numbers for t in chosen))
+    transforms = [TRANSFORMS[name] for name in config.transforms]
+    u = draws.uniform_rows(seed, purpose, positions, sum(1 + t.numbers for t in transforms))
     first = 0
-    for transform in chosen:
+    for transform in transforms:
         gate, own = u[:, first], u[:, first + 1 : first + 1 + transform.numbers]
         first += 1 + transform.numbers
         changed = transform.apply(images, own)

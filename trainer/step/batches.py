@@ -101,9 +101,9 @@ class LatentBatches(Batches):
         if self.labels is None:
             return Batch(latents, reals, self.paired)
         labels = torch.from_numpy(self.labels[pictures]).to(self.device, non_blocking=True)
-        return Batch(self.told(latents, labels), reals, self.paired, labels)
+        return Batch(self.with_labels(latents, labels), reals, self.paired, labels)
 
-    def told(self, latents: Tensor, labels: Tensor) -> Tensor:
+    def with_labels(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Latents, each followed by its label as a one-hot vector: [N, latent_size + kinds]."""
         return torch.cat([latents, F.one_hot(labels, self.kinds).to(latents.dtype)], dim=1)
 
@@ -125,8 +125,8 @@ class LatentBatches(Batches):
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
         positions = self.ranks.share(start, stage.batch)
-        shown = data_indices(self.recipe.seed, positions, self.count)
-        return self.batch(self.latents("critic latent", positions), self.reals(stage, positions), shown)
+        pictures = data_indices(self.recipe.seed, positions, self.count)
+        return self.batch(self.latents("critic latent", positions), self.reals(stage, positions), pictures)
 
     def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
         """Latents of its own, labels as often as pictures have them; `seen` (the critic's last batch) lends
@@ -134,23 +134,23 @@ class LatentBatches(Batches):
         seed, positions = self.recipe.seed, self.ranks.share(start, stage.batch)
         latents = self.latents("generator latent", positions)
         reals = seen.reals if seen is not None else self.reals(stage, positions)
-        drawn = [int(draws.uniforms(seed, "label", p, 1)[0] * self.count) for p in positions if self.kinds]
-        return self.batch(latents, reals, drawn)
+        pictures = [int(draws.uniforms(seed, "label", p, 1)[0] * self.count) for p in positions if self.kinds]
+        return self.batch(latents, reals, pictures)
 
     def evaluation(self, positions: range) -> Tensor:
         """Latents for measuring quality, with the labels of as many photographs."""
         rows = self.latents("evaluation", positions)
         if self.labels is None:
             return rows
-        shown = self.labels[data_indices(self.recipe.seed, positions, self.count)]
-        return self.told(rows, torch.from_numpy(shown).to(self.device))
+        labels = self.labels[data_indices(self.recipe.seed, positions, self.count)]
+        return self.with_labels(rows, torch.from_numpy(labels).to(self.device))
 
     def preview(self, count: int) -> Tensor:
         """Fixed latents: the same that `pgsr-generate --seed` of the recipe's seed uses; labels in turn."""
         rows = self.tensor(draws.latents(self.recipe.seed, range(count), self.latent_size))
         if not self.kinds:
             return rows
-        return self.told(rows, torch.arange(count, device=self.device) % self.kinds)
+        return self.with_labels(rows, torch.arange(count, device=self.device) % self.kinds)
 
 
 class CropBatches(Batches):
@@ -338,5 +338,5 @@ def gather(pixels: Tensor, indices: list[int], device: torch.device) -> Tensor:
 
 def mirror(images: Tensor, flips: list[bool]) -> Tensor:
     """Flips the chosen images left to right."""
-    chosen = torch.tensor(flips, device=images.device).view(-1, 1, 1, 1)
-    return torch.where(chosen, images.flip(3), images)
+    mask = torch.tensor(flips, device=images.device).view(-1, 1, 1, 1)
+    return torch.where(mask, images.flip(3), images)

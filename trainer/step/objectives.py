@@ -22,7 +22,7 @@ ObjectiveState = Mapping[str, Tensor]  # scalars that an objective carries from 
 
 
 def _nothing(
-    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
     return {}
 
@@ -53,7 +53,7 @@ def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
 
 
 def _adaptive_noise(
-    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
     """The magnitude of the critic's own noise (paper 2, appendix B): 0.2 max(0, d - 0.5)**2, where d is the
     running average of its output for real images: 0.5 if it cannot tell them from fakes, 1 if it is sure.
@@ -63,10 +63,10 @@ def _adaptive_noise(
 
 
 def _equilibrium(
-    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, made: Tensor
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
     """k held where E[L(G(z))] = gamma E[L(x)], and the measure of convergence M (paper 5, BEGAN)."""
-    gap = config.balance * real - made
+    gap = config.balance * real - generator_fake
     k = (state["k"] + config.balance_rate * gap).clamp(0, 1)
     return {"k": k, "M": real + gap.abs()}
 
@@ -194,7 +194,7 @@ def critic_terms(
     """The named terms whose sum the critic minimises."""
     lazily = config.penalty_every if config.penalised(step) else 0
     needs_r1 = bool(config.r1 and lazily)
-    reals = each(lambda x: x.detach().requires_grad_(needs_r1), reals)
+    reals = map_scales(lambda x: x.detach().requires_grad_(needs_r1), reals)
     real, real_logits = _split(score(reals))
     fake, fake_logits = _split(score(fakes))
     losses = {"critic": OBJECTIVES[config.adversarial].critic(real, fake, state or {})}
@@ -240,13 +240,13 @@ def paired_losses(
     losses: dict[str, Tensor] = {}
     target = reals if config.pixel_at == "reals" else inputs
     if config.pixel != "none" and target is not None:
-        generated, wanted = at_least_float32(scales(fakes)[0]), at_least_float32(scales(target)[0])
-        generated = F.avg_pool2d(generated, generated.shape[-1] // wanted.shape[-1])
-        losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](generated, wanted)
+        generated, targets = at_least_float32(scales(fakes)[0]), at_least_float32(scales(target)[0])
+        generated = F.avg_pool2d(generated, generated.shape[-1] // targets.shape[-1])
+        losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](generated, targets)
     if features is not None:
         with torch.no_grad():
-            wanted = at_least_float32(features(scales(reals)[0]))
-        difference = F.mse_loss(at_least_float32(features(scales(fakes)[0])), wanted)
+            targets = at_least_float32(features(scales(reals)[0]))
+        difference = F.mse_loss(at_least_float32(features(scales(fakes)[0])), targets)
         losses["content"] = config.content_weight * difference
     return losses
 
@@ -288,7 +288,7 @@ def scales(images: Images) -> tuple[Tensor, ...]:
     return images if isinstance(images, tuple) else (images,)
 
 
-def each(change: Callable[[Tensor], Tensor], images: Images) -> Images:
+def map_scales(change: Callable[[Tensor], Tensor], images: Images) -> Images:
     """The images with `change` made to every scale."""
     return tuple(map(change, images)) if isinstance(images, tuple) else change(images)
 

@@ -253,12 +253,12 @@ class Recipe:
 
     def _check_labels(self) -> None:
         """Raises PgsrError if the critic does not name the labels that the generator is told."""
-        told, named = (network.get("labels", 0) for network in (self.generator, self.discriminator))
-        if told != named:
-            raise PgsrError(f"generator.labels is {told}, but discriminator.labels is {named}")
-        if told and self.objective.updates == "simultaneous":
+        labels, critic_labels = (network.get("labels", 0) for network in (self.generator, self.discriminator))
+        if labels != critic_labels:
+            raise PgsrError(f"generator.labels is {labels}, but discriminator.labels is {critic_labels}")
+        if labels and self.objective.updates == "simultaneous":
             raise PgsrError("labels are wanted by both networks: set objective.updates to 'alternating'")
-        if told and self.data.stacked:
+        if labels and self.data.stacked:
             raise PgsrError("data.stacked makes images of three pictures: it and labels exclude each other")
 
     def _check_fit(self, name: str, network: Mapping[str, Any]) -> None:

@@ -140,8 +140,8 @@ def new_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def learning_rate(config: OptimizerConfig, images_shown: int) -> float:
     """The rate at a point: the last entry of `learning_rate_from` that has begun, times the fall by a half
     cosine (Loshchilov and Hutter 2017) between `cosine_from` and `cosine_to`."""
-    begun = {int(k): v for k, v in config.learning_rate_from.items() if int(k) <= images_shown}
-    rate = begun[max(begun)] if begun else config.learning_rate
+    entries = {int(k): v for k, v in config.learning_rate_from.items() if int(k) <= images_shown}
+    rate = entries[max(entries)] if entries else config.learning_rate
     if not config.cosine_to or images_shown <= config.cosine_from:
         return rate
     share = min(1.0, (images_shown - config.cosine_from) / (config.cosine_to - config.cosine_from))
@@ -257,7 +257,7 @@ def _restore_optimizer(
         if full.startswith(prefix):
             parameter_name, _, key = full.removeprefix(prefix).rpartition("/")
             parameter = parameters[parameter_name]
-            placed = value.to(parameter.device, copy=True)
+            tensor = value.to(parameter.device, copy=True)
             if key != "step" and parameter.dim() == 4:
-                placed = placed.to(memory_format=torch.channels_last)
-            optimizer.state[parameter][key] = placed
+                tensor = tensor.to(memory_format=torch.channels_last)
+            optimizer.state[parameter][key] = tensor

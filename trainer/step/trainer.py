@@ -23,7 +23,7 @@ from pgsr.networks.precision import at_least_float32
 from .augment import augment
 from .batches import Batch, batches_for
 from .content_loss import content_features
-from .objectives import OBJECTIVES, adversarial_terms, critic_terms, each, paired_losses, scales
+from .objectives import OBJECTIVES, adversarial_terms, critic_terms, map_scales, paired_losses, scales
 from .parallel import ALONE, Ranks
 from .recipe import Recipe
 from .schedule import Schedule, Stage
@@ -96,13 +96,13 @@ class GeneratorLoss(nn.Module):
         losses: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         fakes = self.network.training_at(stage.resolution, stage.alpha)(batch.inputs)
-        seen = change(fakes)
+        views = change(fakes)
         for critic in self.state.critics_at(stage.resolution):
             compares = OBJECTIVES[critic.objective.adversarial].compares
             terms = adversarial_terms(
                 critic.objective,
                 critic.network.at(stage.resolution, stage.alpha, critic.objective_state),
-                critic.network.views(seen),
+                critic.network.views(views),
                 critic.network.views(batch.reals) if compares else None,
                 batch.labels,
             )
@@ -121,7 +121,9 @@ class GeneratorImages(nn.Module):
         self.network = state.generator
 
     def forward(self, batch: Batch, stage: Stage) -> Images:
-        return each(at_least_float32, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs))
+        return map_scales(
+            at_least_float32, self.network.training_at(stage.resolution, stage.alpha)(batch.inputs)
+        )
 
 
 # ----------------------------------------------------------------------------
@@ -158,54 +160,54 @@ class Trainer:
         prepare_optimizers(state, self.recipe, stage)
         self._seed_torch(stage)
         update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
-        terms, scores, shown = update(stage)
+        terms, scores, images_shown = update(stage)
         self._update_objective_states(scores, stage)
         update_average(state.generator_ema, state.generator, average_decay(self.recipe.averaging, stage))
-        state.images_shown = shown
-        watched = self._watched(scores, stage) if watch else {}
-        return {name: term.detach() for name, term in (terms | watched).items()}
+        state.images_shown = images_shown
+        extras = self._watched(scores, stage) if watch else {}
+        return {name: term.detach() for name, term in (terms | extras).items()}
 
     def _alternating_updates(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """The critics', then the generator's through the new critics: terms, scores, images shown."""
         terms: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
-        shown, seen = stage.images_shown, None
+        images_shown, critic_batch = stage.images_shown, None
         for _ in range(self.recipe.objective.critic_steps):
             if self.state.critics:
-                seen = self.batches.for_critic(stage, shown)
-                losses, means = self._critic_updates(seen, stage, shown)
+                critic_batch = self.batches.for_critic(stage, images_shown)
+                losses, means = self._critic_updates(critic_batch, stage, images_shown)
                 terms |= losses
                 scores |= means
-            shown += stage.batch
-        batch = self.batches.generator_inputs(stage, shown - stage.batch, seen)
-        losses, means = self._generator_update(batch, stage, shown - stage.batch)
-        return terms | losses, scores | means, shown
+            images_shown += stage.batch
+        batch = self.batches.generator_inputs(stage, images_shown - stage.batch, critic_batch)
+        losses, means = self._generator_update(batch, stage, images_shown - stage.batch)
+        return terms | losses, scores | means, images_shown
 
     def _critic_updates(
-        self, batch: Batch, stage: Stage, shown: int
+        self, batch: Batch, stage: Stage, images_shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update of every critic that looks at the stage, of the same images."""
-        fakes = self._fakes(batch, stage, shown)
-        reals = self._augmented(batch.reals, "augment real", shown, stage)
+        fakes = self._fakes(batch, stage, images_shown)
+        reals = self._augmented(batch.reals, "augment real", images_shown, stage)
         terms: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         for critic in self.state.critics_at(stage.resolution):
-            losses, means = self._critic_update(critic, batch, reals, fakes, stage, shown)
+            losses, means = self._critic_update(critic, batch, reals, fakes, stage, images_shown)
             terms |= losses
             scores |= means
         return terms, scores
 
     @torch.no_grad()
-    def _fakes(self, batch: Batch, stage: Stage, shown: int) -> Images:
+    def _fakes(self, batch: Batch, stage: Stage, images_shown: int) -> Images:
         """The generator's images of a critic's batch, as critics see them."""
         with autocast(self.device, self.precision):
             generate = self.state.generator.training_at(stage.resolution, stage.alpha)
-            fakes = each(at_least_float32, generate(batch.inputs))
-        return each(lambda x: self._augmented(x, "augment fake", shown, stage), fakes)
+            fakes = map_scales(at_least_float32, generate(batch.inputs))
+        return map_scales(lambda x: self._augmented(x, "augment fake", images_shown, stage), fakes)
 
-    def _augmented(self, images: Tensor, purpose: str, shown: int, stage: Stage) -> Tensor:
+    def _augmented(self, images: Tensor, purpose: str, images_shown: int, stage: Stage) -> Tensor:
         """This rank's share of a batch after the recipe's augmentation."""
-        positions = self.ranks.share(shown, stage.batch)
+        positions = self.ranks.share(images_shown, stage.batch)
         state = self.state.augmentation
         return augment(images, self.recipe.augment, state, self.recipe.seed, purpose, positions)
 
@@ -218,22 +220,22 @@ class Trainer:
         assert self.state.critic_optimizer is not None
         batch = self.batches.for_critic(stage, stage.images_shown)
         with autocast(self.device, self.precision):
-            made = self.generator_images(batch, stage)
-        fakes = each(lambda x: x.detach().requires_grad_(), made)
+            images = self.generator_images(batch, stage)
+        fakes = map_scales(lambda x: x.detach().requires_grad_(), images)
         critic = self.state.critics[0]
         losses, scores = self._critic_losses(critic, batch, batch.reals, fakes, stage, stage.images_shown)
         self._backward(critic.optimizer, losses, batch, stage)
         self.state.generator_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(scales(made), [-x.grad for x in scales(fakes) if x.grad is not None])
+        torch.autograd.backward(scales(images), [-x.grad for x in scales(fakes) if x.grad is not None])
         critic.optimizer.step()
         self.state.generator_optimizer.step()
         terms = losses | {"generator": -scores["fake"]}
         return terms, scores | {"made": scores["fake"]}, stage.images_shown + stage.batch
 
     def _critic_update(
-        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
+        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, images_shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        losses, scores = self._critic_losses(critic, batch, reals, fakes, stage, shown)
+        losses, scores = self._critic_losses(critic, batch, reals, fakes, stage, images_shown)
         self._backward(critic.optimizer, losses, batch, stage)
         critic.optimizer.step()
         if critic.objective.clip:
@@ -243,10 +245,12 @@ class Trainer:
         return losses, scores
 
     def _critic_losses(
-        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, shown: int
+        self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, images_shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         own = slice(self.ranks.rank, None, self.ranks.count)
-        blend = self.batches.tensor(draws.uniforms(self.recipe.seed, "penalty", shown, stage.batch)[own])
+        blend = self.batches.tensor(
+            draws.uniforms(self.recipe.seed, "penalty", images_shown, stage.batch)[own]
+        )
         loss = self.critic_losses[critic.name]
         with autocast(self.device, self.precision):
             result: tuple[dict[str, Tensor], dict[str, Tensor]] = loss(
@@ -255,10 +259,10 @@ class Trainer:
         return result
 
     def _generator_update(
-        self, batch: Batch, stage: Stage, shown: int
+        self, batch: Batch, stage: Stage, images_shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         def change(images: Images) -> Images:
-            return each(lambda x: self._augmented(x, "augment generator", shown, stage), images)
+            return map_scales(lambda x: self._augmented(x, "augment generator", images_shown, stage), images)
 
         networks = [critic.network for critic in self.state.critics]
         with _frozen(networks), autocast(self.device, self.precision):
@@ -286,11 +290,11 @@ class Trainer:
         for critic in self.state.critics_at(stage.resolution):
             objective = OBJECTIVES[critic.objective.adversarial]
             if objective.initial_state:
-                real, fake, made = self._rank_means(
+                real, fake, generator_fake = self._rank_means(
                     [scores[f"{key} {critic.name}".rstrip()] for key in ("real", "fake", "made")]
                 )
                 state = critic.objective_state
-                state.update(objective.next_state(state, critic.objective, real, fake, made))
+                state.update(objective.next_state(state, critic.objective, real, fake, generator_fake))
         if self.state.augmentation:
             (sign,) = self._rank_means([scores["sign"]])
             state = self.state.augmentation
@@ -302,14 +306,14 @@ class Trainer:
 
     def _watched(self, scores: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         """Mean scores, their difference (WGAN's estimate of the distance) and the gradients' norms."""
-        watched = {f"watch/score {k}": v for k, v in scores.items() if not k.startswith("sign")}
+        values = {f"watch/score {k}": v for k, v in scores.items() if not k.startswith("sign")}
         if "real" in scores:
-            watched["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
-        watched["watch/gradient norm generator"] = gradient_norm(self.state.generator)
+            values["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
+        values["watch/gradient norm generator"] = gradient_norm(self.state.generator)
         for critic in self.state.critics_at(stage.resolution):
-            watched[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
-            watched |= {f"watch/{k}": v for k, v in critic.named(critic.objective_state).items()}
-        return watched | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
+            values[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
+            values |= {f"watch/{k}": v for k, v in critic.named(critic.objective_state).items()}
+        return values | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
 
     def preview(self, count: int) -> Tensor:
         """The averaged generator's images of the fixed inputs, as it is grown now: [N, 3, H, W]."""

@@ -28,8 +28,8 @@ class Depthwise:
     """k x k, each map by itself: weights [C, 1, k, k]."""
 
     @staticmethod
-    def output(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
-        if turned:
+    def output(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Tensor:
+        if transposed:
             weight, padding = weight.flip(2, 3), weight.shape[-1] - 1 - padding
         return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
 
@@ -43,8 +43,8 @@ class Vanilla:
     """k x k over all maps: weights [out, in, k, k]."""
 
     @staticmethod
-    def output(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
-        if turned:
+    def output(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Tensor:
+        if transposed:
             return F.conv_transpose2d(x, weight, padding=padding)
         return F.conv2d(x, weight, padding=padding)
 
@@ -99,9 +99,9 @@ class Winograd:
     """3 x 3, padding 1, sides multiples of 4; images in channels-last order."""
 
     @staticmethod
-    def output(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
+    def output(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Tensor:
         n, c, h, w = x.shape
-        if turned:
+        if transposed:
             weight = weight.flip(2, 3).transpose(0, 1)
         maps = weight.shape[0]
         bank = (G.to(x) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, c, maps)
@@ -156,21 +156,21 @@ class Convolve(torch.autograd.Function):
     """(images, weights) -> images; with `turned`, the transposed convolution."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: Kind, padding: int, turned: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: Kind, padding: int, transposed: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.options = kind, padding, turned
-        return kind.output(x, weight, padding, turned)
+        ctx.options = kind, padding, transposed
+        return kind.output(x, weight, padding, transposed)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        kind, padding, turned = ctx.options
+        kind, padding, transposed = ctx.options
         along, across = None, None
         if ctx.needs_input_grad[0]:
-            along = _convolve(gradient, weight, kind, padding, not turned)
+            along = _convolve(gradient, weight, kind, padding, not transposed)
         if ctx.needs_input_grad[1]:
-            one, other = (gradient, x) if turned else (x, gradient)
+            one, other = (gradient, x) if transposed else (x, gradient)
             across = _weight_gradient(one, other, kind, padding, weight.shape[-1])
         return along, across, None, None, None
 
@@ -197,8 +197,8 @@ class WeightGradient(torch.autograd.Function):
         return along, across, None, None, None
 
 
-def _convolve(x: Tensor, weight: Tensor, kind: Kind, padding: int, turned: bool) -> Tensor:
-    result: Tensor = Convolve.apply(x, weight, kind, padding, turned)  # type: ignore[no-untyped-call]
+def _convolve(x: Tensor, weight: Tensor, kind: Kind, padding: int, transposed: bool) -> Tensor:
+    result: Tensor = Convolve.apply(x, weight, kind, padding, transposed)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -63,7 +63,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Made:
+class Alignment:
     """What became of a picture."""
 
     picture: Image.Image  # size x size
@@ -107,13 +107,13 @@ def align(
     size: int = 1024,
     passes: tuple[Pass, ...] = (),
     oversampling: int = OVERSAMPLING,
-) -> Made:
+) -> Alignment:
     """An RGB picture and landmarks [5, 2] -> the face, size x size. Raises ValueError if there is none.
 
     Passes enhance what the crop needs of the picture, in their order; one that enlarges is left out where the
     face has `size` pixels already.
     """
-    crop = found = oriented_crop(landmarks)
+    crop = oriented = oriented_crop(landmarks)
     check_within(landmarks, picture.size)
     picture, crop = restricted(picture, crop)
     steps = {"cut out": picture}
@@ -134,8 +134,8 @@ def align(
         steps["mirror padding"] = picture
         picture = blurred_border(picture, pads, BLUR * crop.side)
         steps["Gaussian filter"] = picture
-    made = resampled(picture, crop, size, oversampling)
-    return Made(made, found, tuple(used), reduced, pads, steps, crop)
+    image = resampled(picture, crop, size, oversampling)
+    return Alignment(image, oriented, tuple(used), reduced, pads, steps, crop)
 
 
 def check_within(landmarks: NDArray[np.floating], size: tuple[int, int]) -> None:

@@ -27,13 +27,13 @@ from pgsr import __version__, bundle
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, write_text
-from pgsr.lock import held, is_held
+from pgsr.lock import holding_lock, is_held
 
 from ..sources import MAX_DAMAGED, Damage
 from .picture import PICTURES, Maker, Record, Settings, picture_path
 from .sources import Place, Source
 
-MADE, IMAGES, SETTINGS = "made.jsonl", "images.jsonl", "settings.json"
+RECORDS, IMAGES, SETTINGS = "made.jsonl", "images.jsonl", "settings.json"
 
 
 class Ranking:
@@ -75,10 +75,10 @@ def run(
     make_folder(out / PICTURES)
     if is_held(out):
         raise PgsrError(f"another process is at work in {out}: stop it first")
-    with held(out):
+    with holding_lock(out):
         remove_leftovers(out / PICTURES)
         check_settings(source, settings, out)
-        ranking = Ranking(keep, read_records(out / MADE))
+        ranking = Ranking(keep, read_records(out / RECORDS))
         for record in ranking.best():
             if not picture_path(out, record["name"]).is_file():  # fewer were kept before, or it was removed
                 del ranking.records[record["name"]]
@@ -94,7 +94,7 @@ def make_missing(
     missing = [name for name in source.names if name not in ranking.records]
     bar = progress_bar(len(source.names), "aligning")
     since = 0
-    with bar, open(out / MADE, "a", encoding="utf-8") as log:
+    with bar, open(out / RECORDS, "a", encoding="utf-8") as log:
         bar.update(len(source.names) - len(missing))
         for record in each_record(missing, ranking, source, settings, out, processes):
             log.write(json.dumps(record) + "\n")
@@ -233,7 +233,7 @@ def finish(out: Path, ranking: Ranking, source: Source) -> dict[str, Any]:
     remove_others(out, ranking)
     best = ranking.best()
     if not best:
-        raise PgsrError(f"not one face could be made of {len(source.names)} pictures: see {out / MADE}")
+        raise PgsrError(f"not one face could be made of {len(source.names)} pictures: see {out / RECORDS}")
     lines = [
         json.dumps({"rank": rank, "file": picture_path(out, record["name"]).name, **record})
         for rank, record in enumerate(best, start=1)

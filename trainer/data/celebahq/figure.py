@@ -14,7 +14,7 @@ from pgsr.files import make_folder, replacing
 
 from ..cache import problem
 from ..sources import UNREADABLE
-from .align import Crop, Made, align
+from .align import Alignment, Crop, align
 from .picture import Maker, Settings
 from .sources import Source
 from .spectrum import quality
@@ -34,13 +34,13 @@ TITLES = {
 
 
 def write_figure(
-    source: Source, settings: Settings, path: Path, named: str | None
+    source: Source, settings: Settings, path: Path, wanted_name: str | None
 ) -> tuple[dict[str, Any], str]:
     """Draws the steps of one picture, the first if none is named; gives back a summary, and as a line.
 
     Raises PgsrError if there is no such picture, or no face can be made of it.
     """
-    name = chosen(source, named)
+    name = chosen(source, wanted_name)
     landmarks = source.landmarks(name)
     if landmarks is None:
         raise PgsrError(f"{name} has no landmarks: name another with --picture")
@@ -49,46 +49,46 @@ def write_figure(
             picture, why = problem(maker.read(name), 1, turn=False)
             if picture is None:
                 raise PgsrError(f"{name} {why}: name another with --picture")
-            made = align(picture, landmarks, settings.size, maker.passes, settings.oversampling)
+            alignment = align(picture, landmarks, settings.size, maker.passes, settings.oversampling)
         except (*UNREADABLE, ValueError) as error:
             raise PgsrError(f"no face can be made of {name}: {error}") from error
     make_folder(path.parent)
     with replacing(path) as temporary:
         kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
-        figure(picture, landmarks, made).save(temporary, kind, quality=90)
-    score = quality(np.asarray(made.picture)).score
+        figure(picture, landmarks, alignment).save(temporary, kind, quality=90)
+    score = quality(np.asarray(alignment.picture)).score
     return (
-        {"figure": str(path), "picture": name, "passes": list(made.passes), "quality": score},
+        {"figure": str(path), "picture": name, "passes": list(alignment.passes), "quality": score},
         f"{path}: the steps of {name}, quality {score:.3f}",
     )
 
 
-def chosen(source: Source, named: str | None) -> str:
+def chosen(source: Source, wanted_name: str | None) -> str:
     """The name of a picture by its name, its file's, or its index."""
-    if named is None:
+    if wanted_name is None:
         return source.names[0]
     for name in source.names:
-        if named in (name, name.rpartition("/")[2]):
+        if wanted_name in (name, name.rpartition("/")[2]):
             return name
-    if named.isdigit() and int(named) < len(source.names):
-        return source.names[int(named)]
-    raise PgsrError(f"there is no picture {named}: the first is {source.names[0]}")
+    if wanted_name.isdigit() and int(wanted_name) < len(source.names):
+        return source.names[int(wanted_name)]
+    raise PgsrError(f"there is no picture {wanted_name}: the first is {source.names[0]}")
 
 
-def figure(picture: Image.Image, landmarks: NDArray[np.float64], made: Made) -> Image.Image:
+def figure(picture: Image.Image, landmarks: NDArray[np.float64], alignment: Alignment) -> Image.Image:
     """All panels in a row, then the result."""
-    panels = [("(a) in the wild", marked(picture, made.crop, landmarks))]
-    for name, step in made.steps.items():
+    panels = [("(a) in the wild", marked(picture, alignment.crop, landmarks))]
+    for name, step in alignment.steps.items():
         panels.append((f"{TITLES[name]}, {step.width} x {step.height}", step))
-    panels.append(("(e) crop rectangle", marked(panels[-1][1], made.resampled, None)))
-    panels.append((f"(f) {made.picture.width} x {made.picture.height}", made.picture))
+    panels.append(("(e) crop rectangle", marked(panels[-1][1], alignment.resampled, None)))
+    panels.append((f"(f) {alignment.picture.width} x {alignment.picture.height}", alignment.picture))
     return row(panels)
 
 
 def marked(picture: Image.Image, crop: Crop, landmarks: NDArray[np.float64] | None) -> Image.Image:
     """With the crop's outline, its upper edge thicker, and the landmarks."""
-    shown = picture.copy()
-    pen = ImageDraw.Draw(shown)
+    copy = picture.copy()
+    pen = ImageDraw.Draw(copy)
     width = max(1, round(max(picture.size) / 150))
     corners = [tuple(map(float, corner)) for corner in crop.corners()]
     pen.line([*corners, corners[0]], fill=RED, width=width)
@@ -96,16 +96,16 @@ def marked(picture: Image.Image, crop: Crop, landmarks: NDArray[np.float64] | No
     for x, y in () if landmarks is None else landmarks + 0.5:
         r = 1.2 * width
         pen.ellipse((x - r, y - r, x + r, y + r), fill=YELLOW, outline=(0, 0, 0))
-    return shown
+    return copy
 
 
 def row(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     """Panels of one height, each under its title, on white."""
-    shown = [(title, p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT))) for title, p in panels]
-    total = sum(p.width for _, p in shown) + GAP * (len(shown) + 1)
+    tiles = [(title, p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT))) for title, p in panels]
+    total = sum(p.width for _, p in tiles) + GAP * (len(tiles) + 1)
     page = Image.new("RGB", (total, HEIGHT + TEXT + GAP), "white")
     pen, font, x = ImageDraw.Draw(page), ImageFont.load_default(15), GAP
-    for title, panel in shown:
+    for title, panel in tiles:
         pen.text((x, 9), title, fill=(0, 0, 0), font=font)
         page.paste(panel, (x, TEXT))
         x += panel.width + GAP

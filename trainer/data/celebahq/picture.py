@@ -19,7 +19,7 @@ from pgsr.files import replacing
 
 from ..cache import problem
 from ..sources import UNREADABLE, Read, reading
-from .align import OVERSAMPLING, Made, Pass, align
+from .align import OVERSAMPLING, Alignment, Pass, align
 from .enhance import Enhancer
 from .sources import Place, drawn_file
 from .spectrum import quality
@@ -55,8 +55,8 @@ class Settings:
     @property
     def bundles(self) -> dict[str, Path]:
         """In the order in which they are applied."""
-        named = {"restorer": self.restorer, "upscaler": self.upscaler}
-        return {name: path for name, path in named.items() if path is not None}
+        paths = {"restorer": self.restorer, "upscaler": self.upscaler}
+        return {name: path for name, path in paths.items() if path is not None}
 
 
 class Maker:
@@ -95,26 +95,26 @@ class Maker:
         if picture is None:
             return {"name": name, "skipped": why, "damaged": True}
         try:
-            made = align(picture, landmarks, self.settings.size, self.passes, self.settings.oversampling)
+            alignment = align(picture, landmarks, self.settings.size, self.passes, self.settings.oversampling)
         except ValueError as error:
             return {"name": name, "skipped": str(error)}
-        found = quality(np.asarray(made.picture))
-        file = encoded(made)
-        if found.score >= least:
+        score = quality(np.asarray(alignment.picture))
+        file = encoded(alignment)
+        if score.score >= least:
             with replacing(picture_path(self.out, name)) as temporary:
                 temporary.write_bytes(file)
         return {
             "name": name,
-            "quality": found.score,
-            "breadth": found.breadth,
-            "symmetry": found.symmetry,
+            "quality": score.score,
+            "breadth": score.breadth,
+            "symmetry": score.symmetry,
             "source_sha256": hashlib.sha256(data).hexdigest(),
             "source_size": list(picture.size),
             "landmarks": landmarks.tolist(),
-            "crop": asdict(made.crop),
-            "passes": list(made.passes),
-            "reduced": made.reduced,
-            "padded": list(made.padded),
+            "crop": asdict(alignment.crop),
+            "passes": list(alignment.passes),
+            "reduced": alignment.reduced,
+            "padded": list(alignment.padded),
             "sha256": hashlib.sha256(file).hexdigest(),
         }
 
@@ -123,9 +123,9 @@ class Maker:
         return tuple(Pass(name, enhancer.scale, enhancer) for name, enhancer in self.enhancers.items())
 
 
-def encoded(made: Made) -> bytes:
+def encoded(alignment: Alignment) -> bytes:
     buffer = io.BytesIO()
-    made.picture.save(buffer, "PNG", compress_level=1)
+    alignment.picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -39,8 +39,8 @@ class Files:
 
     def landmarks(self, name: str) -> NDArray[np.float64] | None:
         """[5, 2], or None where the table has none."""
-        known = celeba.file_name(name)
-        return celeba.landmarks(self.table, known) if known in self.table.rows else None
+        name_in_table = celeba.file_name(name)
+        return celeba.landmarks(self.table, name_in_table) if name_in_table in self.table.rows else None
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ class View:
 
 def draw(index: int, view: View, seed: int = 0) -> Image.Image:
     """An RGB picture with procedural face `index`."""
-    drawn = max(64, 2 ** int(np.ceil(np.log2(view.side))))  # pixels of the face's own picture
-    own = np.asarray(procedural.draw(index, drawn, seed))
-    face = Image.fromarray(np.pad(own, ((drawn, drawn), (drawn, drawn), (0, 0)), "edge"))
-    step = turned(view.degrees).T * (drawn / view.side)  # from this picture to the face's own
-    start = 1.5 * drawn - step @ np.array(view.centre)
+    side = max(64, 2 ** int(np.ceil(np.log2(view.side))))  # pixels of the face's own picture
+    own = np.asarray(procedural.draw(index, side, seed))
+    face = Image.fromarray(np.pad(own, ((side, side), (side, side), (0, 0)), "edge"))
+    step = rotation_matrix(view.degrees).T * (side / view.side)  # from this picture to the face's own
+    start = 1.5 * side - step @ np.array(view.centre)
     matrix = np.column_stack((step, start))
     return face.transform(
         view.size, Image.Transform.AFFINE, tuple(map(float, matrix.ravel())), Image.Resampling.BICUBIC
@@ -51,10 +51,10 @@ def landmarks(index: int, view: View, seed: int = 0) -> NDArray[np.float64]:
     eyes = [(f.x - gap, f.y + EYE_Y), (f.x + gap, f.y + EYE_Y)]
     mouth = [(f.x - f.mouth, f.y + MOUTH_Y), (f.x + f.mouth, f.y + MOUTH_Y)]
     points = np.array([*eyes, (f.x, f.y + NOSE_Y), *mouth])  # in parts of the face's own picture
-    return np.array(view.centre) + (points - 0.5) @ turned(view.degrees).T * view.side - 0.5
+    return np.array(view.centre) + (points - 0.5) @ rotation_matrix(view.degrees).T * view.side - 0.5
 
 
-def turned(degrees: float) -> NDArray[np.float64]:
+def rotation_matrix(degrees: float) -> NDArray[np.float64]:
     """Turns (x, y) clockwise, where y is down: [2, 2]."""
     a = np.deg2rad(degrees)
     return np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
