@@ -178,10 +178,10 @@ def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
         from .sr_matrix.report import result_of, text, write_report
     names = tuple(CELLS) if cells == "all" else tuple(cells.split(","))
     settings = Settings(cells=names, **options)
-    trained, held = run(settings, lambda line: click.echo(line, err=True))
-    result = result_of(trained, held, settings)
+    trained, test_set = run(settings, lambda line: click.echo(line, err=True))
+    result = result_of(trained, test_set, settings)
     with packages("the report's pictures", "bench"):
-        write_report(result, trained, held, settings)
+        write_report(result, trained, test_set, settings)
     emit(result, f"{text(result)}\n{settings.out / 'report.md'}", as_json)
 
 

@@ -38,7 +38,7 @@ from .parity import (
     widened,
     worse,
 )
-from .rewrites.table import Grown, chosen, rewritten
+from .rewrites.table import Grown, choose_rewrites, rewritten
 from .source import Source
 
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
@@ -71,7 +71,7 @@ class Choice:
         self.names("fp32")
 
     def names(self, precision: str) -> tuple[str, ...]:
-        return chosen(self.target, self.also, self.without, precision)
+        return choose_rewrites(self.target, self.also, self.without, precision)
 
 
 def export_bundle(
@@ -218,28 +218,28 @@ def _write_graph(
     if precision == "int8":
         names = tuple(n for n in choice.names("int8") if n != BALANCE)
         exact = floats.get((name, names)) or with_names(trial.plan, "fp32", example, names, note)
-        converted, kept = in_int8(exact, trial.calibration, BALANCE in choice.names("int8"), note)
+        graph, float_layers = in_int8(exact, trial.calibration, BALANCE in choice.names("int8"), note)
     else:
-        converted = convert(trial.plan, precision, example, choice, note)
-        kept = []
+        graph = convert(trial.plan, precision, example, choice, note)
+        float_layers = []
     if precision == "fp32":
-        floats[name, choice.names("fp32")] = converted
-    parity = _measure(trial, converted, precision)
+        floats[name, choice.names("fp32")] = graph
+    parity = _measure(trial, graph, precision)
     require(parity, precision, trial.plan.name)
-    write_bytes(folder / converted.graph.file, converted.model)
-    more = {"kept_in_fp32": kept} if precision == "int8" else {}
-    return dataclasses.replace(converted.graph, parity={**parity.as_dict(), **more})
+    write_bytes(folder / graph.graph.file, graph.model)
+    more = {"kept_in_fp32": float_layers} if precision == "int8" else {}
+    return dataclasses.replace(graph.graph, parity={**parity.as_dict(), **more})
 
 
 def in_int8(
     converted: Converted, calibration: Array, balance: bool, note: str
 ) -> tuple[Converted, list[str]]:
     """A float32 graph in int8, and the names of its layers that stay in float32."""
-    model, balanced, kept = quantized(converted.model, calibration, balance, note)
+    model, balanced, float_layers = quantized(converted.model, calibration, balance, note)
     rewrites = (*converted.graph.rewrites, *([BALANCE] if balanced else []))
     file = f"{converted.graph.name}.int8.onnx"
     graph = dataclasses.replace(converted.graph, precision="int8", file=file, rewrites=rewrites)
-    return dataclasses.replace(converted, graph=graph).with_model(model), kept
+    return dataclasses.replace(converted, graph=graph).with_model(model), float_layers
 
 
 @dataclass(frozen=True)
@@ -296,12 +296,12 @@ def _rewritten_networks(
     return [network for network, _ in results], tuple(names)
 
 
-def _measure(trial: Trial, converted: Converted, precision: str) -> Parity:
+def _measure(trial: Trial, graph: Converted, precision: str) -> Parity:
     x, reference = trial.inputs, trial.reference
-    model = widened(converted.model) if precision == "bf16" else converted.model
+    model = widened(graph.model) if precision == "bf16" else graph.model
     parity = compare(reference, pictures(in_parts(session_of(model), x)))
     if precision in STORED:
-        stored = pictures(in_parts(stored_function(converted.module, STORED[precision]), x))
+        stored = pictures(in_parts(stored_function(graph.module, STORED[precision]), x))
         parity = worse(parity, compare(reference, stored))
     return parity
 

@@ -160,10 +160,10 @@ def engine_graphs(bundle: Bundle) -> list[Graph]:
     """
     names = [graph.name for graph in bundle.graphs]
     name = next(name for name in ("chain", "generator", "upscaler") if name in names)
-    chosen = [graph for graph in bundle.graphs if graph.name == name]
-    if any(isinstance(side, str) for side in chosen[0].inputs[0].shape[1:]):
+    graphs = [graph for graph in bundle.graphs if graph.name == name]
+    if any(isinstance(side, str) for side in graphs[0].inputs[0].shape[1:]):
         raise PgsrError(f"{bundle.folder} holds an upscaler of any size, and an engine needs one size")
-    return chosen
+    return graphs
 
 
 def load(library: str) -> Any:
@@ -175,13 +175,13 @@ def load(library: str) -> Any:
         raise missing_package(f"--engine {library}", EXTRAS[library], absent) from error
 
 
-def targets(trt: Any, library: str, asked: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+def targets(trt: Any, library: str, capabilities: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
     """The compute capabilities to build for, and the driver if the engine will depend on it.
 
     Raises PgsrError if TensorRT has no GPU, or is asked for another than the one present.
     """
     if library == "tensorrt-rtx":
-        return (asked or _ampere_and_newer(trt)), None
+        return (capabilities or _ampere_and_newer(trt)), None
     try:
         gpu = find_gpu()
     except PgsrError as error:
@@ -189,7 +189,7 @@ def targets(trt: Any, library: str, asked: tuple[str, ...]) -> tuple[tuple[str, 
             f"--engine tensorrt builds for the GPU that is present, and {error}; "
             "--engine tensorrt-rtx needs none"
         ) from error
-    if asked not in ((), (gpu.compute_capability,)):
+    if capabilities not in ((), (gpu.compute_capability,)):
         raise PgsrError(
             f"--engine tensorrt builds for the GPU that is present, which is {gpu.compute_capability}: leave "
             "--compute-capability out, or use --engine tensorrt-rtx"

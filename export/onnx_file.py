@@ -67,15 +67,15 @@ def finished(model: onnx.ModelProto, note: str) -> bytes:
 
 def _prune(graph: onnx.GraphProto) -> None:
     """Takes out nodes and initializers that no output needs."""
-    needed = {value.name for value in graph.output}
-    kept = []
+    names = {value.name for value in graph.output}
+    nodes = []
     for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+        if names.intersection(node.output):
+            nodes.append(node)
+            names.update(node.input)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in names]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
+    graph.node.extend(reversed(nodes))
     graph.initializer.extend(initializers)
 
 

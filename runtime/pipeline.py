@@ -162,16 +162,16 @@ class Finisher:
 
     def _work(self, positions: Sequence[int], pictures: Any) -> list[tuple[int, Any]]:
         """Encodes a part of a batch, and writes it unless that has to be done in order."""
-        done = []
+        results = []
         for position, picture in zip(positions, pictures, strict=True):
             if self._error is not None:
                 break
             data = self._sink.encode(position, picture)
             if self._sink.ordered:
-                done.append((position, data))
+                results.append((position, data))
             else:
                 self._sink.write(position, data)
-        return done
+        return results
 
     def _write_in_order(self) -> None:
         while (future := self._line.get()) is not None:

@@ -146,10 +146,10 @@ class Synthesizer:
         """Images start ... start + count - 1 of `seed`: uint8 [count, S, S, 3]."""
         check_window(seed, count, start)
         pixels = np.empty((count, self.size, self.size, 3), dtype=np.uint8)
-        done = 0
+        position = 0
         for indices, pictures in self.batches(seed, range(start, start + count)):
-            pixels[done : done + len(indices)] = pictures
-            done += len(indices)
+            pixels[position : position + len(indices)] = pictures
+            position += len(indices)
         return pixels
 
     def batches(self, seed: int, indices: Iterable[int]) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:

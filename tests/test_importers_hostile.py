@@ -21,7 +21,7 @@ import peers
 from pgsr.errors import PgsrError
 from pgsr.export.importers import import_file
 from pgsr.export.importers.contents import contents
-from pgsr.export.importers.inert import Made, Name, Persistent, read
+from pgsr.export.importers.inert import Inert, Name, Persistent, read
 from pgsr.export.importers.plain import Plain, Storages
 
 
@@ -112,7 +112,7 @@ def test_unknown_classes_are_neither_imported_nor_made(
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     made = read(io.BytesIO(program(form, "evil_module", "Evil")))
-    assert isinstance(made, Made)
+    assert isinstance(made, Inert)
     assert (made.name, made.args) == (Name("evil_module", "Evil"), ("x",))
     assert Plain().of(made).name == "evil_module.Evil"
     assert "evil_module" not in sys.modules
@@ -211,11 +211,11 @@ def test_tensors_of_pytorch_0_3():
     """Parameters were variables made of tensors, ordered dicts were made of lists."""
     kind = Name("torch.cuda", "FloatStorage")
     storage = Persistent(("storage", kind, "94", "cuda:0", 6, None))
-    tensor = Made(Name("torch._utils", "_rebuild_tensor"), (storage, 0, (3, 2), (2, 1)))
-    variable = Made(Name("torch.autograd.variable", "Variable"), (tensor,), state=(True, False, None))
-    parameter = Made(Name("torch.nn.parameter", "Parameter"), (tensor,), state=(True, False, None))
+    tensor = Inert(Name("torch._utils", "_rebuild_tensor"), (storage, 0, (3, 2), (2, 1)))
+    variable = Inert(Name("torch.autograd.variable", "Variable"), (tensor,), state=(True, False, None))
+    parameter = Inert(Name("torch.nn.parameter", "Parameter"), (tensor,), state=(True, False, None))
     pairs = [["a", variable], ["b", parameter]]
-    held = Made(Name("collections", "OrderedDict"), (pairs,))
+    held = Inert(Name("collections", "OrderedDict"), (pairs,))
     data = np.arange(6, dtype="<f4").tobytes()
     found = Plain(Storages({"94": data}.__getitem__)).of(held)
     assert all(torch.equal(found[k], torch.arange(6.0).reshape(3, 2)) for k in "ab")
@@ -273,8 +273,8 @@ def test_damaged_files_are_one_sentence(kind: str, tmp_path: Path):
 )
 def test_arrays_that_are_not_what_they_say(state: tuple[Any, ...], complaint: str):
     version, shape, code, fortran, data = state
-    dtype = Made(Name("numpy", "dtype"), (code, False, True), state=(3, "<", None, None, None, -1, -1, 0))
-    array = Made(Name("numpy.core.multiarray", "_reconstruct"), (Name("numpy", "ndarray"), (0,), b"b"))
+    dtype = Inert(Name("numpy", "dtype"), (code, False, True), state=(3, "<", None, None, None, -1, -1, 0))
+    array = Inert(Name("numpy.core.multiarray", "_reconstruct"), (Name("numpy", "ndarray"), (0,), b"b"))
     array.state = (version, shape, dtype, fortran, data)
     with pytest.raises(PgsrError, match=complaint):
         Plain().of(array)

@@ -24,7 +24,7 @@ from pgsr.export.cli import main
 from pgsr.export.graphs import Chain
 from pgsr.export.lowering import DividingNorm, NormBehind, PixelNorm
 from pgsr.export.onnx_file import finished, to_onnx
-from pgsr.export.rewrites.table import chosen, rewritten
+from pgsr.export.rewrites.table import choose_rewrites, rewritten
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 
@@ -163,7 +163,7 @@ class Loud(nn.Module):
 def test_exported_half_survives_huge_activations():
     network = Loud().eval()
     z = np.abs(draws.latents(2, range(4), 8)) + 0.5
-    made, applied = rewritten(network, chosen(precision="fp16"))
+    made, applied = rewritten(network, choose_rewrites(precision="fp16"))
     assert applied == ("divide-in-norm",)
     half = Chain([made], "fp16", pixels=True)
     model = onnx.load_from_string(to_onnx(half, torch.from_numpy(z), "latents", "pixels", {0: "n"}))

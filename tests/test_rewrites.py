@@ -18,7 +18,7 @@ from pgsr.export.rewrites.table import (
     TARGETS,
     Grown,
     apply_rule,
-    chosen,
+    choose_rewrites,
     convolution,
     four_by_four,
     four_kernels,
@@ -171,7 +171,7 @@ def test_each_rewrite_finds_its_networks_and_no_others(name: str):
 def test_what_a_target_chooses_is_exact_together(name: str, target: str):
     network, x = network_of(name).double(), inputs_of(name)
     expected = network(x)
-    made, _ = rewritten(network, chosen(target))
+    made, _ = rewritten(network, choose_rewrites(target))
     assert (made(x) - expected).abs().max() <= 1e-12 * max(1.0, float(expected.abs().max()))
 
 
@@ -314,25 +314,27 @@ def test_convolution_keeps_values():
 
 
 def test_chosen_are_in_order_and_switchable():
-    usual = chosen("onnxruntime")
+    usual = choose_rewrites("onnxruntime")
     assert list(usual) == [name for name in REWRITES if name in usual]
-    assert "fold-gains" not in chosen("onnxruntime", without=["fold-gains"])
-    assert "dense-first-layer" in chosen("openvino", also=["dense-first-layer"])
-    assert "norm-behind-rgb" not in chosen("onnxruntime", precision="fp16")
-    assert "balance-separable" in chosen("onnxruntime", precision="int8")
-    assert "balance-separable" not in chosen("onnxruntime", without=["balance-separable"], precision="int8")
-    assert "balance-separable" not in chosen("onnxruntime")
+    assert "fold-gains" not in choose_rewrites("onnxruntime", without=["fold-gains"])
+    assert "dense-first-layer" in choose_rewrites("openvino", also=["dense-first-layer"])
+    assert "norm-behind-rgb" not in choose_rewrites("onnxruntime", precision="fp16")
+    assert "balance-separable" in choose_rewrites("onnxruntime", precision="int8")
+    assert "balance-separable" not in choose_rewrites(
+        "onnxruntime", without=["balance-separable"], precision="int8"
+    )
+    assert "balance-separable" not in choose_rewrites("onnxruntime")
     transposed = "upsample-depthwise-transposed"
-    assert transposed in chosen("openvino")
-    assert transposed not in chosen("openvino", precision="int8")
-    assert transposed in chosen("openvino", also=[transposed], precision="int8")
+    assert transposed in choose_rewrites("openvino")
+    assert transposed not in choose_rewrites("openvino", precision="int8")
+    assert transposed in choose_rewrites("openvino", also=[transposed], precision="int8")
 
 
 def test_unknown_names_are_named():
     with pytest.raises(PgsrError, match="there is no rewrite 'fold'; there are remove-alpha, fold-gains"):
-        chosen(without=["fold"])
+        choose_rewrites(without=["fold"])
     with pytest.raises(PgsrError, match="onnxruntime, openvino"):
-        chosen("abacus")
+        choose_rewrites("abacus")
 
 
 def test_nothing_chosen_changes_nothing():

@@ -84,7 +84,7 @@ class Progress:
         spent = time.monotonic() - began
         self.recent = deque([(then + spent, images_shown) for then, images_shown in self.recent], maxlen=20)
 
-    def moved(self) -> None:
+    def advance(self) -> None:
         self.bar.update(self.trainer.state.images_shown - self.bar.n)
 
 
@@ -127,7 +127,7 @@ def _steps(run: Run, stop: StopRequest, progress: Progress) -> bool:
         due = due_after(trainer, stage)
         with named_failures():
             terms = trainer.step(watch=due.log)
-        progress.moved()
+        progress.advance()
         _write_what_is_due(run, due, stage, terms, progress)
     if terms and not due.checkpoint:
         _write_what_is_due(run, Due(checkpoint=True), stage, terms, progress)

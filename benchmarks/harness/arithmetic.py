@@ -40,8 +40,10 @@ def equation_3(network: nn.Module, example: Tensor) -> Saving:
         transposed = isinstance(module, nn.ConvTranspose2d)
         positions = (inputs[0] if transposed else output)[0, 0].numel()
         vanilla = positions * module.in_channels * module.out_channels * k**2
-        kept = k == 1 or transposed
-        savings.append(Saving(vanilla, vanilla * (1 if kept else 1 / module.out_channels + 1 / k**2)))
+        has_one_product = k == 1 or transposed
+        savings.append(
+            Saving(vanilla, vanilla * (1 if has_one_product else 1 / module.out_channels + 1 / k**2))
+        )
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     hooks = [layer.register_forward_hook(count) for layer in layers]

@@ -118,10 +118,10 @@ def low_peak_gflops(precision: str, threads: int, size: int = 2048, rounds: int 
 def _peak(program: list[str], threads: int, size: int) -> float:
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     command = [sys.executable, "-c", *program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise PgsrError(f"the matrix product could not be timed: {done.stderr.strip()[-200:]}")
-    return 2.0 * size**3 / float(done.stdout) / 1e9
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise PgsrError(f"the matrix product could not be timed: {process.stderr.strip()[-200:]}")
+    return 2.0 * size**3 / float(process.stdout) / 1e9
 
 
 def _instruction_sets(information: str | None = None) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def measure(
     contenders: Sequence[Contender],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-    report: Callable[[int], None] = lambda done: None,  # is told how many rounds are done
+    report: Callable[[int], None] = lambda round_number: None,  # is told how many rounds are done
 ) -> dict[str, Timing]:
     """Calls each once to warm up, then one after the other in every round.
 
@@ -77,10 +77,10 @@ def measure(
     for contender in contenders:
         contender.call()
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for done in range(1, rounds + 1):
+    for round_number in range(1, rounds + 1):
         for contender in contenders:
             began = clock()
             contender.call()
             seconds[contender.name].append(clock() - began)
-        report(done)
+        report(round_number)
     return {c.name: Timing(c.images, tuple(seconds[c.name])) for c in contenders}

@@ -108,8 +108,8 @@ def resized(pixels: Pixels, side: int, resize: str) -> Pixels:
 def open_network(settings: Settings, device: torch.device | str = "cpu") -> Network:
     """Raises PgsrError if the file is absent, no network, or does not tell its range and nobody else does."""
     digest = sha256(settings.path)  # also says if it cannot be read
-    opened = _open_onnx if settings.path.suffix.lower() == ".onnx" else _open_torchscript
-    call, takes_bytes = opened(settings.path, torch.device(device))
+    open_file = _open_onnx if settings.path.suffix.lower() == ".onnx" else _open_torchscript
+    call, takes_bytes = open_file(settings.path, torch.device(device))
     range_ = settings.range
     if range_ == "auto":
         if not takes_bytes:
@@ -124,17 +124,17 @@ def open_network(settings: Settings, device: torch.device | str = "cpu") -> Netw
 def _open_torchscript(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Outputs], bool]:
     """The network, and whether it takes bytes."""
     network = load_torchscript(path, device)
-    named = has_argument(network, "return_features")
+    has_features = has_argument(network, "return_features")
 
     @torch.no_grad()
     def call(images: Tensor) -> Outputs:
         images = images.to(device)
-        if not named:
+        if not has_features:
             return _pair(network(images), path)
         features = network(images, return_features=True)
         return features.cpu(), network(images).clamp_min(LEAST).log().cpu()  # log p are logits of p
 
-    return call, named
+    return call, has_features
 
 
 def load_torchscript(path: Path, device: torch.device | str) -> Any:
@@ -164,9 +164,9 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Out
         from pgsr.export.sessions import open_session
     except ImportError as error:
         raise missing_package(f"{path.name}", "bench", error) from error
-    wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     try:
-        session = open_session(str(path), (wanted,), torch.get_num_threads())
+        session = open_session(str(path), (provider,), torch.get_num_threads())
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"{path} cannot be opened by ONNX Runtime: {_last_line(error)}") from error
     (taken, *others), outputs = session.get_inputs(), session.get_outputs()
@@ -177,8 +177,8 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Out
         )
 
     def call(images: Tensor) -> Outputs:
-        given = images.numpy() if images.dtype == torch.uint8 else images.float().numpy()
-        return _pair([torch.from_numpy(x) for x in session.run(None, {taken.name: given})], path)
+        array = images.numpy() if images.dtype == torch.uint8 else images.float().numpy()
+        return _pair([torch.from_numpy(x) for x in session.run(None, {taken.name: array})], path)
 
     return call, taken.type == "tensor(uint8)"
 

@@ -54,7 +54,7 @@ class Measured:
     key: str
     name: str
     scores: list[Score]
-    shown: Pixels  # its first pictures
+    examples: Pixels  # its first pictures
     seconds: float = 0.0
 
     def score(self, name: str) -> Score | None:
@@ -77,7 +77,7 @@ class Reference:
 
     def measure(self, key: str, name: str, batches: Iterator[Pixels]) -> Measured:
         began = time.perf_counter()
-        descriptors, similar, feature_set, shown = self._looked_at(batches, True)
+        descriptors, similar, feature_set, examples = self._looked_at(batches, True)
         conditions = self.photos.conditions
         apart = swd.distance(self.descriptors, descriptors)
         del descriptors
@@ -91,7 +91,7 @@ class Reference:
                 self.feature_set, feature_set, conditions["seed"]
             ).items():
                 scores.append(Score(name_, value, by_network, deviation))
-        return Measured(key, name, scores, shown, round(time.perf_counter() - began, 2))
+        return Measured(key, name, scores, examples, round(time.perf_counter() - began, 2))
 
     def _looked_at(
         self, batches: Iterator[Pixels], pairs: bool
@@ -101,16 +101,16 @@ class Reference:
         descriptors = swd.Descriptors(conditions["resolution"], conditions["seed"], self.device)
         similar = PairSimilarity(conditions["images"], self.pairs, self.device) if pairs else None
         feature_set = FeatureSet()
-        shown: list[Pixels] = []
+        examples: list[Pixels] = []
         for pixels in batches:
             descriptors.add(pixels)
             if similar is not None:
                 similar.add(pixels)
             if self.network is not None:
                 feature_set.add(*self.network(pixels))
-            if sum(map(len, shown)) < SHOWN:
-                shown.append(np.array(pixels))
-        return descriptors, similar, feature_set, np.concatenate(shown)[:SHOWN]
+            if sum(map(len, examples)) < SHOWN:
+                examples.append(np.array(pixels))
+        return descriptors, similar, feature_set, np.concatenate(examples)[:SHOWN]
 
 
 # ----------------------------------------------------------------------------

@@ -189,14 +189,14 @@ LEAST_SIDE = 64  # pixels: smaller images are enlarged by replication
 
 def sheets(quality: Quality) -> dict[str, list[tuple[str, Pixels]]]:
     """Strips, each with its name, of each sheet."""
-    result = {"faces": [(c.name, _strip(c.shown[:32], COLUMNS["faces"])) for c in quality.small]}
+    result = {"faces": [(c.name, _strip(c.examples[:32], COLUMNS["faces"])) for c in quality.small]}
     if quality.large:
         floor = quality.large[-1]
         ways = [*quality.large[1:-1], quality.large[0]]
-        result["upscaled"] = [(c.name, _strip(c.shown[:6], COLUMNS["upscaled"])) for c in (*ways, floor)]
+        result["upscaled"] = [(c.name, _strip(c.examples[:6], COLUMNS["upscaled"])) for c in (*ways, floor)]
         ways = [*quality.restored[1:], quality.restored[0]]
-        strips = [(c.name, _strip(c.shown[:6], COLUMNS["restored"])) for c in ways]
-        result["restored"] = [*strips, ("originals", _strip(floor.shown[:6], COLUMNS["restored"]))]
+        strips = [(c.name, _strip(c.examples[:6], COLUMNS["restored"])) for c in ways]
+        result["restored"] = [*strips, ("originals", _strip(floor.examples[:6], COLUMNS["restored"]))]
     return result
 
 

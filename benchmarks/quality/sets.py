@@ -114,13 +114,13 @@ def open_photos(source: Path, side: int, settings: Settings) -> Photos:
 class Faces:
     """A bundle's images of indices 0, 1, ... of a seed, in each form."""
 
-    def __init__(self, held: Bundle, settings: Settings) -> None:
+    def __init__(self, model: Bundle, settings: Settings) -> None:
         """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
-        self.bundle, self.seed = held, settings.seed
-        names = ("generator", "chain", "upscaler") if held.scale > 1 else ("generator",)
+        self.bundle, self.seed = model, settings.seed
+        names = ("generator", "chain", "upscaler") if model.scale > 1 else ("generator",)
         self.runners = {
             name: open_runner(
-                held,
+                model,
                 settings.device,
                 settings.precision,
                 graph=name,

@@ -68,8 +68,8 @@ def text(result: dict[str, Any]) -> str:
     """What the command prints."""
     lines = [["images of either set", "seconds", "memory, MiB"]]
     for row in result["rows"]:
-        held = row["cuda_bytes"] or row["memory_bytes"]
-        lines.append([f"{row['images']:,}", f"{row['seconds']:.1f}", f"{held / 2**20:,.0f}"])
+        memory_bytes = row["cuda_bytes"] or row["memory_bytes"]
+        lines.append([f"{row['images']:,}", f"{row['seconds']:.1f}", f"{memory_bytes / 2**20:,.0f}"])
     side = result["resolution"]
     return (
         f"{aligned(lines, 0)}\n{side}x{side}, threads: {result['threads']}; memory beyond the program's own"

@@ -28,7 +28,7 @@ from pgsr.errors import PgsrError
 from pgsr.export.bundle_builder import Converted, in_int8, multiply_adds, plans, with_names
 from pgsr.export.int8 import BALANCE
 from pgsr.export.parity import compare
-from pgsr.export.rewrites.table import REWRITES, TARGETS, Grown, chosen, rewritten
+from pgsr.export.rewrites.table import REWRITES, TARGETS, Grown, choose_rewrites, rewritten
 from pgsr.export.source import Source
 from pgsr.files import make_folder, write_bytes
 from pgsr.images import to_uint8
@@ -182,7 +182,7 @@ def variants(settings: Settings, network: nn.Module, backends: list[str]) -> lis
         usual = TARGETS[backend]
         result.append(Variant(f"{CHOSEN} for {backend}", usual, (backend,)))
         if settings.int8:
-            names = chosen(backend, precision="int8")
+            names = choose_rewrites(backend, precision="int8")
             result.append(Variant(f"{CHOSEN} for {backend}, int8", names, (backend,), "int8"))
         if settings.each:
             result += [v for name in REWRITES for v in _one_other(network, usual, name, backend)]
@@ -273,7 +273,7 @@ class Graphs:
         self.plan = next(p for p in plans({"generator": source}) if p.name == "generator")
         self.network = Grown(network, resolution)
         self.settings, self.resolution, self.folder, self.report = settings, resolution, folder, report
-        self.converted: dict[tuple[tuple[str, ...], str], Converted] = {}
+        self.graphs_by_key: dict[tuple[tuple[str, ...], str], Converted] = {}
         self.bundles: dict[tuple[tuple[str, ...], str], Bundle] = {}
 
     def bundle(self, variant: Variant) -> Bundle:
@@ -285,22 +285,22 @@ class Graphs:
         return self.bundles[key]
 
     def _graph(self, names: tuple[str, ...], precision: str) -> Converted:
-        if (names, precision) not in self.converted:
+        if (names, precision) not in self.graphs_by_key:
             if precision == "int8":
                 graph = self._in_int8(self._graph(names, "fp32"))
             else:
                 self.report(f"{self.folder.name}: exporting {', '.join(names) or AS_WRITTEN}")
                 example = torch.from_numpy(draws.latents(0, range(2), self.settings.latent_size))
                 graph = with_names(self.plan, precision, example, names)
-            self.converted[names, precision] = graph
-        return self.converted[names, precision]
+            self.graphs_by_key[names, precision] = graph
+        return self.graphs_by_key[names, precision]
 
-    def _in_int8(self, converted: Converted) -> Converted:
+    def _in_int8(self, graph: Converted) -> Converted:
         calibration = draws.latents(1, range(CALIBRATION), self.settings.latent_size)
-        return in_int8(converted, calibration, True, "")[0]
+        return in_int8(graph, calibration, True, "")[0]
 
-    def _written(self, converted: Converted, folder: Path) -> Bundle:
-        write_bytes(folder / converted.graph.file, converted.model, durable=False)
+    def _written(self, graph: Converted, folder: Path) -> Bundle:
+        write_bytes(folder / graph.graph.file, graph.model, durable=False)
         result = Bundle(
             folder=folder,
             name=folder.name,
@@ -308,7 +308,7 @@ class Graphs:
             latent_size=self.settings.latent_size,
             resolution=self.resolution,
             scale=1,
-            graphs=(converted.graph,),
+            graphs=(graph.graph,),
             licence="random weights",
         )
         bundle.write(result)

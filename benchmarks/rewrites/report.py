@@ -91,8 +91,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
     left_out = row["name"].startswith("without")
     gain = 1 / row["to_chosen"] if left_out else row["to_chosen"]
     word = "wins" if gain > CLEARLY else "loses" if gain < 1 / CLEARLY else "makes no difference"
-    chosen = "chosen" if left_out else "not chosen"
-    return f"{row['rewrite']} {word} ({gain:.2f}x, {chosen})"
+    choice = "chosen" if left_out else "not chosen"
+    return f"{row['rewrite']} {word} ({gain:.2f}x, {choice})"
 
 
 def best_lines(result: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.trainer import Trainer
 
 from .cells import CELLS, Cell, Settings, recipe_of
-from .scores import HeldOut, Pixels, Trained, generated, held_out, measured
+from .scores import Pixels, TestSet, Trained, generated, held_out, measured
 
 Report = Callable[[str], None]  # is told what is going on
 
@@ -45,26 +45,26 @@ class StopAt(StopRequest):
         return super().due or self.trainer.state.images_shown >= self.images_shown
 
 
-def run(settings: Settings, report: Report) -> tuple[list[Trained], HeldOut]:
+def run(settings: Settings, report: Report) -> tuple[list[Trained], TestSet]:
     """Trains what is not trained yet. Raises PgsrError if asked to stop, or a cell cannot be trained."""
     device = chosen_device(settings.device)
     make_folder(settings.out)
-    held = held_out(config.load("sr-gan", settings.overrides), settings, device)
+    test_set = held_out(config.load("sr-gan", settings.overrides), settings, device)
     cells = []
     for i, name in enumerate(settings.cells, 1):
         report(f"{name} ({i} of {len(settings.cells)})")
-        cells.append(run_cell(CELLS[name], settings, held, device))
-    return cells, held
+        cells.append(run_cell(CELLS[name], settings, test_set, device))
+    return cells, test_set
 
 
-def run_cell(cell: Cell, settings: Settings, held: HeldOut, device: torch.device) -> Trained:
+def run_cell(cell: Cell, settings: Settings, test_set: TestSet, device: torch.device) -> Trained:
     """A cell's folder, trained to the end if it was not."""
     folder, recipe = settings.out / cell.name, recipe_of(cell, settings)
     _require_same(folder, recipe)
-    done = folder / "done.json"
-    if not done.is_file():
-        _train_cell(folder, recipe, settings, held, device)
-    ending = json.loads(done.read_text())
+    record_file = folder / "done.json"
+    if not record_file.is_file():
+        _train_cell(folder, recipe, settings, test_set, device)
+    ending = json.loads(record_file.read_text())
     pictures = folder / "pictures.npy"
     return Trained(
         cell,
@@ -97,7 +97,7 @@ def _deciding(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def _train_cell(
-    folder: Path, recipe: config.Recipe, settings: Settings, held: HeldOut, device: torch.device
+    folder: Path, recipe: config.Recipe, settings: Settings, test_set: TestSet, device: torch.device
 ) -> None:
     began, diverged = time.monotonic(), ""
     run = open_run(recipe, settings.data, folder, device)
@@ -106,7 +106,7 @@ def _train_cell(
     looks = folder / "heldout.jsonl"
     record.forget_after(looks, run.trainer.state.images_shown, 0.0)
     try:
-        pictures = _train_in_stretches(run, looks, held, settings.evaluations)
+        pictures = _train_in_stretches(run, looks, test_set, settings.evaluations)
         np.save(folder / "pictures.npy", pictures)
     except PgsrError as error:
         if not isinstance(error.__context__, Diverged):
@@ -116,11 +116,11 @@ def _train_cell(
     write_text(folder / "done.json", json.dumps(ending) + "\n")
 
 
-def _train_in_stretches(run: Run, looks: Path, held: HeldOut, evaluations: int) -> Pixels:
+def _train_in_stretches(run: Run, looks: Path, test_set: TestSet, evaluations: int) -> Pixels:
     """Trains to the end with a look at the held-out pictures after each stretch; the last look's pictures."""
     trainer = run.trainer
     total, paired = trainer.schedule.total_images, trainer.batches.paired
-    inputs = held.inputs if paired else trainer.batches.preview(len(held.inputs))
+    inputs = test_set.inputs if paired else trainer.batches.preview(len(test_set.inputs))
     for k in range(1, evaluations + 1):
         target = total * k // evaluations
         if trainer.state.images_shown >= target and k < evaluations:
@@ -131,9 +131,12 @@ def _train_in_stretches(run: Run, looks: Path, held: HeldOut, evaluations: int) 
             raise PgsrError(
                 f"stopped at {trainer.state.images_shown} images of {run.folder}: run it again to go on"
             )
-        made = generated(trainer, inputs)
+        pictures = generated(trainer, inputs)
         record.append(
             looks,
-            {"images_shown": trainer.state.images_shown, **measured(made, held, trainer.batches.paired)},
+            {
+                "images_shown": trainer.state.images_shown,
+                **measured(pictures, test_set, trainer.batches.paired),
+            },
         )
-    return made
+    return pictures

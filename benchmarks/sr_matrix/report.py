@@ -15,7 +15,7 @@ from pgsr.images import sheet
 
 from ..harness.report import aligned, markdown_table
 from .cells import OBJECTIVES, Settings
-from .scores import HeldOut, Pixels, Trained, claims, row_of
+from .scores import Pixels, TestSet, Trained, claims, row_of
 
 SHOWN = 8  # pictures in a row
 WINDOW = 100  # iterations of the moving average (figure 2)
@@ -43,9 +43,9 @@ NOTES = (
 )
 
 
-def result_of(cells: Sequence[Trained], held: HeldOut, settings: Settings) -> dict[str, Any]:
+def result_of(cells: Sequence[Trained], test_set: TestSet, settings: Settings) -> dict[str, Any]:
     """Everything as JSON data."""
-    baselines = held.baselines()
+    baselines = test_set.baselines()
     rows = [row_of(trained, baselines) for trained in cells]
     return {
         "benchmark": "sr-matrix",
@@ -57,7 +57,9 @@ def result_of(cells: Sequence[Trained], held: HeldOut, settings: Settings) -> di
     }
 
 
-def write_report(result: dict[str, Any], cells: Sequence[Trained], held: HeldOut, settings: Settings) -> None:
+def write_report(
+    result: dict[str, Any], cells: Sequence[Trained], test_set: TestSet, settings: Settings
+) -> None:
     """report.json, report.md and a PNG for each figure that has a cell, beside the run folders."""
     out = settings.out
     write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
@@ -66,9 +68,9 @@ def write_report(result: dict[str, Any], cells: Sequence[Trained], held: HeldOut
     if curves:
         write_bytes(out / "figure2.png", training_curves(curves))
     for number in (1, 3, 4):
-        shown = [t for t in cells if number in t.cell.figures and t.pictures is not None]
-        if shown:
-            write_bytes(out / f"figure{number}.png", comparison(shown, held))
+        figure_cells = [t for t in cells if number in t.cell.figures and t.pictures is not None]
+        if figure_cells:
+            write_bytes(out / f"figure{number}.png", comparison(figure_cells, test_set))
     noise = [t for t in cells if 5 in t.cell.figures and t.pictures is not None]
     if noise:
         write_bytes(out / "figure5.png", noise_sheets(noise))
@@ -209,12 +211,12 @@ def training_curves(cells: Sequence[Trained]) -> bytes:
     return _png(figure)
 
 
-def comparison(cells: Sequence[Trained], held: HeldOut) -> bytes:
+def comparison(cells: Sequence[Trained], test_set: TestSet) -> bytes:
     """Figures 1, 3 and 4: rows of input, bicubic, label, then each cell's output."""
-    side = held.labels.shape[1]
-    factor = side // held.small.shape[1]
-    inputs = held.small.repeat(factor, axis=1).repeat(factor, axis=2)
-    rows = [("input", inputs), ("bicubic", held.bicubic), ("label", held.labels)]
+    side = test_set.labels.shape[1]
+    factor = side // test_set.small.shape[1]
+    inputs = test_set.small.repeat(factor, axis=1).repeat(factor, axis=2)
+    rows = [("input", inputs), ("bicubic", test_set.bicubic), ("label", test_set.labels)]
     rows += [(t.cell.title, t.pictures) for t in cells if t.pictures is not None]
     return _rows([(title, sheet(pictures[:SHOWN], SHOWN)) for title, pictures in rows])
 

@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class TestSet:
     """The held-out pictures and what the cells are compared with."""
 
     labels: Pixels  # [N, 64, 64, 3]
@@ -44,7 +44,7 @@ class HeldOut:
         return to_uint8(self.inputs.cpu().numpy())
 
 
-def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) -> HeldOut:
+def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) -> TestSet:
     """The last pictures of the data set, as training would box and reduce them."""
     photographs = load_photographs(settings.data, recipe.data.resolution or recipe.data.box)
     pixels = torch.from_numpy(np.array(photographs.pixels[-settings.held_out :]))
@@ -54,7 +54,7 @@ def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) ->
     small = to_uint8(inputs.cpu().numpy())
     grown = [Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC) for p in small]
     flat = inputs.mean(dim=(2, 3), keepdim=True).expand_as(labels)
-    return HeldOut(
+    return TestSet(
         to_uint8(labels.cpu().numpy()),
         inputs,
         np.stack([np.asarray(p) for p in grown]),
@@ -62,10 +62,10 @@ def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) ->
     )
 
 
-def psnr(made: Pixels, wanted: Pixels) -> float:
+def psnr(pictures: Pixels, targets: Pixels) -> float:
     """Mean over the pictures of each one's PSNR in dB."""
-    squares = (made.astype(np.float64) - wanted.astype(np.float64)) ** 2
-    errors = np.maximum(squares.reshape(len(made), -1).mean(axis=1), 1e-12)
+    squares = (pictures.astype(np.float64) - targets.astype(np.float64)) ** 2
+    errors = np.maximum(squares.reshape(len(pictures), -1).mean(axis=1), 1e-12)
     return float(np.mean(10 * np.log10(255.0**2 / errors)))
 
 
@@ -84,14 +84,14 @@ def generated(trainer: Trainer, inputs: Tensor) -> Pixels:
     return to_uint8(torch.cat([generate(part) for part in inputs.split(16)]).float().cpu().numpy())
 
 
-def measured(made: Pixels, held: HeldOut, paired: bool) -> dict[str, float]:
+def measured(pictures: Pixels, test_set: TestSet, paired: bool) -> dict[str, float]:
     """PSNR and L1 (equation 7) against the held-out pictures, and the variety as a share of theirs."""
-    numbers = {"variety": variety(made) / variety(held.labels)}
+    numbers = {"variety": variety(pictures) / variety(test_set.labels)}
     if paired:
-        tall = torch.from_numpy(made).permute(0, 3, 1, 2).double() / 127.5 - 1
-        reduced = F.avg_pool2d(tall, tall.shape[-1] // held.inputs.shape[-1])
-        numbers["l1"] = F.l1_loss(reduced, held.inputs.cpu().double()).item()
-        numbers["psnr_db"] = psnr(made, held.labels)
+        tall = torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 127.5 - 1
+        reduced = F.avg_pool2d(tall, tall.shape[-1] // test_set.inputs.shape[-1])
+        numbers["l1"] = F.l1_loss(reduced, test_set.inputs.cpu().double()).item()
+        numbers["psnr_db"] = psnr(pictures, test_set.labels)
     return numbers
 
 
@@ -205,5 +205,5 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None

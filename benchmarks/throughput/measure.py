@@ -220,8 +220,8 @@ class Bench:
             self.precisions = settings.precisions or ("fp32", "fp16")
             self.peaks = {p: gpu_peak_gflops(self.device, GPU_TYPES[p]) for p in GPU_TYPES}
             self.bandwidth = gpu_bandwidth_gbs(self.device)
-        known = settings.backends or candidates(RunnerSettings(self.device))
-        self.ways = [Execution(backend, precision) for backend in known for precision in self.precisions]
+        names = settings.backends or candidates(RunnerSettings(self.device))
+        self.ways = [Execution(backend, precision) for backend in names for precision in self.precisions]
         self._folders = 0
 
     def system(self, convolution: str) -> System:
@@ -245,20 +245,22 @@ class Bench:
         batch = self.settings.batch if stage == GENERATOR else self.settings.large_batch
         x = inputs(self.settings.widths, GRAPHS[stage], batch)
         entries: list[Entry] = []
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
             for system in systems:
                 adds = system.multiply_adds[stage]
                 eager = _bound(system.eager, stage, x)
                 entries.append(Entry(system.convolution, _eager_way(system), stage, batch, eager, adds))
                 expected = eager()
                 for way in self.ways:
-                    call = self._runner_call(opened, system.bundle, way, stage, batch, x.numpy())
+                    call = self._runner_call(stack, system.bundle, way, stage, batch, x.numpy())
                     if call is None:
                         continue
                     self._check(stage, system, way, expected, call())
                     graph = system.bundle.graph(GRAPHS[stage], way.precision)
-                    done, moved = graph.multiply_adds, self._traffic(system.bundle, graph, batch)
-                    entries.append(Entry(system.convolution, way.name, stage, batch, call, adds, done, moved))
+                    done, traffic = graph.multiply_adds, self._traffic(system.bundle, graph, batch)
+                    entries.append(
+                        Entry(system.convolution, way.name, stage, batch, call, adds, done, traffic)
+                    )
             return self._measured(entries, stage)
 
     def _traffic(self, model: Bundle, graph: Graph, batch: int) -> float:
@@ -267,7 +269,7 @@ class Bench:
 
     def _runner_call(
         self,
-        opened: contextlib.ExitStack,
+        stack: contextlib.ExitStack,
         model: Bundle,
         way: Execution,
         stage: str,
@@ -276,7 +278,7 @@ class Bench:
     ) -> Callable[[], Any] | None:
         """A call of the graph, or None, noted, where the backend cannot run it."""
         try:
-            runner = opened.enter_context(
+            runner = stack.enter_context(
                 open_runner(
                     model,
                     self.device,
@@ -315,12 +317,12 @@ class Bench:
 
     def chains(self, systems: Sequence[System]) -> list[dict[str, Any]]:
         """Of both systems, naive or eager and on every backend, and of the model that ships."""
-        with contextlib.ExitStack() as opened:
-            entries = [entry for system in systems for entry in self._chain(opened, system)]
-            entries += self._shipped_chain(opened)
+        with contextlib.ExitStack() as stack:
+            entries = [entry for system in systems for entry in self._chain(stack, system)]
+            entries += self._shipped_chain(stack)
             return self._measured(entries, END_TO_END)
 
-    def _chain(self, opened: contextlib.ExitStack, system: System) -> list[Entry]:
+    def _chain(self, stack: contextlib.ExitStack, system: System) -> list[Entry]:
         images, batch = self.settings.images, self.settings.large_batch
         latents = inputs(self.settings.widths, "chain", images)
         adds, name, eager = system.multiply_adds["chain"], system.convolution, _eager_way(system)
@@ -331,7 +333,7 @@ class Bench:
         ]
         expected = system.eager("chain", part)
         for way in self.ways:
-            synthesizer = self._opened(opened, system.bundle, way, batch)
+            synthesizer = self._open_synthesizer(stack, system.bundle, way, batch)
             if synthesizer is not None:
                 self._check("chain", system, way, expected, synthesizer.render(part.numpy()))
                 entries += self._both(synthesizer, name, way, images, adds)
@@ -349,7 +351,7 @@ class Bench:
         self._add_engines(copied)
         return copied
 
-    def _shipped_chain(self, opened: contextlib.ExitStack) -> list[Entry]:
+    def _shipped_chain(self, stack: contextlib.ExitStack) -> list[Entry]:
         if self.model is None:
             self.notes.append(
                 "No model comes with this copy of the package, so none was measured: name one with --model."
@@ -357,7 +359,7 @@ class Bench:
             return []
         entries: list[Entry] = []
         for way in self.ways:
-            synthesizer = self._opened(opened, self.model, way, 0)
+            synthesizer = self._open_synthesizer(stack, self.model, way, 0)
             if synthesizer is not None:
                 adds, count = synthesizer.graph.multiply_adds, self.settings.shipped_images
                 entries += self._both(synthesizer, self.model.name, way, count, adds)
@@ -368,12 +370,12 @@ class Bench:
         model = self.model
         multiply_adds = {(g.name, g.precision): g.multiply_adds for g in model.graphs} if model else {}
         entries, batch = [], self.settings.batch
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
             for stage in (GENERATOR, UPSCALER):
                 for way in self.ways:
                     if model is None or (stage, way.precision) not in multiply_adds:
                         continue
-                    call = self._runner_call(opened, model, way, stage, batch, _example(model, stage, batch))
+                    call = self._runner_call(stack, model, way, stage, batch, _example(model, stage, batch))
                     if call is not None:
                         adds = multiply_adds[stage, way.precision]
                         entries.append(Entry(model.name, way.name, stage, batch, call, adds))
@@ -390,8 +392,8 @@ class Bench:
         name = max(rows_of_network, key=lambda row: float(row["images_per_second"]))["way"]
         way = next(way for way in self.ways if way.name == name)
         images = self.settings.shipped_images
-        with contextlib.ExitStack() as opened:
-            synthesizer = self._opened(opened, model, way, 0)
+        with contextlib.ExitStack() as stack:
+            synthesizer = self._open_synthesizer(stack, model, way, 0)
             if synthesizer is None:
                 return []
             entries = [Entry(model.name, way.name, NETWORK, images, _pixels(synthesizer, images))]
@@ -401,8 +403,8 @@ class Bench:
                     entries.append(Entry(model.name, way.name, stage, images, call))
             return self._measured(entries, "outputs")[1:]
 
-    def _opened(
-        self, opened: contextlib.ExitStack, model: Bundle, way: Execution, batch: int
+    def _open_synthesizer(
+        self, stack: contextlib.ExitStack, model: Bundle, way: Execution, batch: int
     ) -> Synthesizer | None:
         """None, noted, where the backend cannot run the chain. A batch of 0 is found by measuring."""
         try:
@@ -413,7 +415,7 @@ class Bench:
         except PgsrError as error:
             self._note(way, error)
             return None
-        return opened.enter_context(synthesizer)
+        return stack.enter_context(synthesizer)
 
     def _both(
         self, synthesizer: Synthesizer, system: str, way: Execution, images: int, adds: int
@@ -518,8 +520,8 @@ class Bench:
         gflops = 2e-9 * (entry.graph_adds or entry.multiply_adds) * timing.images_per_second
         peak = self.peaks.get(entry.way.rpartition(" ")[2], self.peaks["fp32"])
         share = gflops / peak if entry.multiply_adds else None
-        moved = entry.traffic * timing.images_per_second / 1e9
-        of_bandwidth = moved / self.bandwidth if self.bandwidth and entry.traffic else None
+        gigabytes_per_second = entry.traffic * timing.images_per_second / 1e9
+        of_bandwidth = gigabytes_per_second / self.bandwidth if self.bandwidth and entry.traffic else None
         return {
             **timing.as_dict(),
             "gflops": gflops,
@@ -528,9 +530,9 @@ class Bench:
         }
 
 
-def _find(entries: Sequence[Entry], **wanted: str) -> Entry | None:
+def _find(entries: Sequence[Entry], **criteria: str) -> Entry | None:
     """The first entry with these values."""
-    matches = (e for e in entries if all(getattr(e, name) == value for name, value in wanted.items()))
+    matches = (e for e in entries if all(getattr(e, name) == value for name, value in criteria.items()))
     return next(matches, None)
 
 

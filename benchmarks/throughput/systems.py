@@ -135,11 +135,11 @@ def _export(widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence
 
 
 def _write_graph(widths: Widths, plan: Plan, precision: str, folder: Path) -> Graph:
-    converted = convert(plan, precision, example(widths, plan, 2))
+    graph = convert(plan, precision, example(widths, plan, 2))
     if precision == "int8":
-        converted, _ = in_int8(converted, example(widths, plan, CALIBRATION).numpy(), True, "")
-    write_bytes(folder / converted.graph.file, converted.model, durable=False)
-    return converted.graph
+        graph, _ = in_int8(graph, example(widths, plan, CALIBRATION).numpy(), True, "")
+    write_bytes(folder / graph.graph.file, graph.model, durable=False)
+    return graph.graph
 
 
 # ----------------------------------------------------------------------------

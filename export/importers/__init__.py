@@ -68,15 +68,15 @@ def import_file(path: Path, label: int | None = None) -> Imported:
 def _names(tree: Any) -> list[str]:
     """Of the tensors and arrays in what a file holds, for messages."""
     names: list[str] = []
-    seen: set[int] = set()
+    ids: set[int] = set()
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, (Tensor, np.ndarray)):
             names.append(name)
         value = value.state if isinstance(value, Record) else value
-        if not isinstance(value, (Mapping, list, tuple)) or id(value) in seen:
+        if not isinstance(value, (Mapping, list, tuple)) or id(value) in ids:
             return
-        seen.add(id(value))
+        ids.add(id(value))
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, inner in pairs:
             walk(inner, f"{name}.{key}" if name else str(key))

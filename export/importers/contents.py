@@ -126,7 +126,7 @@ def _walk(tree: Any) -> list[Any]:
             waiting += value.values()
         elif isinstance(value, (list, tuple, set, frozenset)):
             waiting += value
-        elif isinstance(value, inert.Made):
+        elif isinstance(value, inert.Inert):
             waiting += [value.args, value.state, value.items, [v for _, v in value.pairs]]
         elif isinstance(value, inert.Persistent):
             waiting.append(value.key)

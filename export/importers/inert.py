@@ -31,7 +31,7 @@ class Name:
 
 
 @dataclass(eq=False)
-class Made:
+class Inert:
     """What a pickle would have made by calling `name`."""
 
     name: Name
@@ -75,13 +75,13 @@ PERMITTED = re.compile(
 
 def name(module: str, attribute: str) -> Name:
     """Raises PgsrError for a name that no file of weights needs."""
-    found = Name(module, attribute)
-    if module.partition(".")[0] in GUARDED and not PERMITTED.fullmatch(str(found)):
+    result = Name(module, attribute)
+    if module.partition(".")[0] in GUARDED and not PERMITTED.fullmatch(str(result)):
         raise PgsrError(
-            f"it is a pickle that names {found}, which weights have no need of: do not trust it "
+            f"it is a pickle that names {result}, which weights have no need of: do not trust it "
             "(nothing of it was run)"
         )
-    return found
+    return result
 
 
 # ----------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Machine:
         """Where Python would call `called`."""
         if not isinstance(called, Name) or not isinstance(args, tuple):
             raise ValueError("a call of something that is no name")
-        self.stack.append(Made(called, args, state=more))
+        self.stack.append(Inert(called, args, state=more))
 
     def instance(self, argument: str) -> None:
         args = tuple(self.to_mark())
@@ -138,14 +138,14 @@ class Machine:
         self.make(called, tuple(args))
 
     def build(self) -> None:
-        state, made = self.pop(), self.stack[-1]
-        if not isinstance(made, Made):
+        state, target = self.pop(), self.stack[-1]
+        if not isinstance(target, Inert):
             raise ValueError("state for something that was not made")
-        made.state = state
+        target.state = state
 
     def append(self, values: list[Any]) -> None:
         into = self.stack[-1]
-        if isinstance(into, Made):
+        if isinstance(into, Inert):
             into.items.extend(values)
         elif isinstance(into, list):
             into.extend(values)
@@ -157,7 +157,7 @@ class Machine:
     def store(self, values: list[Any]) -> None:
         into = self.stack[-1]
         pairs = list(zip(values[::2], values[1::2], strict=True))
-        if isinstance(into, Made):
+        if isinstance(into, Inert):
             into.pairs.extend(pairs)
         elif isinstance(into, dict):
             into.update(pairs)

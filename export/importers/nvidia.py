@@ -57,7 +57,7 @@ def nvidia(tree: Any) -> Imported | None:
         taker = Taker(NVIDIA, unwrapped({k: np.asarray(v) for k, v in network.get("variables")}))
         lod = float(taker.take("lod")) if "lod" in taker else 0.0
         layers = _nvidia_layers(taker, equalized)
-        taker.done()
+        taker.finish()
     else:
         lod = float((network.get("toplevel_params") or {}).get("cur_lod", 0.0))
         layers = _theano_layers(network.get("param_values"), equalized)
@@ -117,8 +117,8 @@ def _theano_layers(values: Sequence[Any], equalized: bool) -> Layers:
     left = [torch.as_tensor(v).double() for v in values]
 
     def layer(axes: int) -> Layer:
-        needed = 3 if equalized else 2
-        if len(left) < needed or left[0].dim() != axes:
+        count = 3 if equalized else 2
+        if len(left) < count or left[0].dim() != axes:
             raise PgsrError(f"its {len(values)} arrays are not those of {NVIDIA}'s generator")
         weight = left.pop(0)
         scale = float(left.pop(0)) if equalized else 1.0

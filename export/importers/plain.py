@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError
 
-from .inert import Made, Name, Persistent
+from .inert import Inert, Name, Persistent
 
 STORED = {
     "DoubleStorage": torch.float64,
@@ -51,7 +51,7 @@ class Storages:
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self.read = read
-        self.found: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def storage(self, reference: Any) -> Tensor:
         """[numbers]. `reference` is ("storage", type, key, device, count, ...)."""
@@ -63,10 +63,10 @@ class Storages:
         dtype = STORED.get(kind.name) if isinstance(kind, Name) else None
         if dtype is None:
             raise ValueError(f"a storage of type {kind}")
-        if key not in self.found:
+        if key not in self.tensors:
             data = bytearray(self.read(key))
-            self.found[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self.found[key]
+            self.tensors[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.tensors[key]
 
 
 def no_storages(key: str) -> bytes:
@@ -78,7 +78,7 @@ class Plain:
 
     def __init__(self, storages: Storages | None = None) -> None:
         self.storages = storages or Storages(no_storages)
-        self.known: dict[int, tuple[Any, Any]] = {}  # by id: (original, kept alive, and its conversion)
+        self.conversions: dict[int, tuple[Any, Any]] = {}  # by id: (original, kept alive, and its conversion)
 
     def of(self, value: Any) -> Any:
         """Raises PgsrError for arrays and tensors that do not fit their bytes."""
@@ -88,10 +88,10 @@ class Plain:
             raise PgsrError(f"its pickle is damaged ({error})") from error
 
     def _of(self, value: Any) -> Any:
-        if id(value) in self.known:
-            return self.known[id(value)][1]
-        if isinstance(value, Made):
-            return self._keep(value, self._made(value))
+        if id(value) in self.conversions:
+            return self.conversions[id(value)][1]
+        if isinstance(value, Inert):
+            return self._keep(value, self._inert(value))
         if isinstance(value, tuple):
             return self._keep(value, tuple(self._of(v) for v in value))
         if isinstance(value, list):
@@ -104,22 +104,22 @@ class Plain:
             return stored
         return str(value) if isinstance(value, Name) else value
 
-    def _keep(self, original: Any, converted: Any) -> Any:
-        self.known[id(original)] = (original, converted)
-        return converted
+    def _keep(self, original: Any, conversion: Any) -> Any:
+        self.conversions[id(original)] = (original, conversion)
+        return conversion
 
-    def _made(self, made: Made) -> Any:
-        called = str(made.name)
+    def _inert(self, value: Inert) -> Any:
+        called = str(value.name)
         if called in MAKERS:
-            return MAKERS[called](self, made)
+            return MAKERS[called](self, value)
         if called.startswith(("collections.", "builtins.dict", "__builtin__.dict")):
-            first = self._of(made.args[0]) if made.args else []
+            first = self._of(value.args[0]) if value.args else []
             pairs = first.items() if isinstance(first, dict) else first if isinstance(first, list) else []
-            return {**dict(pairs), **{k: self._of(v) for k, v in made.pairs}}
+            return {**dict(pairs), **{k: self._of(v) for k, v in value.pairs}}
         state: dict[str, Any] = {}
-        record = Record(_class(made), (), state)  # known before what it holds, which may hold it
-        self._keep(made, record)
-        held = self._of(made.state)
+        record = Record(_class(value), (), state)  # known before what it holds, which may hold it
+        self._keep(value, record)
+        held = self._of(value.state)
         if isinstance(held, tuple) and len(held) == 2 and isinstance(held[0], dict):
             held = held[0]  # (__dict__, slots)
         state.update(held if isinstance(held, dict) else {})
@@ -127,39 +127,39 @@ class Plain:
 
     # What numpy writes.
 
-    def array(self, made: Made) -> Any:
-        _, shape, dtype, fortran, data = self._of(made.state)
+    def array(self, value: Inert) -> Any:
+        _, shape, dtype, fortran, data = self._of(value.state)
         return _array(self._raw(data), dtype, shape, "F" if fortran else "C")
 
-    def buffer(self, made: Made) -> Any:
-        data, dtype, shape, order = (self._of(a) for a in made.args)
+    def buffer(self, value: Inert) -> Any:
+        data, dtype, shape, order = (self._of(a) for a in value.args)
         return _array(self._raw(data), dtype, shape, order)
 
-    def scalar(self, made: Made) -> Any:
-        dtype, data = (self._of(a) for a in made.args)
+    def scalar(self, value: Inert) -> Any:
+        dtype, data = (self._of(a) for a in value.args)
         return _array(self._raw(data), dtype, (1,), "C")[0].item()
 
-    def dtype(self, made: Made) -> np.dtype[Any]:
+    def dtype(self, value: Inert) -> np.dtype[Any]:
         """Numbers alone: no objects, no fields."""
-        code = made.args[0]
+        code = value.args[0]
         if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1|bool", code):
             raise ValueError(f"an array of type {code!r}")
-        order = made.state[1] if isinstance(made.state, tuple) else "="
+        order = value.state[1] if isinstance(value.state, tuple) else "="
         return np.dtype(code).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
 
-    def encoded(self, made: Made) -> bytes:
-        text, coding = made.args
+    def encoded(self, value: Inert) -> bytes:
+        text, coding = value.args
         if coding not in ("latin1", "latin-1"):
             raise ValueError(f"text in {coding!r}")
         return bytes(text, "latin-1")
 
-    def builtin(self, made: Made) -> Any:
+    def builtin(self, value: Inert) -> Any:
         """What early protocols write as calls of their types: empty bytes, bytearrays, sets."""
-        given = [self._of(a) for a in made.args[:1]]
-        kind = {"bytes": bytes, "bytearray": bytearray, "set": set, "frozenset": frozenset}[made.name.name]
+        arguments = [self._of(a) for a in value.args[:1]]
+        kind = {"bytes": bytes, "bytearray": bytearray, "set": set, "frozenset": frozenset}[value.name.name]
         if kind in (bytes, bytearray):
-            return kind(self._raw(given[0])) if given else kind()
-        return kind(given[0]) if given and isinstance(given[0], list) else kind()
+            return kind(self._raw(arguments[0])) if arguments else kind()
+        return kind(arguments[0]) if arguments and isinstance(arguments[0], list) else kind()
 
     def _raw(self, data: Any) -> bytes:
         """An array's bytes; Python 2 wrote them as text of eight bits a letter."""
@@ -169,9 +169,9 @@ class Plain:
 
     # What PyTorch writes.
 
-    def tensor(self, made: Made) -> Tensor:
+    def tensor(self, value: Inert) -> Tensor:
         """A view of a storage. Raises ValueError if it reaches beyond it."""
-        reference, offset, size, stride = made.args[:4]
+        reference, offset, size, stride = value.args[:4]
         if not isinstance(reference, Persistent):
             raise ValueError("a tensor without a storage")
         storage = self.storages.storage(reference.key)
@@ -183,25 +183,25 @@ class Plain:
             raise ValueError("a tensor larger than its storage")
         return storage.as_strided(size, stride, offset)
 
-    def parameter(self, made: Made) -> Any:
-        found = self._of(made.args[0])
-        if not isinstance(found, Tensor):
+    def parameter(self, value: Inert) -> Any:
+        tensor = self._of(value.args[0])
+        if not isinstance(tensor, Tensor):
             raise ValueError("a parameter that is no tensor")
-        return found
+        return tensor
 
-    def typed(self, made: Made) -> Any:
+    def typed(self, value: Inert) -> Any:
         """torch._tensor._rebuild_from_type_v2(function, type, arguments, state)."""
-        function, _, args, _ = made.args
-        return self._of(Made(function, args))
+        function, _, args, _ = value.args
+        return self._of(Inert(function, args))
 
-    def size(self, made: Made) -> Any:
-        return tuple(self._of(made.args[0]))
+    def size(self, value: Inert) -> Any:
+        return tuple(self._of(value.args[0]))
 
 
-def _class(made: Made) -> str:
+def _class(value: Inert) -> str:
     """The class of an object; those of protocol 0 and 1 come through a function that makes them."""
-    through = str(made.name) in ("copyreg._reconstructor", "copy_reg._reconstructor") and made.args
-    return str(made.args[0] if through else made.name)
+    through = str(value.name) in ("copyreg._reconstructor", "copy_reg._reconstructor") and value.args
+    return str(value.args[0] if through else value.name)
 
 
 def _sides(values: Any) -> tuple[int, ...]:
@@ -221,7 +221,7 @@ def _array(data: bytes, dtype: Any, shape: Any, order: str) -> Any:
     return flat.reshape(sides, order="F" if order == "F" else "C")
 
 
-MAKERS: dict[str, Callable[[Plain, Made], Any]] = {
+MAKERS: dict[str, Callable[[Plain, Inert], Any]] = {
     "numpy.core.multiarray._reconstruct": Plain.array,
     "numpy._core.multiarray._reconstruct": Plain.array,
     "numpy.core.numeric._frombuffer": Plain.buffer,
@@ -254,14 +254,14 @@ def state_dict(record: Record, prefix: str = "", depth: int = 32) -> dict[str, T
     """The parameters and buffers of a module that was not made, by the names PyTorch gives them."""
     if depth == 0:
         raise PgsrError("its modules hold one another without end")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
-        held = record.get(kind)
-        if isinstance(held, Mapping):
-            found.update({f"{prefix}{k}": v for k, v in held.items() if isinstance(v, Tensor)})
+        entries = record.get(kind)
+        if isinstance(entries, Mapping):
+            tensors.update({f"{prefix}{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
     modules = record.get("_modules")
     if isinstance(modules, Mapping):
         for name, module in modules.items():
             if isinstance(module, Record):
-                found.update(state_dict(module, f"{prefix}{name}.", depth - 1))
-    return found
+                tensors.update(state_dict(module, f"{prefix}{name}.", depth - 1))
+    return tensors

@@ -42,13 +42,13 @@ class Layers:
     rgb: Sequence[Layer]  # at 4 x 4, 8 x 8, ...
 
     def state(self) -> dict[str, Tensor]:
-        named = {"blocks.0.first": self.first, "blocks.0.conv": self.convolution}
+        layers = {"blocks.0.first": self.first, "blocks.0.conv": self.convolution}
         for i, (first, second) in enumerate(self.blocks, 1):
-            named |= {f"blocks.{i}.conv1": first, f"blocks.{i}.conv2": second}
-        named |= {f"to_rgb.{i}": _coloured(layer) for i, layer in enumerate(self.rgb)}
+            layers |= {f"blocks.{i}.conv1": first, f"blocks.{i}.conv2": second}
+        layers |= {f"to_rgb.{i}": _coloured(layer) for i, layer in enumerate(self.rgb)}
         return {
             f"{name}.{part}": getattr(layer, part)
-            for name, layer in named.items()
+            for name, layer in layers.items()
             for part in ("weight", "bias")
         }
 
@@ -106,9 +106,9 @@ BMSG = "akanimax/BMSG-GAN"
 
 def akanimax(tree: Any) -> Imported | None:
     saved = _first_of(tree, "shadow_generator", "generator")
-    held = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": tree}
-    tensors = unwrapped(held["state_dict"])
-    conf = held.get("conf") if isinstance(held.get("conf"), Mapping) else {}
+    saved_generator = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": tree}
+    tensors = unwrapped(saved_generator["state_dict"])
+    conf = saved_generator.get("conf") if isinstance(saved_generator.get("conf"), Mapping) else {}
     assert isinstance(conf, Mapping)
     if "initial_block.conv_1.deconv.weight" in tensors:
         raise PgsrError(
@@ -122,7 +122,7 @@ def akanimax(tree: Any) -> Imported | None:
     taker = Taker(peer, tensors)
     equalized = bool(conf.get("use_eql", True))
     layers = _akanimax_layers(taker, early, equalized)
-    taker.done()
+    taker.finish()
     return Imported.of_network(
         peer, layers.options(first_normalized=False), layers.state(), 4 << len(layers.blocks)
     )
@@ -180,9 +180,9 @@ def rosinality(tree: Any, label: int | None = None) -> Imported | None:
         return None
     taker = Taker(ROSINALITY, tensors)
     table = taker.take("label_embed.weight", None, None)
-    chosen = label_of(len(table), label, required=len(table) > 1)
-    layers = _rosinality_layers(taker, table[chosen])
-    taker.done()
+    number = label_of(len(table), label, required=len(table) > 1)
+    layers = _rosinality_layers(taker, table[number])
+    taker.finish()
     options = layers.options(normalization="pixel-before", first_bias="place")
     return Imported.of_network(ROSINALITY, options, layers.state(), options["resolution"], takes_label=True)
 
@@ -240,7 +240,7 @@ def gan_zoo(tree: Any, label: int | None = None) -> Imported | None:
     config = _Config(tree.get("config") if isinstance(tree, Mapping) else None)
     taker = Taker(GAN_ZOO, tensors)
     layers = _gan_zoo_layers(taker, config("equalizedlR", True))
-    taker.done()
+    taker.finish()
     if not config("perChannelNormalization", True) or config("leakyReluLeak", 0.2) != 0.2:
         raise PgsrError(f"{GAN_ZOO}'s networks without normalisation or with another slope are not imported")
     attributes = config("attribKeysOrder", None) or {}

@@ -62,7 +62,7 @@ class Taker:
         self.left.pop(name, None)
         return tensor.detach().double()
 
-    def done(self) -> None:
+    def finish(self) -> None:
         """Raises PgsrError, with their names, if tensors are left over."""
         left = list(self.left)
         if left:

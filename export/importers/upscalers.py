@@ -58,7 +58,7 @@ def lornatang(tree: Any) -> Imported | None:
         state[f"upsampling.{3 * i + 2}.weight"] = taker.take(f"{there}.2.weight", 1)
     last = stretched(taker.take(f"{tail}.weight", 3, maps, 9, 9), taker.take(f"{tail}.bias", 3))
     state["tail.weight"], state["tail.bias"] = last
-    taker.done()
+    taker.finish()
     if steps not in (1, 2):
         raise PgsrError(f"it is an upscaler of {2**steps}x; those of 2x and 4x can be imported")
     options = {"kind": "srresnet", "scale": 2**steps, "features": maps, "blocks": blocks, "unit_inputs": True}
@@ -123,14 +123,14 @@ def basicsr(tree: Any) -> Imported | None:
         else None
     )
     tensors = unwrapped(nested) or unwrapped(tree)
-    needed = (
+    names = (
         "conv_first.weight",
         "upconv1.weight",
         "conv_hr.weight",
         "conv_last.weight",
         "body.0.conv1.weight",
     )
-    if any(name not in tensors for name in needed):
+    if any(name not in tensors for name in names):
         return None
     taker = Taker(BASICSR, tensors)
     state: dict[str, Tensor] = {}
@@ -154,7 +154,7 @@ def basicsr(tree: Any) -> Imported | None:
         raise PgsrError(f"{BASICSR}'s upconv1.weight has {expanded} maps of {maps}: no scale of 2, 3 or 4")
     layer("conv_hr", "conv_hr", maps, maps)
     layer("conv_last", "conv_last", 3, maps)
-    taker.done()
+    taker.finish()
     # The picture that is added is in [-1, 1] already, so the layers' part is doubled and not shifted.
     state["conv_last.weight"], state["conv_last.bias"] = (
         2 * state["conv_last.weight"],

@@ -1,7 +1,7 @@
 """Exact algebra on trained networks: named rewrites, each a small function from module to module.
 
     network, applied = rewritten(network)                   # a changed copy, and the names of what applied
-    network, applied = rewritten(network, chosen("openvino", without=["fold-batch-norm"]))
+    network, applied = rewritten(network, choose_rewrites("openvino", without=["fold-batch-norm"]))
 
 A rewrite changes a network in place and says whether it found anything to change. Most are rules on the
 sequences of steps that export/lowering.py makes of a network: what stands in place i, and what may stand
@@ -33,7 +33,7 @@ from pgsr.networks.layers import (
 
 from ..lowering import Crop, DividingNorm, Fade, Grown, NormBehind, Phases, PixelNorm, Steps, as_steps
 
-__all__ = ["REWRITES", "TARGETS", "Grown", "chosen", "rewritten"]
+__all__ = ["REWRITES", "TARGETS", "Grown", "choose_rewrites", "rewritten"]
 
 # (steps, i) -> how many steps from place i go, and what comes there instead; None if the rule does not apply.
 Rule = Callable[[Steps, int], tuple[int, Steps] | None]
@@ -422,7 +422,7 @@ IN_INT8 = ("balance-separable",)  # and nowhere else
 NOT_IN_INT8 = ("upsample-depthwise-transposed",)  # transposed convolutions are not quantized
 
 
-def chosen(
+def choose_rewrites(
     target: str = "onnxruntime",
     also: Iterable[str] = (),
     without: Iterable[str] = (),
@@ -445,7 +445,7 @@ def chosen(
 
 def rewritten(network: nn.Module, names: Sequence[str] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A changed copy of a network in eval mode, and the names of the rewrites that applied."""
-    names = chosen() if names is None else names
+    names = choose_rewrites() if names is None else names
     with torch.no_grad():
         steps = as_steps(copy.deepcopy(network).eval())
         applied = tuple(name for name in REWRITES if name in names and REWRITES[name].apply(steps))

@@ -34,7 +34,7 @@ class MSGGANGenerator(ProGANGenerator):
 
     def images(self, z: Tensor) -> Images:
         """[N, 3, resolution, resolution], ..., [N, 3, 4, 4]: o^k, ..., o^0 of section 2."""
-        x = self.placed(z)
+        x = self.on_hypersphere(z)
         scales: list[Tensor] = []
         for block, to_rgb in zip(self.blocks, self.to_rgb, strict=True):
             x = block(x)
@@ -63,7 +63,7 @@ class LinearConcatenation(nn.Module):
 
     def __init__(self, maps: int) -> None:
         super().__init__()
-        self.carried, self.joined = maps - maps // 2, maps
+        self.path_maps, self.input_maps = maps - maps // 2, maps
         self.from_rgb = EqualizedConv2d(3, maps // 2, 1, gain=1.0)
 
     def forward(self, image: Tensor, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class SimpleConcatenation(nn.Module):
 
     def __init__(self, maps: int) -> None:
         super().__init__()
-        self.carried, self.joined = maps, maps + 3
+        self.path_maps, self.input_maps = maps, maps + 3
 
     def forward(self, image: Tensor, x: Tensor) -> Tensor:
         return torch.cat([image, x], dim=1)
@@ -86,7 +86,7 @@ class ConcatenationLinear(nn.Module):
 
     def __init__(self, maps: int) -> None:
         super().__init__()
-        self.carried, self.joined = maps, maps
+        self.path_maps, self.input_maps = maps, maps
         self.linear = EqualizedConv2d(maps + 3, maps, 1, gain=1.0)
 
     def forward(self, image: Tensor, x: Tensor) -> Tensor:
@@ -141,15 +141,17 @@ class MSGGANDiscriminator(Discriminator):
         maps = [feature_maps(r, feature_base, feature_max) for r in self.resolutions]
         self.from_rgb = EqualizedConv2d(3, maps[-1], 1)  # d^0 of equation 8 begins so
         self.combine = nn.ModuleList([COMBINATIONS[combine](m) for m in maps[:-1]])
-        carried = [int(c.carried) for c in self.combine]  # type: ignore[arg-type]
-        joined = [*(int(c.joined) for c in self.combine), maps[-1]]  # type: ignore[arg-type]
+        path_maps = [int(c.path_maps) for c in self.combine]  # type: ignore[arg-type]
+        input_maps = [*(int(c.input_maps) for c in self.combine), maps[-1]]  # type: ignore[arg-type]
         group = stddev_group if stddev_everywhere else 0
         self.blocks = nn.ModuleList(
-            MSGCriticBlock(joined[level], maps[level], carried[level - 1], convolution, group)
+            MSGCriticBlock(input_maps[level], maps[level], path_maps[level - 1], convolution, group)
             for level in range(1, len(maps))
         )  # blocks[i] leads from level i + 1 to level i
         last_layer = convolution if separable_ends else "vanilla"
-        self.last_block = LastCriticBlock(maps[0], convolution, last_layer, stddev_group, inputs=joined[0])
+        self.last_block = LastCriticBlock(
+            maps[0], convolution, last_layer, stddev_group, inputs=input_maps[0]
+        )
 
     def forward(self, images: Images) -> Tensor:
         x = leaky_relu(self.from_rgb(images[0]))

@@ -171,7 +171,7 @@ class ProGANGenerator(Generator):
     def forward(self, z: Tensor, resolution: int | None = None, alpha: float = 1.0) -> Tensor:
         """Images at `resolution` (default: the highest); alpha < 1 blends in the level below."""
         level = self.resolutions.index(resolution or self.resolutions[-1])
-        x = self.placed(z)
+        x = self.on_hypersphere(z)
         below = x
         for block in self.blocks[: level + 1]:
             below, x = x, block(x)
@@ -180,7 +180,7 @@ class ProGANGenerator(Generator):
             image = fade(upsample(self.to_rgb[level - 1](below)), image, alpha)
         return self.finished(image)
 
-    def placed(self, z: Tensor) -> Tensor:
+    def on_hypersphere(self, z: Tensor) -> Tensor:
         """Latents on the hypersphere (section A.1)."""
         return pixel_norm(z) if self.normalize_latents else z
 

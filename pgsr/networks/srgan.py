@@ -32,10 +32,10 @@ def convolution_of(kind: str, inputs: int, outputs: int, kernel_size: int, strid
 
 def features_at_depth(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
     """`x` after the first `depth` convolutions and all that follows each."""
-    seen = 0
+    count = 0
     for layer in layers:
-        seen += isinstance(layer, (nn.Conv2d, nn.Sequential))  # vanilla or separable
-        if seen > depth:
+        count += isinstance(layer, (nn.Conv2d, nn.Sequential))  # vanilla or separable
+        if count > depth:
             break
         x = layer(x)
     return x

@@ -101,13 +101,13 @@ def open_runner(
 ) -> Runner:
     """Raises PgsrError if no backend is installed, or the graph or the device cannot be used."""
     settings = Settings(device, threads, batch)
-    chosen = bundle.graph(graph, precision)
+    description = bundle.graph(graph, precision)
     if backend != "auto":
         check_choice("backend", backend, ("auto", *BACKENDS))
-        return open_backend(backend, bundle, chosen, settings)
+        return open_backend(backend, bundle, description, settings)
     from .choice import open_fastest
 
-    return open_fastest(bundle, chosen, settings)
+    return open_fastest(bundle, description, settings)
 
 
 def open_backend(name: str, bundle: Bundle, graph: Graph, settings: Settings) -> Runner:

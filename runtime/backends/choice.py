@@ -109,7 +109,7 @@ def _measured(
     log.warning("trying which of %s is the fastest here; that is remembered", ", ".join(names))  # on stderr
     runners: dict[str, Runner] = {}
     refusals: dict[str, PgsrError] = {}
-    chosen = None
+    best = None
     try:
         for name in names:
             try:
@@ -122,13 +122,13 @@ def _measured(
             log.warning("%s is not used: %s", name, refusal)  # shown on stderr
         speeds = measure(runners, example(graph, min(settings.batch, MOST_ROWS)))
         log.info("images/s: %s", ", ".join(f"{n} {speed:.1f}" for n, speed in speeds.items()))
-        chosen = fastest(speeds)
+        best = fastest(speeds)
     finally:
         for name, runner in runners.items():
-            if name != chosen:
+            if name != best:
                 runner.__exit__(None, None, None)
-    measured.remember("backend", key, chosen)
-    return runners[chosen]
+    measured.remember("backend", key, best)
+    return runners[best]
 
 
 def example(graph: Graph, rows: int) -> NDArray[np.float32]:
@@ -152,8 +152,8 @@ def measure(runners: Mapping[str, Runner], values: NDArray[np.float32]) -> dict[
     if not seconds:
         raise refusals[0]
     began = time.perf_counter()
-    for done in range(ROUNDS):
-        if done and time.perf_counter() - began > SECONDS:
+    for round_number in range(ROUNDS):
+        if round_number and time.perf_counter() - began > SECONDS:
             break
         for name in seconds:
             start = time.perf_counter()

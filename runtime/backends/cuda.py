@@ -162,7 +162,7 @@ class PyCuda:
         self._driver.init()
         self._context = self._driver.Device(index).retain_primary_context()
         self._streams: dict[int, Any] = {}
-        self._kept: list[Any] = []  # pycuda frees what nobody holds
+        self._owners: list[Any] = []  # pycuda frees what nobody holds
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class PyCuda:
     def device(self, size: int) -> int:
         with self._named_errors():
             allocation = self._driver.mem_alloc(size)
-        self._kept.append(allocation)
+        self._owners.append(allocation)
         return int(allocation)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Array:
@@ -220,14 +220,14 @@ class PyCuda:
             finally:
                 graph = on.end_capture()
             executable = graph.instantiate()
-        self._kept += [graph, executable]
+        self._owners += [graph, executable]
         return lambda: executable.launch(on)
 
     def close(self) -> None:
         if self._context is None:
             return
         with self.current():
-            self._kept.clear()
+            self._owners.clear()
             self._streams.clear()
         self._context.detach()
         self._context = None

@@ -69,7 +69,7 @@ def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...],
         if provider not in library.get_available_providers():  # type: ignore[attr-defined]
             gpu = INSTALL.get(name, "pip uninstall onnxruntime, then pip install 'pgsr[gpu]'")
             return (), f"for NVIDIA GPUs: {gpu}"
-    elif not any(_found(package) for package in CUDA_PACKAGES):
+    elif not any(_has_module(package) for package in CUDA_PACKAGES):
         return (), f"it needs cuda-python or pycuda: {install}"
     try:
         find_gpu()
@@ -78,7 +78,7 @@ def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...],
     return ("cuda",), ""
 
 
-def _found(module: str) -> bool:
+def _has_module(module: str) -> bool:
     try:
         return is_installed(module)
     except ImportError:  # its parent is not there

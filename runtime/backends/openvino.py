@@ -112,11 +112,11 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
     name = measured.recall("openvino", key)
     if name in MODES:
         return _open(openvino, core, path, graph, settings, hint, MODES[name])
-    opened = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
-    rows = max(runner.rows_at_once for runner in opened.values())  # keeps either busy
-    name = _faster(opened, example(graph, rows))
+    runners = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
+    rows = max(runner.rows_at_once for runner in runners.values())  # keeps either busy
+    name = _faster(runners, example(graph, rows))
     measured.remember("openvino", key, name)
-    return opened[name]
+    return runners[name]
 
 
 def _any_size(graph: Graph) -> bool:
@@ -194,17 +194,17 @@ def _mark(layer: ElementTree.Element) -> None:
     ElementTree.SubElement(marks, "attribute", name="precise", version="0", value="")
 
 
-def _faster(opened: Mapping[str, OpenVinoRunner], values: NDArray[np.float32]) -> str:
+def _faster(runners: Mapping[str, OpenVinoRunner], values: NDArray[np.float32]) -> str:
     """The mode that makes more images a second; several parts at once, unless the other clearly does: they do
     not wait for one another when a core is busy with encoding."""
-    for runner in opened.values():
+    for runner in runners.values():
         runner.run(values)  # what is set up with the first batch is not counted
-    seconds = {name: min(_timed(runner, values) for _ in range(2)) for name, runner in opened.items()}
+    seconds = {name: min(_seconds(runner, values) for _ in range(2)) for name, runner in runners.items()}
     logging.getLogger(__name__).info("OpenVINO seconds: %s", seconds)
     return min(seconds, key=lambda name: seconds[name] * (CLEARLY if name == "latency" else 1))
 
 
-def _timed(runner: OpenVinoRunner, values: NDArray[np.float32]) -> float:
+def _seconds(runner: OpenVinoRunner, values: NDArray[np.float32]) -> float:
     began = time.perf_counter()
     runner.run(values)
     return time.perf_counter() - began

@@ -170,8 +170,8 @@ def _session(onnxruntime: Any, path: str, options: Any, providers: list[Any]) ->
         ) from error
     if session.get_providers()[0] != provider:
         raise PgsrError(
-            f"ONNX Runtime could not start {provider} and took {session.get_providers()[0]}: check the driver "
-            "and the CUDA libraries, or use --device cpu"
+            f"ONNX Runtime could not start {provider} and took {session.get_providers()[0]}: check the "
+            "driver and the CUDA libraries, or use --device cpu"
         )
     session.disable_fallback()
     return session

@@ -127,7 +127,7 @@ class Lane:
     """One batch at a time: copied to the GPU, computed, and its result copied back, all in one stream."""
 
     def __init__(self, cuda: Cuda, context: Any, buffers: tuple[Buffer, Buffer], graphs: bool) -> None:
-        given = buffers[0]
+        source = buffers[0]
         self._cuda, self._context = cuda, context
         self._stream = cuda.stream()
         self._input, self._output = (cuda.pinned(b.shape, b.dtype) for b in buffers)
@@ -136,9 +136,9 @@ class Lane:
         if not context.set_optimization_profile_async(0, self._stream):
             raise PgsrError("the engine has no profile: export the bundle again")
         cuda.wait(self._stream)
-        if not context.set_input_shape(given.name, given.shape):
+        if not context.set_input_shape(source.name, source.shape):
             raise PgsrError(
-                f"the engine does not take a batch of {given.shape[0]}: build it for this --batch"
+                f"the engine does not take a batch of {source.shape[0]}: build it for this --batch"
             )
         for buffer, address in zip(buffers, self._addresses, strict=True):
             context.set_tensor_address(buffer.name, address)

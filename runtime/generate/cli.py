@@ -47,33 +47,33 @@ class Progress:
     """A line on stderr: rewritten in place on a terminal, else printed once at the end."""
 
     def __init__(self, count: int, what: str = "faces") -> None:
-        self.done = 0  # images made or already there
+        self.count = 0  # images made or already there
         self._count = count
         self._what = what
-        self._began = self._shown = time.perf_counter()
+        self._began = self._last_update = time.perf_counter()
         self._live = sys.stderr.isatty()
         self._open = False  # whether the cursor stands behind an unfinished line
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, count: int) -> None:
         """Tells that `done` images are made or were there."""
-        self.done = done
+        self.count = count
         now = time.perf_counter()
-        if self._live and now - self._shown >= REPORT_SECONDS:
-            self._shown = now
+        if self._live and now - self._last_update >= REPORT_SECONDS:
+            self._last_update = now
             self._open = True
             click.echo(f"\r{self._line(now - self._began)}\x1b[K", err=True, nl=False)
 
     def _line(self, seconds: float) -> str:
-        left = seconds * (self._count - self.done) / max(1, self.done)
-        return f"{self.done}/{self._count} {self._what}, {left:.0f} s left"
+        left = seconds * (self._count - self.count) / max(1, self.count)
+        return f"{self.count}/{self._count} {self._what}, {left:.0f} s left"
 
     def finish(self) -> None:
         """Ends the line."""
         if self._open:
             click.echo("\r\x1b[K", err=True, nl=False)
             self._open = False
-        elif not self._live and self.done == self._count:
-            click.echo(f"{self.done}/{self._count} {self._what}", err=True)
+        elif not self._live and self.count == self._count:
+            click.echo(f"{self.count}/{self._count} {self._what}", err=True)
 
 
 def _run(synthesizer: Synthesizer, job: Job) -> Result:
@@ -86,7 +86,7 @@ def _run(synthesizer: Synthesizer, job: Job) -> Result:
         return generate(synthesizer, job, progress, sys.stdout.buffer)
     except KeyboardInterrupt:
         again = "" if job.out == STDOUT else "; the same command again makes the rest"
-        raise PgsrError(f"stopped at about {progress.done} of {count} faces{again}") from None
+        raise PgsrError(f"stopped at about {progress.count} of {count} faces{again}") from None
     finally:
         progress.finish()
 
@@ -110,7 +110,7 @@ def _form(job: Job) -> dict[str, Any]:
 
     if job.out == STDOUT:
         return {"format": "raw"}
-    return {"format": job.encoding.format, "encoder": job.encoding.opened.name}
+    return {"format": job.encoding.format, "encoder": job.encoding.codec.name}
 
 
 def _machinery(synthesizer: Synthesizer) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool
         seconds = make_video(synthesizer, film, threads, progress)
     except KeyboardInterrupt:
         raise PgsrError(
-            f"stopped at frame {progress.done} of {film.frames}; {film.out} is not made"
+            f"stopped at frame {progress.count} of {film.frames}; {film.out} is not made"
         ) from None
     finally:
         progress.finish()
@@ -192,7 +192,7 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
         try:
             write_grid(synthesizer, source, grid, progress)
         except KeyboardInterrupt:
-            raise PgsrError(f"stopped at face {progress.done} of {count}; {grid.path} is not made") from None
+            raise PgsrError(f"stopped at face {progress.count} of {count}; {grid.path} is not made") from None
         finally:
             progress.finish()
     words = "would show " if dry_run else ""

@@ -136,7 +136,7 @@ class Result:
 def generate(
     synthesizer: Synthesizer,
     job: Job,
-    report: Report = lambda done: None,
+    report: Report = lambda count: None,
     stream: BinaryIO | None = None,  # where a job to STDOUT writes
 ) -> Result:
     """Makes the images of `job` that are not there, and a folder's contact sheet.

@@ -92,7 +92,7 @@ def make_video(
     synthesizer: Synthesizer,
     film: VideoJob,
     threads: int = 0,  # that encode; 0 is one a core, 8 at most
-    report: Callable[[int], None] = lambda done: None,  # is told how many frames are made
+    report: Callable[[int], None] = lambda count: None,  # is told how many frames are made
 ) -> float:
     """Writes the film; gives back the seconds that it took.
 
@@ -124,11 +124,11 @@ def _fill(
     waiting: deque[Future[bytes]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pgsr-video")
     try:
-        for done, picture in enumerate(synthesizer.pictures(latents), 1):
+        for count, picture in enumerate(synthesizer.pictures(latents), 1):
             waiting.append(pool.submit(container.encode, picture))
             if len(waiting) > ENCODED_AHEAD * threads:
                 container.write(waiting.popleft().result())
-            report(done)
+            report(count)
         while waiting:
             container.write(waiting.popleft().result())
     finally:

@@ -61,8 +61,8 @@ class Encoding:
             raise PgsrError(f"--quality {self.quality} is not between 1 and 100")
 
     @cached_property
-    def opened(self) -> Encoder:
-        """Raises PgsrError if there is no such encoder here."""
+    def codec(self) -> Encoder:
+        """The encoder that is used. Raises PgsrError if there is no such encoder here."""
         return open_encoder(self.format, self.encoder)
 
     def name(self, index: int) -> str:
@@ -75,7 +75,7 @@ class Encoding:
 
     def encode(self, picture: NDArray[np.uint8], note: Note) -> bytes:
         """uint8 [S, S, 3] -> a file's contents."""
-        return self.opened.encode(picture, self.quality, note)
+        return self.codec.encode(picture, self.quality, note)
 
     def is_whole(self, path: Path, size: int) -> bool:
         """Whether a file is there, in this format, decodes to its end and is `size` x `size` pixels."""
@@ -115,7 +115,7 @@ class FolderSink:
     def __init__(self, folder: Path, encoding: Encoding, faces: Faces) -> None:
         """Raises PgsrError if the encoder is not here."""
         self._folder, self._encoding, self._faces = folder, encoding, faces
-        encoding.opened  # noqa: B018 (before any thread needs it)
+        encoding.codec  # noqa: B018 (before any thread needs it)
 
     def encode(self, position: int, picture: NDArray[np.uint8]) -> bytes:
         return self._encoding.encode(picture, self._faces.note(position))
@@ -132,7 +132,7 @@ class ArchiveSink:
     def __init__(self, archive: ArchiveFile, encoding: Encoding, faces: Faces) -> None:
         """Raises PgsrError if the encoder is not here."""
         self._archive, self._encoding, self._faces = archive, encoding, faces
-        encoding.opened  # noqa: B018 (before any thread needs it)
+        encoding.codec  # noqa: B018 (before any thread needs it)
 
     def encode(self, position: int, picture: NDArray[np.uint8]) -> tuple[bytes, bytes]:
         note = self._faces.note(position)

@@ -115,9 +115,9 @@ class Run:
         try:
             with (
                 Finisher(files, limit=ENCODED_BEHIND) as finisher,
-                closing(prefetch(files.wanted(), READ_AHEAD)) as wanted,
+                closing(prefetch(files.unread(), READ_AHEAD)) as sources,
             ):
-                for position, data in wanted:
+                for position, data in sources:
                     larger = files.tried(position, self.larger, todo[position], data)
                     if larger is not None:
                         finisher.put([position], [(data, *larger)])
@@ -203,7 +203,7 @@ class Files:
         self._run, self._todo, self._targets = run, todo, targets
         self._refused: dict[int, str] = {}
 
-    def wanted(self) -> Iterator[tuple[int, bytes]]:
+    def unread(self) -> Iterator[tuple[int, bytes]]:
         """Positions and files of the pictures that are not there yet."""
         for position, task in enumerate(self._todo):
             data = self.tried(position, self._run.read, task)

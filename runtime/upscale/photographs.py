@@ -148,21 +148,21 @@ def tasks(arguments: Iterable[str]) -> list[UpscaleTask]:
 
     Raises PgsrError for one that names nothing.
     """
-    found: list[UpscaleTask] = []
+    result: list[UpscaleTask] = []
     for argument in arguments:
         path = Path(argument)
         if argument == STDIN or path.is_file():
-            found.append(UpscaleTask(path, Path(path.name)))
+            result.append(UpscaleTask(path, Path(path.name)))
         elif path.is_dir():
-            found += _in_folder(path)
+            result += _in_folder(path)
         elif re.search(r"[*?\[]", argument):
             matches = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]
-            found += [UpscaleTask(match, Path(match.name)) for match in matches if match.is_file()]
-            if not found:
+            result += [UpscaleTask(match, Path(match.name)) for match in matches if match.is_file()]
+            if not result:
                 raise PgsrError(f"no file matches {argument}")
         else:
             raise PgsrError(f"{argument} is not there")
-    return found
+    return result
 
 
 def _in_folder(folder: Path) -> list[UpscaleTask]:

@@ -112,10 +112,10 @@ class Upscaler:
             band = self._band(picture[top : top + rows.side], columns) * weights[:, None, None]
             band[: len(overlap)] += overlap
             end = rows.starts[i + 1] if i + 1 < len(rows.starts) else picture.shape[0]
-            done = (end - top) * self.scale
+            height = (end - top) * self.scale
             place = slice(top * self.scale, end * self.scale)
-            result[place] = rounded(band[:done])
-            overlap = band[done:]
+            result[place] = rounded(band[:height])
+            overlap = band[height:]
         return result
 
     def _band(self, strip: Picture, columns: Axis) -> Floats:

@@ -157,7 +157,7 @@ def select(pictures: Pictures, selection: Selection) -> Pictures:
     if selection.part is not None:
         table = read_table(selection.partition_file or find(pictures.source, PARTITION))
         table.need(("partition",))
-        pictures = _known(pictures, table)
+        pictures = _in_table(pictures, table)
         part = PARTS[selection.part]
         pictures = _only(pictures, [part_of(table, file_name(n)) == part for n in pictures.names])
         if not pictures.names:
@@ -165,23 +165,23 @@ def select(pictures: Pictures, selection: Selection) -> Pictures:
     if selection.attributes:
         table = read_table(selection.attribute_file or find(pictures.source, ATTRIBUTES))
         table.need(selection.attributes)
-        pictures = _known(pictures, table)
+        pictures = _in_table(pictures, table)
         labels = tuple(label_of(table, file_name(n), selection.attributes) for n in pictures.names)
         pictures = replace(pictures, labels=labels, label_names=label_names(selection.attributes))
     return pictures
 
 
-def _known(pictures: Pictures, table: Table) -> Pictures:
+def _in_table(pictures: Pictures, table: Table) -> Pictures:
     """Those that the table has a line for."""
-    known = _only(pictures, [file_name(name) in table.rows for name in pictures.names])
-    if not known.names:
+    pictures_in_table = _only(pictures, [file_name(name) in table.rows for name in pictures.names])
+    if not pictures_in_table.names:
         raise PgsrError(
             f"{table.path} knows none of the pictures in {pictures.source}: is it of another set?"
         )
-    if len(known) < len(pictures):
-        missing = len(pictures) - len(known)
+    if len(pictures_in_table) < len(pictures):
+        missing = len(pictures) - len(pictures_in_table)
         print(f"left out {missing} pictures that {table.path.name} does not know", file=sys.stderr)
-    return known
+    return pictures_in_table
 
 
 def _only(pictures: Pictures, mask: Sequence[bool]) -> Pictures:

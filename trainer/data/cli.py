@@ -77,15 +77,15 @@ def open_source(source: Path) -> Pictures | Native:
     return open_native(source) or open_pictures(source)
 
 
-def own_sizes(opened: Sequence[Pictures | Native]) -> tuple[int, ...]:
+def own_sizes(sources: Sequence[Pictures | Native]) -> tuple[int, ...]:
     """Without --sizes: the data sets' own, if they have one in common; else 64."""
-    sides = {source.side if isinstance(source, Native) else 64 for source in opened}
+    sides = {source.side if isinstance(source, Native) else 64 for source in sources}
     return tuple(sides) if len(sides) == 1 else (64,)
 
 
-def common_labels(opened: Sequence[Pictures | Native], drawn: int) -> tuple[str, ...] | None:
+def common_labels(sources: Sequence[Pictures | Native], drawn: int) -> tuple[str, ...] | None:
     """The labels' names, if every picture has a label and they mean the same everywhere."""
-    names = {source_labels(source) for source in opened}
+    names = {source_labels(source) for source in sources}
     return None if drawn or len(names) != 1 else names.pop()
 
 
@@ -139,15 +139,15 @@ def prepare(
     """
     if not sources and not drawn:
         raise PgsrError("name folders or zips of pictures, or how many to draw with --procedural")
-    opened = [open_source(source) for source in sources]
+    pictures = [open_source(source) for source in sources]
     if selection is not None:
-        opened = [_selected(source, selection) for source in opened]
-    settings = replace(settings, sizes=settings.sizes or own_sizes(opened))
-    _check_sides(opened, settings)
-    names = common_labels(opened, drawn)
+        pictures = [_selected(source, selection) for source in pictures]
+    settings = replace(settings, sizes=settings.sizes or own_sizes(pictures))
+    _check_sides(pictures, settings)
+    names = common_labels(pictures, drawn)
     skipped, count = [], 0
     with shard_folder(out, shard, settings.suffix) if shard else zip_archive(out, settings.suffix) as archive:
-        for picture in each_encoded(opened, drawn, settings):
+        for picture in each_encoded(pictures, drawn, settings):
             if picture.files is None:
                 skipped.append({"picture": picture.name, "why": picture.why})
                 print(f"skipped {picture.name}: {picture.why}", file=sys.stderr)
@@ -179,9 +179,9 @@ def _selected(source: Pictures | Native, selection: Selection) -> Pictures:
     return select(source, selection)
 
 
-def _check_sides(opened: Sequence[Pictures | Native], settings: Settings) -> None:
+def _check_sides(sources: Sequence[Pictures | Native], settings: Settings) -> None:
     """One line instead of one a picture where a whole data set is too small."""
-    for source in opened:
+    for source in sources:
         if isinstance(source, Native) and source.side < max(settings.sizes):
             side = f"{source.side}x{source.side}"
             raise PgsrError(f"--sizes {max(settings.sizes)}: the pictures of {source.source} are {side}")

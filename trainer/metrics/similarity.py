@@ -139,12 +139,12 @@ class PairSimilarity:
         self.images, self.device = images, torch.device(device)
         self.pairs = min(pairs, images * (images - 1) // 2)
         self.lags = lags(images, self.pairs)
-        self._total, self._count, self._seen = 0.0, 0, 0
+        self._total, self._count, self._images = 0.0, 0, 0
         self._recent: list[Scale] = []  # of the pictures just before, at most as many as there are lags
 
     def add(self, pixels: NDArray[np.uint8] | Tensor) -> None:
         """uint8 [N, H, W, 3]. Raises PgsrError if they are more than was said, or too small."""
-        if self._seen + len(pixels) > self.images:
+        if self._images + len(pixels) > self.images:
             raise PgsrError(f"MS-SSIM was to be of {self.images} images, and got more")
         for start in range(0, len(pixels), BLOCK):
             self._add(torch.as_tensor(np.array(pixels[start : start + BLOCK])))
@@ -153,24 +153,24 @@ class PairSimilarity:
     def _add(self, pixels: Tensor) -> None:
         levels = scales(pixels.to(self.device).permute(0, 3, 1, 2).float())
         if self._recent:
-            levels = [_joined(a, b) for a, b in zip(self._recent, levels, strict=True)]
+            levels = [_concatenate(a, b) for a, b in zip(self._recent, levels, strict=True)]
         before, after = len(levels[0].mean) - len(pixels), len(levels[0].mean)
         for lag, pairs in enumerate(self.lags, start=1):
             # Picture i is the (i - lag)-th to have one `lag` before it; only the first `pairs` of them count.
             start = max(before, lag)
-            stop = min(after, before - self._seen + lag + pairs)
+            stop = min(after, before - self._images + lag + pairs)
             if start < stop:
                 pair = [x[start:stop] for x in levels], [x[start - lag : stop - lag] for x in levels]
                 self._total += float(similarity(*pair).double().sum())
                 self._count += stop - start
-        self._seen += len(pixels)
+        self._images += len(pixels)
         self._recent = [x[max(0, after - len(self.lags)) :] for x in levels]
 
     @property
     def mean(self) -> float:
         """Raises PgsrError unless all the pictures have come."""
-        if self._seen < self.images:
-            raise PgsrError(f"MS-SSIM was to be of {self.images} images, and got {self._seen}")
+        if self._images < self.images:
+            raise PgsrError(f"MS-SSIM was to be of {self.images} images, and got {self._images}")
         assert self._count == self.pairs
         return self._total / self._count
 
@@ -183,7 +183,7 @@ def lags(images: int, pairs: int) -> list[int]:
     return numbers
 
 
-def _joined(a: Scale, b: Scale) -> Scale:
+def _concatenate(a: Scale, b: Scale) -> Scale:
     return Scale(
         torch.cat([a.centred, b.centred]),
         torch.cat([a.mean, b.mean]),

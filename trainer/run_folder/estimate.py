@@ -50,18 +50,18 @@ class Line:
 def estimate(recipe: Recipe, schedule: Schedule, device: torch.device) -> Estimate:
     """Times what fits the budget, from the smallest resolution up, and extends it to the others."""
     keep_freed_memory()
-    counted = multiply_adds(recipe, schedule)
+    work = multiply_adds(recipe, schedule)
     trainer = _noise_trainer(recipe, schedule, device)
     product = _product_rate(device)
     timings: dict[int, float] = {}
     line, deadline = Line(0.0, product), time.monotonic() + BUDGET_SECONDS
     for phase in last_of_each_resolution(schedule):
-        if timings and time.monotonic() + 3.0 * line.seconds(counted[phase.resolution]) > deadline:
+        if timings and time.monotonic() + 3.0 * line.seconds(work[phase.resolution]) > deadline:
             break
         timings[phase.resolution] = _seconds_a_step(trainer, phase)
-        line = _line([(counted[size], seconds) for size, seconds in timings.items()], product)
-    seconds = {size: timings.get(size, line.seconds(count)) for size, count in counted.items()}
-    return Estimate(counted, seconds, _in_words(trainer, timings, counted, line))
+        line = _line([(work[size], seconds) for size, seconds in timings.items()], product)
+    seconds = {size: timings.get(size, line.seconds(count)) for size, count in work.items()}
+    return Estimate(work, seconds, _in_words(trainer, timings, work, line))
 
 
 def _line(points: list[tuple[float, float]], product_rate: float) -> Line:
@@ -86,14 +86,14 @@ def _product_rate(device: torch.device) -> float:
     return 512.0**3 / min(rates)
 
 
-def _in_words(trainer: Trainer, timings: dict[int, float], counted: dict[int, float], line: Line) -> str:
+def _in_words(trainer: Trainer, timings: dict[int, float], work: dict[int, float], line: Line) -> str:
     where = f"{trainer.device} in {str(trainer.precision).removeprefix('torch.')}"
     if trainer.device.type == "cpu":
         where += f" with {torch.get_num_threads()} thread(s)"
     text = (
         f"Times: steps up to {max(timings)} x {max(timings)} were made on {where}, with noise for photographs"
     )
-    if len(timings) < len(counted):
+    if len(timings) < len(work):
         source = "as the last two have" if len(timings) > 1 else "half of what a matrix product reaches"
         text += (
             f"; the others are {line.fixed:.2g} s and their counted multiply-adds at "

@@ -128,12 +128,12 @@ class LatentBatches(Batches):
         pictures = data_indices(self.recipe.seed, positions, self.count)
         return self.batch(self.latents("critic latent", positions), self.reals(stage, positions), pictures)
 
-    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+    def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """Latents of its own, labels as often as pictures have them; `seen` (the critic's last batch) lends
         its reals."""
         seed, positions = self.recipe.seed, self.ranks.share(start, stage.batch)
         latents = self.latents("generator latent", positions)
-        reals = seen.reals if seen is not None else self.reals(stage, positions)
+        reals = critic_batch.reals if critic_batch is not None else self.reals(stage, positions)
         pictures = [int(draws.uniforms(seed, "label", p, 1)[0] * self.count) for p in positions if self.kinds]
         return self.batch(latents, reals, pictures)
 
@@ -205,9 +205,9 @@ class CropBatches(Batches):
         rows *= np.array(strength, dtype=np.float32)[:, None]
         return self.tensor(rows).view(-1, 3, side, side)
 
-    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+    def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """The critic's last batch, since its pairs serve the pixel loss as well."""
-        return seen if seen is not None else self.for_critic(stage, start)
+        return critic_batch if critic_batch is not None else self.for_critic(stage, start)
 
     def preview(self, count: int) -> Tensor:
         """The first photographs of the set, reduced."""
@@ -234,9 +234,9 @@ class BoxBatches(Batches):
             reals = mirror(reals, mirrored(seed, positions))
         return Batch(F.avg_pool2d(reals, self.scale), reals, self.paired)
 
-    def generator_inputs(self, stage: Stage, start: int, seen: Batch | None) -> Batch:
+    def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """The critic's last batch, as of `CropBatches`."""
-        return seen if seen is not None else self.for_critic(stage, start)
+        return critic_batch if critic_batch is not None else self.for_critic(stage, start)
 
     def preview(self, count: int) -> Tensor:
         """The boxes in the middle of the first photographs, reduced."""

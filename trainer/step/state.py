@@ -42,7 +42,7 @@ class Critic:
     def state_prefix(self) -> str:
         return f"objective.{self.name}." if self.name else "objective."
 
-    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def labelled(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Terms and scores under names that tell critics apart."""
         return {f"{key} {self.name}".rstrip(): value for key, value in values.items()}
 

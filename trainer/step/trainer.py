@@ -76,7 +76,7 @@ class CriticLoss(nn.Module):
             self.critic.objective_state,
             labels,
         )
-        return self.critic.named(terms.losses), self.critic.named(terms.scores)
+        return self.critic.labelled(terms.losses), self.critic.labelled(terms.scores)
 
 
 class GeneratorLoss(nn.Module):
@@ -106,8 +106,8 @@ class GeneratorLoss(nn.Module):
                 critic.network.views(batch.reals) if compares else None,
                 batch.labels,
             )
-            losses |= critic.named(terms.losses)
-            scores |= critic.named(terms.scores)
+            losses |= critic.labelled(terms.losses)
+            scores |= critic.labelled(terms.scores)
         if batch.paired:
             losses |= paired_losses(self.recipe.objective, fakes, batch.reals, batch.inputs, self.features)
         return losses, scores
@@ -312,7 +312,7 @@ class Trainer:
         values["watch/gradient norm generator"] = gradient_norm(self.state.generator)
         for critic in self.state.critics_at(stage.resolution):
             values[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
-            values |= {f"watch/{k}": v for k, v in critic.named(critic.objective_state).items()}
+            values |= {f"watch/{k}": v for k, v in critic.labelled(critic.objective_state).items()}
         return values | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
 
     def preview(self, count: int) -> Tensor:

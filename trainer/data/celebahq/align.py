@@ -58,7 +58,7 @@ class Crop:
         """The same in a picture `factor` times as large."""
         return replace(self, x=self.x * factor, y=self.y * factor, side=self.side * factor)
 
-    def moved(self, x: float, y: float) -> Crop:
+    def shift(self, x: float, y: float) -> Crop:
         return replace(self, x=self.x + x, y=self.y + y)
 
 
@@ -130,7 +130,7 @@ def align(
         steps["reduced"] = picture
     pads = padding(crop, picture.size)
     if any(pads):
-        picture, crop = mirror_padded(picture, pads), crop.moved(pads[0], pads[1])
+        picture, crop = mirror_padded(picture, pads), crop.shift(pads[0], pads[1])
         steps["mirror padding"] = picture
         picture = blurred_border(picture, pads, BLUR * crop.side)
         steps["Gaussian filter"] = picture
@@ -157,7 +157,7 @@ def restricted(picture: Image.Image, crop: Crop) -> tuple[Image.Image, Crop]:
     )
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError("its face lies outside")
-    return picture.crop(box), crop.moved(-box[0], -box[1])
+    return picture.crop(box), crop.shift(-box[0], -box[1])
 
 
 def padding(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -40,7 +40,7 @@ def write_figure(
 
     Raises PgsrError if there is no such picture, or no face can be made of it.
     """
-    name = chosen(source, wanted_name)
+    name = choose_picture(source, wanted_name)
     landmarks = source.landmarks(name)
     if landmarks is None:
         raise PgsrError(f"{name} has no landmarks: name another with --picture")
@@ -63,7 +63,7 @@ def write_figure(
     )
 
 
-def chosen(source: Source, wanted_name: str | None) -> str:
+def choose_picture(source: Source, wanted_name: str | None) -> str:
     """The name of a picture by its name, its file's, or its index."""
     if wanted_name is None:
         return source.names[0]
