@@ -1,26 +1,112 @@
 """pgsr-export: runs or checkpoints in, a bundle out.
 
 pgsr-export runs/faces-64 runs/upscale --out bundle --fp16
-pgsr-export --from karras2018iclr-celebahq-1024x1024.pkl --out celebahq
-pgsr-export bundle --engine tensorrt-rtx --compute-capability 8.6,8.9
-pgsr-export --explain bundle --out chain.svg
+pgsr-export import karras2018iclr-celebahq-1024x1024.pkl --out celebahq
+pgsr-export engine bundle tensorrt-rtx --compute-capability 8.6,8.9
+pgsr-export explain bundle --out chain.svg
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pgsr.bundle import MANIFEST, read
-from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.bundle import MANIFEST, Bundle, read
+from pgsr.cli import Mode, Modes, emit, json_option, option, options, packages, version_option
 
-from .engines import engine_request, engines_summary, progress
+from .engines import EngineRequest, engine_request, engines_summary, progress
+
+BUNDLE, GRAPHS, ENGINES = "Bundle", "Graphs", "Engines"
+
+export_options = options(
+    option(BUNDLE, "--out", type=click.Path(path_type=Path), help="The bundle's folder."),
+    option(BUNDLE, "--name", help="The bundle's name; default: the folder's."),
+    option(
+        BUNDLE, "--licence", default="unstated", show_default=True, help="Of the weights, for the manifest."
+    ),
+    option(
+        BUNDLE, "--resolution", type=int, help="Of the generator's images; default: the highest grown in."
+    ),
+    option(BUNDLE, "--label", type=int, help="Of a generator trained with labels: the one to draw, from 0."),
+    option(GRAPHS, "--fp16", is_flag=True, help="Write half-precision graphs as well."),
+    option(GRAPHS, "--bf16", is_flag=True, help="Write bfloat16 graphs as well."),
+    option(
+        GRAPHS, "--int8", is_flag=True, help="Write 8-bit graphs as well, calibrated on generated images."
+    ),
+    option(
+        GRAPHS,
+        "--target",
+        default="onnxruntime",
+        show_default=True,
+        metavar="onnxruntime|openvino|tensorrt",
+        help="The backend whose fastest rewrites are made; any backend runs them all.",
+    ),
+    option(GRAPHS, "--rewrite", "also", multiple=True, metavar="NAME", help="Make this rewrite, too."),
+    option(GRAPHS, "--no-rewrite", "without", multiple=True, metavar="NAME", help="Leave this rewrite out."),
+    option(
+        GRAPHS,
+        "--samples",
+        type=click.IntRange(2),
+        default=64,
+        show_default=True,
+        help="Latents for parity.",
+    ),
+    option(
+        ENGINES,
+        "--engine",
+        metavar="tensorrt|tensorrt-rtx",
+        help="Also build engines, for the GPU present or for any.",
+    ),
+)
+engine_options = options(
+    option(ENGINES, "--batch", help="MIN,OPT,MAX of the engines' batch sizes.  [default: 1,16,64]"),
+    option(
+        ENGINES, "--compute-capability", help="Of tensorrt-rtx engines: 8.6,8.9  [default: 8.0 and newer]"
+    ),
+)
 
 
-@click.command(cls=Command)
+@dataclass(frozen=True)
+class Request:
+    """What an export is asked for, as the options say it."""
+
+    out: Path | None
+    name: str | None
+    licence: str
+    resolution: int | None
+    label: int | None
+    fp16: bool
+    bf16: bool
+    int8: bool
+    target: str
+    also: tuple[str, ...]
+    without: tuple[str, ...]
+    samples: int
+
+    @property
+    def precisions(self) -> list[str]:
+        """Of the graphs that are written."""
+        flags = {"fp32": True, "fp16": self.fp16, "bf16": self.bf16, "int8": self.int8}
+        return [name for name, wished in flags.items() if wished]
+
+
+@click.group(cls=Modes, default="bundle", spellings={"--explain": "explain"})
+@version_option
+def main() -> None:
+    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle.
+
+    Every graph is compared with the network it came from; one that is too far off is an error, and no
+    bundle is written. With --engine, RUNS may be one bundle: its engines that are missing or stale are built.
+    """
+
+
+@main.command(cls=Mode, short_help="Runs or checkpoints as one bundle (the default).")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
+@option(
+    BUNDLE,
     "--from",
     "foreign",
     multiple=True,
@@ -28,111 +114,122 @@ from .engines import engine_request, engines_summary, progress
     metavar="FILE",
     help="Weights of another project (see docs/importers.md); may be named twice.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder; of --explain, a picture.")
-@click.option("--fp16", is_flag=True, help="Write half-precision graphs as well.")
-@click.option("--bf16", is_flag=True, help="Write bfloat16 graphs as well.")
-@click.option("--int8", is_flag=True, help="Write 8-bit graphs as well, calibrated on generated images.")
-@click.option(
-    "--target",
-    default="onnxruntime",
-    show_default=True,
-    metavar="onnxruntime|openvino|tensorrt",
-    help="The backend whose fastest rewrites are made; any backend runs them all.",
-)
-@click.option("--rewrite", "also", multiple=True, metavar="NAME", help="Make this rewrite, too.")
-@click.option("--no-rewrite", "without", multiple=True, metavar="NAME", help="Leave this rewrite out.")
-@click.option(
-    "--explain", type=click.Path(path_type=Path), metavar="BUNDLE", help="Print and draw one of its graphs."
-)
-@click.option("--graph", help="Of --explain.  [default: chain, or the only one]")
-@click.option("--precision", default="fp32", show_default=True, help="Of --explain.")
-@click.option("--resolution", type=int, help="Of the generator's images; default: the highest grown in.")
-@click.option("--label", type=int, help="Of a generator trained with labels: the one to draw, from 0.")
-@click.option("--name", help="The bundle's name; default: the folder's.")
-@click.option("--licence", default="unstated", show_default=True, help="Of the weights, for the manifest.")
-@click.option("--samples", type=click.IntRange(2), default=64, show_default=True, help="Latents for parity.")
-@click.option(
-    "--engine", metavar="tensorrt|tensorrt-rtx", help="Also build engines, for the GPU present or for any."
-)
-@click.option("--batch", help="MIN,OPT,MAX of the engines' batch sizes.  [default: 1,16,64]")
-@click.option("--compute-capability", help="Of tensorrt-rtx engines: 8.6,8.9  [default: 8.0 and newer]")
+@export_options
+@engine_options
 @json_option
 @version_option
-def main(
+def bundle(
     runs: tuple[Path, ...],
     foreign: tuple[Path, ...],
-    out: Path | None,
-    fp16: bool,
-    bf16: bool,
-    int8: bool,
-    target: str,
-    also: tuple[str, ...],
-    without: tuple[str, ...],
-    explain: Path | None,
-    graph: str | None,
-    precision: str,
-    resolution: int | None,
-    label: int | None,
-    name: str | None,
-    licence: str,
-    samples: int,
     engine: str | None,
     batch: str | None,
     compute_capability: str | None,
     as_json: bool,
+    **wishes: Any,
 ) -> None:
-    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle.
-
-    Every graph is compared with the network it came from; one that is too far off is an error, and no
-    bundle is written. With --engine, RUNS may be one bundle: its engines that are missing or stale are built.
-    """
-    if explain is not None:
-        _explain(explain, graph, precision, out, as_json)
+    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle."""
+    request, engines = Request(**wishes), engine_request(engine, batch, compute_capability)
+    if engines and request.out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
+        _build_engines(engines, runs[0], as_json)
         return
-    request = engine_request(engine, batch, compute_capability)
-    if request and out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
-        engines = request.build_beside(read(runs[0]), progress)
-        emit(engines_summary(engines), "\n".join(m.line() for m in engines), as_json)
-        return
-    if out is None:
+    if request.out is None:
         raise click.UsageError("Missing option '--out'.")
     if not runs and not foreign:
         raise click.UsageError("name a run, a checkpoint, or another project's weights with --from FILE")
-    with packages("exporting", "export"):
-        from .bundle_builder import Choice, export_bundle, summary
-        from .importers import read_foreign
-        from .source import at_resolution, read_source
-    flags = {"fp32": True, "fp16": fp16, "bf16": bf16, "int8": int8}
-    precisions = [name for name, wished in flags.items() if wished]
-    choice = Choice(target, also, without)
-    sources = [read_source(run, label) for run in runs] + [read_foreign(file, label) for file in foreign]
-    if resolution is not None:
-        sources = at_resolution(sources, resolution)
-    result = export_bundle(
-        sources,
-        out,
-        precisions=precisions,
-        name=name or out.name,
-        licence=licence,
-        samples=samples,
-        choice=choice,
-    )
-    lines = [
-        f"{g.name:<10} {g.precision}  {g.multiply_adds / 1e6:>9.1f} M multiply-adds  PSNR "
-        f"{g.parity['psnr_db']:.1f} dB, largest difference {g.parity['max_steps']:.0f} of 255"
-        for g in result.graphs
-    ]
-    engines = request.build_beside(result, progress) if request else []
-    lines += [m.line() for m in engines]
-    report = {**summary(result), **(engines_summary(engines) if engines else {})}
-    emit(report, "\n".join([*lines, str(out)]), as_json)
+    _export(runs, foreign, request, engines, as_json)
 
 
-def _explain(bundle: Path, graph: str | None, precision: str, out: Path | None, as_json: bool) -> None:
+@main.command("import", cls=Mode, short_help="Another project's weights as a bundle.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@export_options
+@engine_options
+@json_option
+def import_(
+    files: tuple[Path, ...],
+    engine: str | None,
+    batch: str | None,
+    compute_capability: str | None,
+    as_json: bool,
+    **wishes: Any,
+) -> None:
+    """Export FILES, weights of other projects (docs/importers.md), as one bundle. No code in them runs."""
+    request, engines = Request(**wishes), engine_request(engine, batch, compute_capability)
+    if request.out is None:
+        raise click.UsageError("Missing option '--out'.")
+    _export((), files, request, engines, as_json)
+
+
+@main.command(cls=Mode, short_help="A bundle's engines for NVIDIA GPUs.")
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("library", metavar="tensorrt|tensorrt-rtx")
+@engine_options
+@json_option
+def engine(
+    folder: Path, library: str, batch: str | None, compute_capability: str | None, as_json: bool
+) -> None:
+    """Build the engines of BUNDLE that are missing or stale, beside its graphs."""
+    request = engine_request(library, batch, compute_capability)
+    assert request is not None
+    _build_engines(request, folder, as_json)
+
+
+@main.command(cls=Mode, short_help="A bundle's graph as a table and a drawing.")
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="A picture of the graph: .svg, .png or .pdf.")
+@click.option("--graph", help="[default: chain, or the only one]")
+@click.option("--precision", default="fp32", show_default=True)
+@json_option
+def explain(folder: Path, out: Path | None, graph: str | None, precision: str, as_json: bool) -> None:
+    """Print and draw one of the graphs of BUNDLE: what each layer is, makes and costs."""
     with packages("explaining", "export"):
         from .explain import draw, explained, text
-    explanation = explained(read(bundle), graph, precision)
+    explanation = explained(read(folder), graph, precision)
     if out is not None:
         with packages("the picture", "bench"):
             draw(explanation, out)
     emit(explanation, "\n".join([text(explanation), *([str(out)] if out else [])]), as_json)
+
+
+def _build_engines(request: EngineRequest, folder: Path, as_json: bool) -> None:
+    results = request.build_beside(read(folder), progress)
+    emit(engines_summary(results), "\n".join(r.line() for r in results), as_json)
+
+
+def _export(
+    runs: tuple[Path, ...],
+    foreign: tuple[Path, ...],
+    request: Request,
+    engines: EngineRequest | None,
+    as_json: bool,
+) -> None:
+    """Writes the bundle, then its engines, and tells what was written."""
+    with packages("exporting", "export"):
+        from .bundle_builder import Choice, export_bundle, summary
+        from .importers import read_foreign
+        from .source import at_resolution, read_source
+    assert request.out is not None
+    sources = [read_source(run, request.label) for run in runs]
+    sources += [read_foreign(file, request.label) for file in foreign]
+    if request.resolution is not None:
+        sources = at_resolution(sources, request.resolution)
+    result = export_bundle(
+        sources,
+        request.out,
+        precisions=request.precisions,
+        name=request.name or request.out.name,
+        licence=request.licence,
+        samples=request.samples,
+        choice=Choice(request.target, request.also, request.without),
+    )
+    results = engines.build_beside(result, progress) if engines else []
+    lines = [*_graph_lines(result), *[r.line() for r in results], str(request.out)]
+    emit({**summary(result), **(engines_summary(results) if results else {})}, "\n".join(lines), as_json)
+
+
+def _graph_lines(written: Bundle) -> list[str]:
+    """What each graph costs, and how near it is to its network."""
+    return [
+        f"{g.name:<10} {g.precision}  {g.multiply_adds / 1e6:>9.1f} M multiply-adds  PSNR "
+        f"{g.parity['psnr_db']:.1f} dB, largest difference {g.parity['max_steps']:.0f} of 255"
+        for g in written.graphs
+    ]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,9 +20,36 @@ from pgsr.files import cannot_write
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option that stands under a heading in --help."""
+
+    def __init__(self, *args: Any, heading: str = "Options", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.heading = heading
+
+
+def option(heading: str, *names: str, **attributes: Any) -> Callable[[F], F]:
+    """click.option, under a heading."""
+    return click.option(*names, cls=Option, heading=heading, **attributes)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, for commands that share them."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
 
 class Command(click.Command):
-    """A command that prints a PgsrError as one line on stderr and exits with 1."""
+    """A command that prints a PgsrError as one line on stderr and exits with 1, and whose --help groups
+    options under their headings."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with errors_as_lines():
@@ -31,6 +58,93 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         with errors_as_lines():
             return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                headings.setdefault(getattr(parameter, "heading", "Options"), []).append(record)
+        for heading, records in sorted(headings.items(), key=lambda pair: pair[0] == "Options"):
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Modes(click.Group):
+    """A command with a default mode, and others that its first word names: each has its own options.
+
+    `pgsr-x --count 3` is the default mode, `pgsr-x video FILE` another. The options by which modes were once
+    chosen still do so: `--video FILE` is `video FILE`. Under --help stand the default mode's options.
+    """
+
+    command_class = Command
+
+    def __init__(self, *args: Any, default: str, spellings: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.default, self.spellings = default, spellings  # of modes by options: {"--video": "video"}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._with_mode(ctx, args))
+
+    def _with_mode(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in ("--help", "--version", *self.commands):
+            return args
+        for place, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if name in self.spellings:
+                ctx.meta["pgsr.spelling"] = name
+                rest = [*args[:place], *([value] if equals else []), *args[place + 1 :]]
+                return [self.spellings[name], *rest]
+        return [self.default, *args]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with errors_as_lines():
+            return super().invoke(ctx)
+
+    def refusal(self, ctx: click.Context, name: str, option: str) -> PgsrError | None:
+        """The sentence for an option that is another mode's; None if it is nobody's."""
+        owners = [
+            mode
+            for mode, command in self.commands.items()
+            if any(option in (*p.opts, *p.secondary_opts) for p in command.params)
+        ]
+        if not owners:
+            return None
+        spelling = ctx.meta.get("pgsr.spelling")
+        if name != self.default:
+            words = f"a {spelling}" if spelling else f"{ctx.command_path} {name}"
+            return PgsrError(f"{option} is not for {words}: leave it out")
+        owner = next((o for o, mode in self.spellings.items() if mode == owners[0]), None)
+        words = f"a {owner}" if owner else f"{ctx.command_path} {owners[0]}"
+        return PgsrError(f"{option} is for {words}: leave it out")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with click.Context(self.commands[self.default], ctx, self.default) as default:
+            default.command.format_options(default, formatter)
+        others = {k: v for k, v in self.commands.items() if k != self.default}
+        with formatter.section("Modes (MODE --help has their options)"):
+            formatter.write_dl([(name, mode.get_short_help_str(80)) for name, mode in others.items()])
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        default = self.commands[self.default]
+        arguments = [p.make_metavar(ctx) for p in default.params if isinstance(p, click.Argument)]
+        formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments, "| MODE ..."]))
+
+
+class Mode(Command):
+    """A mode of a `Modes` command: another mode's option is named as such."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            assert ctx.parent is not None
+            assert isinstance(ctx.parent.command, Modes)
+            assert self.name is not None
+            refusal = ctx.parent.command.refusal(ctx.parent, self.name, error.option_name)
+            if refusal is None:
+                raise
+            raise refusal from None
 
 
 @contextmanager

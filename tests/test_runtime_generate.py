@@ -18,7 +18,7 @@ from PIL import Image
 import bundles as tiny
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
-from pgsr.runtime.generate import cli
+from pgsr.runtime.generate import progress as progress_line
 from pgsr.runtime.generate.job import Job, generate, missing
 from pgsr.runtime.output.encoders import decoded
 from pgsr.runtime.output.writers import FORMATS, Encoding
@@ -331,8 +331,8 @@ def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(cli, "REPORT_SECONDS", 0.0)
-    progress = cli.Progress(10)
+    monkeypatch.setattr(progress_line, "REPORT_SECONDS", 0.0)
+    progress = progress_line.Progress(10)
     progress(5)
     progress(10)
     progress.finish()

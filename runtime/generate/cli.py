@@ -4,7 +4,9 @@
     pgsr-generate --count 1000 --out faces --model my-bundle --seed 7 --format webp
     pgsr-generate --count 100000 --out faces.tar --shard 0/2       # WebDataset's form
     pgsr-generate --count 1000 --out - | program                   # raw uint8 [N, S, S, 3]
-    pgsr-generate --video faces.mp4 --seconds 10
+    pgsr-generate video faces.mp4 --seconds 10
+    pgsr-generate grid 8x8 page.png
+    pgsr-generate backends
 
 The same command again goes on where it was stopped; a video begins anew.
 """
@@ -14,17 +16,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgsr import bundle
-from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.cli import Mode, Modes, emit, json_option, option, options, version_option
 from pgsr.errors import PgsrError
+
+from .progress import Progress
 
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
     from ..synthesizer import Synthesizer
@@ -32,7 +34,6 @@ if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is someth
     from .latents import Source
     from .video import VideoJob
 
-REPORT_SECONDS = 0.2  # between updates of the progress line
 ENCODERS = (
     "fpng",
     "isal",
@@ -41,39 +42,6 @@ ENCODERS = (
     "imagecodecs",
     "simplejpeg",
 )  # all of runtime.encoders, of any format
-
-
-class Progress:
-    """A line on stderr: rewritten in place on a terminal, else printed once at the end."""
-
-    def __init__(self, count: int, what: str = "faces") -> None:
-        self.count = 0  # images made or already there
-        self._count = count
-        self._what = what
-        self._began = self._last_update = time.perf_counter()
-        self._live = sys.stderr.isatty()
-        self._open = False  # whether the cursor stands behind an unfinished line
-
-    def __call__(self, count: int) -> None:
-        """Tells that `done` images are made or were there."""
-        self.count = count
-        now = time.perf_counter()
-        if self._live and now - self._last_update >= REPORT_SECONDS:
-            self._last_update = now
-            self._open = True
-            click.echo(f"\r{self._line(now - self._began)}\x1b[K", err=True, nl=False)
-
-    def _line(self, seconds: float) -> str:
-        left = seconds * (self._count - self.count) / max(1, self.count)
-        return f"{self.count}/{self._count} {self._what}, {left:.0f} s left"
-
-    def finish(self) -> None:
-        """Ends the line."""
-        if self._open:
-            click.echo("\r\x1b[K", err=True, nl=False)
-            self._open = False
-        elif not self._live and self.count == self._count:
-            click.echo(f"{self.count}/{self._count} {self._what}", err=True)
 
 
 def _run(synthesizer: Synthesizer, job: Job) -> Result:
@@ -158,7 +126,7 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
 
 
 def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool, as_json: bool) -> None:
-    """--video."""
+    """Makes a video and tells of it."""
     from .video import description, make_video
 
     report = {**description(film), "size": synthesizer.size, **_machinery(synthesizer)}
@@ -182,7 +150,7 @@ def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool
 
 
 def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, as_json: bool) -> None:
-    """--grid."""
+    """Makes a page of faces and tells of it."""
     from .job import write_grid
 
     count = min(len(source), grid.most)
@@ -200,14 +168,250 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
 
 
 # ----------------------------------------------------------------------------
-# The command.
+# Options that modes share.
 
-FOLDER_ONLY: tuple[str, ...] = ("count", "start", "out", "file_format", "sheet", "no_sheet", "shard")
-FOLDER_ONLY += ("seeds", "from_latents", "save_latents", "grid", "encoder")
-GRID_NEVER: tuple[str, ...] = ("count", "out", "file_format", "quality", "sheet", "no_sheet")
-GRID_NEVER += ("save_latents", "shard", "encoder")
+MACHINE, WHICH, OUTPUT, WAY = "Machine", "Which faces", "Output", "Way through the latents"
+
+seed_option = option(
+    WHICH, "--seed", type=int, default=0, show_default=True, help="0 to 2**64 - 1; names a sequence of faces."
+)
+seeds_option = option(WHICH, "--seeds", help="In place of one seed, the first face of each: 0-99,200.")
+start_option = option(WHICH, "--start", type=int, default=0, show_default=True, help="The first one's index.")
+from_latents_option = option(
+    WHICH,
+    "--from-latents",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="In place of a seed, latents: a row for each face.",
+)
+quality_option = option(OUTPUT, "--quality", type=int, help="1 to 100 [default: 95 for jpeg, 90 for webp].")
+threads_option = option(
+    MACHINE, "--threads", type=int, default=0, show_default=True, help="CPU threads; 0: as many as are good."
+)
+synthesizer_options = options(
+    option(
+        WHICH,
+        "--model",
+        type=click.Path(path_type=Path),
+        help="A bundle's folder [default: the one that comes along].",
+    ),
+    option(
+        WHICH,
+        "--truncation",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="0 to 1: less variety, more typical faces.",
+    ),
+    option(
+        WHICH,
+        "--label",
+        type=int,
+        help="Of a model that draws labelled pictures: the one its graph is for.",
+    ),
+    option(
+        MACHINE, "--batch", type=int, default=0, help="Faces at a time [default: the fastest, by measuring]."
+    ),
+    option(MACHINE, "--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]"),
+    option(MACHINE, "--precision", default="fp32", show_default=True, metavar="|".join(bundle.PRECISIONS)),
+    option(
+        MACHINE,
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="What runs the networks; auto: the fastest here.",
+    ),
+    threads_option,
+)
+result_options = options(
+    click.option("--dry-run", is_flag=True, help="Say what would be made; make nothing."),
+    json_option,
+    version_option,
+)
+
+
+def _opened(
+    model: Path | None,
+    truncation: float,
+    label: int | None,
+    batch: int,
+    device: str,
+    precision: str,
+    backend: str,
+    threads: int,
+) -> Synthesizer:
+    """The synthesizer that the shared options describe."""
+    from ..synthesizer import Synthesizer
+
+    if label is not None:
+        _check_label(model, label)
+    return Synthesizer(model, device, precision, backend, batch, threads, truncation)
+
+
+# ----------------------------------------------------------------------------
+# The command and its modes.
+
+
+@click.group(
+    cls=Modes, default="faces", spellings={"--video": "video", "--grid": "grid", "--backends": "backends"}
+)
+@version_option
+def main() -> None:
+    """Make faces: OUT/000000.png and so on. What OUT holds already is not made again."""
+
+
+@main.command(cls=Mode, short_help="Faces to a folder, an archive or a stream (the default).")
+@option(OUTPUT, "--count", type=int, default=64, show_default=True, help="How many faces.")
+@option(
+    OUTPUT,
+    "--out",
+    type=click.Path(path_type=Path),
+    default="faces",
+    show_default=True,
+    help="Their folder; or FILE.tar or FILE.zip, in WebDataset's form; or - for raw uint8 on stdout.",
+)
+@option(
+    OUTPUT,
+    "--shard",
+    default="0/1",
+    metavar="K/N",
+    help="Of every N faces the one at place K: for N processes.",
+)
+@option(OUTPUT, "--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp|jxl")
+@option(OUTPUT, "--encoder", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(ENCODERS)}.")
+@quality_option
+@option(
+    OUTPUT,
+    "--sheet",
+    type=click.Path(path_type=Path),
+    help="The contact sheet, a PNG [default: OUT/sheet.png].",
+)
+@option(OUTPUT, "--no-sheet", is_flag=True, help="Write no contact sheet.")
+@option(OUTPUT, "--save-latents", is_flag=True, help="Also write OUT/latents.npy, a row for each face.")
+@start_option
+@seed_option
+@seeds_option
+@from_latents_option
+@synthesizer_options
+@result_options
+def faces(
+    count: int,
+    out: Path,
+    shard: str,
+    file_format: str,
+    encoder: str,
+    quality: int | None,
+    sheet: Path | None,
+    no_sheet: bool,
+    save_latents: bool,
+    start: int,
+    seed: int,
+    seeds: str | None,
+    from_latents: Path | None,
+    threads: int,
+    dry_run: bool,
+    as_json: bool,
+    **machine: Any,
+) -> None:
+    """Make faces: OUT/000000.png and so on. What OUT holds already is not made again."""
+    from ..output.writers import Encoding
+    from .job import STDOUT, Job
+
+    if out == STDOUT:
+        _refuse(ENCODED_ONLY, "is not for --out -, which is raw pixels")
+    job = Job(
+        out,
+        encoding=Encoding(file_format, quality, encoder),
+        sheet=None if no_sheet else sheet,
+        threads=threads,
+        source=_source_of(seed, start, count, seeds, from_latents),
+        latents=out / "latents.npy" if save_latents else None,
+        shard=_shard_of(shard),
+    )
+    if job.is_folder and not (sheet or no_sheet):
+        job = replace(job, sheet=out / "sheet.png")
+    with _opened(threads=threads, **machine) as synthesizer:
+        (_plan if dry_run else _make)(synthesizer, job, as_json)
+
+
+@main.command(cls=Mode, short_help="An interpolation: .mp4, .gif or .webp.")
+@click.argument("file", type=click.Path(path_type=Path))
+@option(WAY, "--seconds", type=float, default=10.0, show_default=True, help="Of the video.")
+@option(WAY, "--fps", type=int, default=0, help="Frames a second [default: 60; 50 for .gif].")
+@option(
+    WAY,
+    "--smooth",
+    type=float,
+    default=0.75,
+    show_default=True,
+    help="Seconds: the standard deviation of the latents' blur over time; more is slower.",
+)
+@option(WAY, "--loop", is_flag=True, help="The video's end runs into its beginning.")
+@quality_option
+@seed_option
+@synthesizer_options
+@result_options
+def video(
+    file: Path,
+    seconds: float,
+    fps: int,
+    smooth: float,
+    loop: bool,
+    quality: int | None,
+    seed: int,
+    threads: int,
+    dry_run: bool,
+    as_json: bool,
+    **machine: Any,
+) -> None:
+    """Make FILE, a smooth walk through the latents: .mp4 (needs pgsr[video]), .gif or .webp."""
+    from .video import VideoJob
+
+    job = VideoJob(file, seconds=seconds, fps=fps, smooth=smooth, loop=loop, seed=seed, quality=quality)
+    with _opened(threads=threads, **machine) as synthesizer:
+        _video(synthesizer, job, threads, dry_run, as_json)
+
+
+@main.command(cls=Mode, short_help="One picture of many faces.")
+@click.argument("columns_by_rows", metavar="COLUMNSxROWS")
+@click.argument("file", type=click.Path(path_type=Path))
+@start_option
+@seed_option
+@seeds_option
+@from_latents_option
+@synthesizer_options
+@result_options
+def grid(
+    columns_by_rows: str,
+    file: Path,
+    start: int,
+    seed: int,
+    seeds: str | None,
+    from_latents: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **machine: Any,
+) -> None:
+    """Make FILE, one picture of COLUMNSxROWS faces: 8x8 faces.png."""
+    page = _grid_of(columns_by_rows, file)
+    source = _source_of(seed, start, page.most, seeds, from_latents)
+    with _opened(**machine) as synthesizer:
+        _grid(synthesizer, source, page, dry_run, as_json)
+
+
+@main.command(cls=Mode, short_help="What can run the networks here, and what installs the rest.")
+@json_option
+def backends(as_json: bool) -> None:
+    """List the backends: what is there, what is missing, and what installs it."""
+    from ..backends.listing import report
+
+    emit(*report(), as_json)
+
+
+# ----------------------------------------------------------------------------
+# What options name.
+
 ENCODED_ONLY = ("file_format", "quality", "encoder")
-VIDEO_ONLY = ("seconds", "fps", "smooth", "loop")
 
 
 def _refuse(names: tuple[str, ...], why: str) -> None:
@@ -225,129 +429,6 @@ def _typed(context: click.Context, option: click.Parameter) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-@click.command(cls=Command)
-@click.option("--count", type=int, default=64, show_default=True, help="How many faces.")
-@click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="0 to 2**64 - 1; names a sequence of faces."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="faces",
-    show_default=True,
-    help="Their folder; or FILE.tar or FILE.zip, in WebDataset's form; or - for raw uint8 on stdout.",
-)
-@click.option(
-    "--shard", default="0/1", metavar="K/N", help="Of every N faces the one at place K: for N processes."
-)
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="A bundle's folder [default: the one that comes along]."
-)
-@click.option("--batch", type=int, default=0, help="Faces at a time [default: the fastest, by measuring].")
-@click.option("--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp|jxl")
-@click.option("--encoder", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(ENCODERS)}.")
-@click.option("--quality", type=int, help="1 to 100 [default: 95 for jpeg, 90 for webp].")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
-@click.option("--precision", default="fp32", show_default=True, metavar="|".join(bundle.PRECISIONS))
-@click.option(
-    "--backend", default="auto", show_default=True, help="What runs the networks; auto: the fastest here."
-)
-@click.option("--backends", is_flag=True, help="List the backends: what is there, and what installs others.")
-@click.option(
-    "--threads", type=int, default=0, show_default=True, help="CPU threads; 0 for as many as are good."
-)
-@click.option(
-    "--sheet", type=click.Path(path_type=Path), help="The contact sheet, a PNG [default: OUT/sheet.png]."
-)
-@click.option("--no-sheet", is_flag=True, help="Write no contact sheet.")
-@click.option("--seeds", help="In place of one seed, the first face of each: 0-99,200.")
-@click.option(
-    "--from-latents",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npy",
-    help="In place of a seed, latents: a row for each face.",
-)
-@click.option("--save-latents", is_flag=True, help="Also write OUT/latents.npy, a row for each face.")
-@click.option(
-    "--grid",
-    type=(str, click.Path(path_type=Path)),
-    metavar="COLUMNSxROWS FILE.png",
-    help="In place of a folder, one picture: 8x8 faces.png.",
-)
-@click.option(
-    "--truncation",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="0 to 1: less variety, more typical faces.",
-)
-@click.option(
-    "--video",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="In place of a folder, an interpolation: .mp4 (needs pgsr[video]), .gif or .webp.",
-)
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Of the video.")
-@click.option("--fps", type=int, default=0, help="Frames a second [default: 60; 50 for .gif].")
-@click.option(
-    "--smooth",
-    type=float,
-    default=0.75,
-    show_default=True,
-    help="Seconds: the standard deviation of the latents' blur over time; more is slower.",
-)
-@click.option("--loop", is_flag=True, help="The video's end runs into its beginning.")
-@click.option("--label", type=int, help="Of a model that draws labelled pictures: the one its graph is for.")
-@click.option("--dry-run", is_flag=True, help="Say what would be made; make nothing.")
-@json_option
-@version_option
-def main(
-    seed: int,
-    quality: int | None,
-    model: Path | None,
-    batch: int,
-    device: str,
-    precision: str,
-    backend: str,
-    threads: int,
-    truncation: float,
-    label: int | None,
-    video: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Make faces: OUT/000000.png and so on. What OUT holds already is not made again."""
-    if options.pop("backends"):
-        from ..backends.listing import report
-
-        emit(*report(), as_json)
-        return
-    from ..synthesizer import Synthesizer
-
-    if label is not None:
-        _check_label(model, label)
-    open_synthesizer = partial(Synthesizer, model, device, precision, backend, batch, threads, truncation)
-    if video is not None:
-        _refuse(FOLDER_ONLY, "is not for a --video")
-        film = _film_of(video, seed, quality, **options)
-        with open_synthesizer() as synthesizer:
-            _video(synthesizer, film, threads, dry_run, as_json)
-        return
-    _refuse(VIDEO_ONLY, "is for a --video")
-    if options["grid"] is not None:
-        _refuse(GRID_NEVER, "is not for a --grid")
-        grid = _grid_of(*options["grid"])
-        source = _source_of(seed, **{**options, "count": grid.most})
-        with open_synthesizer() as synthesizer:
-            _grid(synthesizer, source, grid, dry_run, as_json)
-        return
-    job = _job_of(seed, quality, threads, **options)
-    with open_synthesizer() as synthesizer:
-        (_plan if dry_run else _make)(synthesizer, job, as_json)
-
-
 def _check_label(model: Path | None, label: int) -> None:
     """Raises PgsrError unless that is the label which the bundle's graph draws."""
     model_bundle = bundle.read(bundle.shipped() if model is None else model)
@@ -361,12 +442,6 @@ def _check_label(model: Path | None, label: int) -> None:
         )
 
 
-def _film_of(video: Path, seed: int, quality: int | None, **options: Any) -> VideoJob:
-    from .video import VideoJob
-
-    return VideoJob(video, seed=seed, quality=quality, **{name: options[name] for name in VIDEO_ONLY})
-
-
 def _grid_of(text: str, path: Path) -> Grid:
     from .job import Grid
 
@@ -376,27 +451,6 @@ def _grid_of(text: str, path: Path) -> Grid:
     return Grid(path, int(match[1]), int(match[2]))
 
 
-def _job_of(seed: int, quality: int | None, threads: int, **options: Any) -> Job:
-    from ..output.writers import Encoding
-    from .job import STDOUT, Job
-
-    out, sheet = options["out"], options["sheet"]
-    if out == STDOUT:
-        _refuse(ENCODED_ONLY, "is not for --out -, which is raw pixels")
-    job = Job(
-        out,
-        encoding=Encoding(options["file_format"], quality, options["encoder"]),
-        sheet=None if options["no_sheet"] else sheet,
-        threads=threads,
-        source=_source_of(seed, **options),
-        latents=out / "latents.npy" if options["save_latents"] else None,
-        shard=_shard_of(options["shard"]),
-    )
-    if job.is_folder and not (sheet or options["no_sheet"]):
-        return replace(job, sheet=out / "sheet.png")
-    return job
-
-
 def _shard_of(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match:
@@ -404,13 +458,15 @@ def _shard_of(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _source_of(seed: int, **options: Any) -> Source:
+def _source_of(seed: int, start: int, count: int, seeds: str | None, from_latents: Path | None) -> Source:
     """What --seed, --start and --count, --seeds, or --from-latents name."""
     from .latents import Seeds, Stored, Window
 
-    for name, source in (("seeds", Seeds), ("from_latents", Stored)):
-        if options[name] is not None:
-            others = {"seed", "start", "count", "seeds", "from_latents"} - {name}
-            _refuse(tuple(others), f"is not for --{name.replace('_', '-')}")
-            return source(options[name])
-    return Window(seed, options["start"], options["count"])
+    others = ("seed", "start", "count", "from_latents")
+    if seeds is not None:
+        _refuse(others, "is not for --seeds")
+        return Seeds(seeds)
+    if from_latents is not None:
+        _refuse(("seed", "start", "count", "seeds"), "is not for --from-latents")
+        return Stored(from_latents)
+    return Window(seed, start, count)
