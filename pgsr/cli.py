@@ -63,7 +63,7 @@ class Command(click.Command):
         headings: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 headings.setdefault(getattr(parameter, "heading", "Options"), []).append(record)
         for heading, records in sorted(headings.items(), key=lambda pair: pair[0] == "Options"):
             with formatter.section(heading):

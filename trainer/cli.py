@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.cli import Command, emit, json_option, option, packages, version_option
 
 
 def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -25,38 +25,49 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 @click.command(cls=Command)
 @click.argument("recipe_name", metavar="[RECIPE]", required=False)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
+@option(
+    "Run", "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint, exactly.")
-@click.option("--other-data", is_flag=True, help="Let --resume go on with data of another fingerprint.")
-@click.option(
-    "--start-from", type=click.Path(path_type=Path), help="A run or checkpoint to take the generator from."
+@option("Run", "--out", type=click.Path(path_type=Path), help="The run's folder.")
+@option("Run", "--resume", is_flag=True, help="Go on from the run's newest checkpoint, exactly.")
+@option("Run", "--other-data", is_flag=True, help="Let --resume go on with data of another fingerprint.")
+@option(
+    "Run",
+    "--start-from",
+    type=click.Path(path_type=Path),
+    help="A run or checkpoint to take the generator from.",
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=8")
-@click.option("--seed", type=int, help="Short for --set seed=N.")
-@click.option(
+@option("Recipe", "--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=8")
+@option("Recipe", "--seed", type=int, help="Short for --set seed=N.")
+@option(
+    "Recipe",
     "--eval-every",
     type=click.IntRange(1),
     metavar="IMAGES",
     help="Measure SWD so often and keep the best checkpoint; short for --set run.evaluate_images=N.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
-@click.option("--minutes", type=float, help="Stop cleanly after this time; --resume goes on.")
-@click.option(
+@option("Run", "--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@option("Run", "--minutes", type=float, help="Stop cleanly after this time; --resume goes on.")
+@option(
+    "Run",
     "--on-nan",
     type=click.Choice(["stop", "rollback"]),
     default="stop",
     show_default=True,
     help="When losses break down: stop, or go back to the last checkpoint with half the learning rate.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the schedule and the resolved recipe; train nothing.")
-@click.option(
-    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_recipes, help="List recipes."
+@option("Look", "--dry-run", is_flag=True, help="Print the schedule and the resolved recipe; train nothing.")
+@option(
+    "Look",
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_recipes,
+    help="List recipes.",
 )
-@click.option("--status", type=click.Path(path_type=Path), metavar="RUN", help="Print where a run stands.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="RUN", help="Draw a run's curves.png.")
+@option("Look", "--status", type=click.Path(path_type=Path), metavar="RUN", help="Print where a run stands.")
+@option("Look", "--plot", type=click.Path(path_type=Path), metavar="RUN", help="Draw a run's curves.png.")
 @json_option
 @version_option
 def main(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgsr import bundle
-from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.cli import Command, emit, json_option, option, version_option
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, write_bytes
 
@@ -36,22 +36,26 @@ TOLD = 5  # of the pictures that were not made
 
 @click.command(cls=Command)
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
-@click.option(
+@option(
+    "Output",
     "--out",
     type=click.Path(path_type=Path),
     help="A folder, or a file's name for a single picture; - is stdout [default: upscaled].",
 )
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="A bundle's folder [default: the one that comes along]."
+@option(
+    "Machine",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A bundle's folder [default: the one that comes along].",
 )
-@click.option("--format", "file_format", metavar="png|jpeg|webp", help="[default: the picture's, or png]")
-@click.option("--quality", type=click.IntRange(1, 100), help="[default: 95 for jpeg, 90 for webp]")
-@click.option("--tile", type=int, default=256, show_default=True, help="Pixels a side computed at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
-@click.option("--precision", default="fp32", show_default=True, metavar="|".join(bundle.PRECISIONS))
-@click.option("--backend", default="auto", show_default=True, help="See pgsr-generate --backends.")
-@click.option("--threads", type=int, default=0, show_default=True, help="0 for as many as are good.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are something else.")
+@option("Output", "--format", "file_format", metavar="png|jpeg|webp", help="[default: the picture's, or png]")
+@option("Output", "--quality", type=click.IntRange(1, 100), help="[default: 95 for jpeg, 90 for webp]")
+@option("Machine", "--tile", type=int, default=256, show_default=True, help="Pixels a side computed at once.")
+@option("Machine", "--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@option("Machine", "--precision", default="fp32", show_default=True, metavar="|".join(bundle.PRECISIONS))
+@option("Machine", "--backend", default="auto", show_default=True, help="See pgsr-generate --backends.")
+@option("Machine", "--threads", type=int, default=0, show_default=True, help="0 for as many as are good.")
+@option("Output", "--overwrite", is_flag=True, help="Replace files that are something else.")
 @json_option
 @version_option
 def main(

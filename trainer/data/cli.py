@@ -25,7 +25,7 @@ import click
 from PIL import Image
 
 from pgsr import __version__
-from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.cli import Command, emit, json_option, option, version_option
 from pgsr.errors import PgsrError, check_choice
 
 from . import procedural
@@ -198,30 +198,53 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 
 @click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The archive to write.")
-@click.option(
-    "--sizes", help="Sides of the pictures kept: 64,256  [default: MNIST 28, CIFAR-10 32, others 64]"
+@option("Archive", "--out", required=True, type=click.Path(path_type=Path), help="The archive to write.")
+@option(
+    "Archive",
+    "--sizes",
+    help="Sides of the pictures kept: 64,256  [default: MNIST 28, CIFAR-10 32, others 64]",
 )
-@click.option("--filter", "resampling", default="lanczos", show_default=True, help=", ".join(FILTERS))
-@click.option(
-    "--procedural", "drawn", type=click.IntRange(0), default=0, help="Draw so many pictures instead."
+@option("Archive", "--filter", "resampling", default="lanczos", show_default=True, help=", ".join(FILTERS))
+@option(
+    "Pictures",
+    "--procedural",
+    "drawn",
+    type=click.IntRange(0),
+    default=0,
+    help="Draw so many pictures instead.",
 )
-@click.option(
-    "--format", "image_format", type=click.Choice(["png", "jpeg"]), default="png", show_default=True
+@option(
+    "Archive",
+    "--format",
+    "image_format",
+    type=click.Choice(["png", "jpeg"]),
+    default="png",
+    show_default=True,
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG.")
-@click.option(
-    "--shard", type=click.IntRange(0), default=0, help="Write WebDataset tar files of so many to folder OUT."
+@option("Archive", "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG.")
+@option(
+    "Archive",
+    "--shard",
+    type=click.IntRange(0),
+    default=0,
+    help="Write WebDataset tar files of so many to folder OUT.",
 )
-@click.option("--label", help="Label pictures by attributes of CelebA: Male or Male,Smiling")
-@click.option("--part", type=click.Choice(list(PARTS)), help="Take that part of CelebA alone.")
-@click.option(
-    "--attributes", type=click.Path(path_type=Path), help="list_attr_celeba.txt  [default: found by SOURCE]"
+@option("CelebA", "--label", help="Label pictures by attributes of CelebA: Male or Male,Smiling")
+@option("CelebA", "--part", type=click.Choice(list(PARTS)), help="Take that part of CelebA alone.")
+@option(
+    "CelebA",
+    "--attributes",
+    type=click.Path(path_type=Path),
+    help="list_attr_celeba.txt  [default: found by SOURCE]",
 )
-@click.option(
-    "--partition", type=click.Path(path_type=Path), help="list_eval_partition.txt  [default: found by SOURCE]"
+@option(
+    "CelebA",
+    "--partition",
+    type=click.Path(path_type=Path),
+    help="list_eval_partition.txt  [default: found by SOURCE]",
 )
-@click.option(
+@option(
+    "Pictures",
     "--max-damaged",
     type=click.IntRange(0),
     default=MAX_DAMAGED,
