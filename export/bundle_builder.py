@@ -202,7 +202,7 @@ def _trial(plan: Plan, inputs: _Inputs) -> Trial:
 
 
 def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
-    """What a graph's doc string says: provenance and licence."""
+    """Returns what a graph's doc string says: provenance and licence."""
     of = [
         f"{kind}: {source.provenance.get('recipe', {}).get('generator', {}).get('kind', 'imported')}, "
         f"{source.provenance.get('images_shown', 'unknown')} images shown"
@@ -268,7 +268,7 @@ def convert(
 def with_names(
     plan: Plan, precision: str, example: Tensor, names: Sequence[str], note: str = ""
 ) -> Converted:
-    """The same with these rewrites and no others."""
+    """Converts with these rewrites and no others."""
     networks, applied = _rewritten_networks(plan.networks, names)
     module = Chain(networks, precision, plan.pixels)
     opset = opset_of(precision)
@@ -328,7 +328,7 @@ def _replace_folder(new: Path, out: Path) -> None:
 
 
 def summary(result: Bundle) -> dict[str, Any]:
-    """What the command reports."""
+    """Returns what the command reports."""
     return {
         "bundle": str(result.folder),
         "graphs": [

@@ -88,7 +88,7 @@ class Request:
 
     @property
     def precisions(self) -> list[str]:
-        """Of the graphs that are written."""
+        """The precisions of the graphs that are written."""
         flags = {"fp32": True, "fp16": self.fp16, "bf16": self.bf16, "int8": self.int8}
         return [name for name, wished in flags.items() if wished]
 
@@ -227,7 +227,7 @@ def _export(
 
 
 def _graph_lines(written: Bundle) -> list[str]:
-    """What each graph costs, and how near it is to its network."""
+    """Returns what each graph costs, and how near it is to its network."""
     return [
         f"{g.name:<10} {g.precision}  {g.multiply_adds / 1e6:>9.1f} M multiply-adds  PSNR "
         f"{g.parity['psnr_db']:.1f} dB, largest difference {g.parity['max_steps']:.0f} of 255"

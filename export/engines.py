@@ -47,7 +47,7 @@ class EngineResult:
     reason: str  # why it was built; "" of one that was fresh
 
     def line(self) -> str:
-        """For a person to read."""
+        """The engine in one line, for a person to read."""
         what = f"built in {self.seconds:.1f} s, {self.reason}" if self.reason else "fresh, left as it is"
         return (
             f"{self.engine.path.name}: {what}; layers put out {histogram(self.engine.layers)} "
@@ -55,7 +55,7 @@ class EngineResult:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The engine as JSON data, for --json."""
         key = self.engine.key
         return {
             "engine": str(self.engine.path),
@@ -113,7 +113,8 @@ class EngineRequest:
 def engine_request(
     library: str | None, batch: str | None, compute_capability: str | None
 ) -> EngineRequest | None:
-    """None without --engine. Raises PgsrError if an option is wrong, or the library or the GPU is missing."""
+    """Checks --engine and its options; None without --engine. Raises PgsrError if one is wrong, or library or
+    GPU missing."""
     if library is None:
         for option, value in (("--batch", batch), ("--compute-capability", compute_capability)):
             if value is not None:
@@ -154,7 +155,8 @@ def _add(trt: Any, bundle: Bundle, graph: Graph, key: Key, report: Callable[[str
 
 
 def engine_graphs(bundle: Bundle) -> list[Graph]:
-    """What is worth an engine: the chain in every precision, or the only graph of a bundle without one.
+    """Returns what is worth an engine: the chain in every precision, or the only graph of a bundle without
+    one.
 
     Raises PgsrError if the bundle holds only an upscaler of pictures of any size.
     """
@@ -204,10 +206,10 @@ def _ampere_and_newer(trt: Any) -> tuple[str, ...]:
 
 
 def engines_summary(results: Sequence[EngineResult]) -> dict[str, Any]:
-    """What the command reports."""
+    """Returns what the command reports."""
     return {"engines": [one.summary() for one in results]}
 
 
 def progress(line: str) -> None:
-    """On stderr."""
+    """Prints a line of progress on stderr."""
     print(line, file=sys.stderr, flush=True)

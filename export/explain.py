@@ -149,7 +149,8 @@ def _dequantized(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Of one image: each output value (of a transposed convolution, input value) times its weights."""
+    """Counts the multiply-adds of one image: each output value (of a transposed convolution, input) times its
+    weights."""
     weight, out = shapes.get(node.input[1], ()), shapes.get(node.output[0], ())
     if node.op_type == "Conv":
         return int(np.prod(out)) * int(np.prod(weight[1:]))

@@ -199,7 +199,8 @@ def _separable(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodePr
 
 
 def activation_scales(proto: onnx.ModelProto, inputs: Array) -> dict[str, float]:
-    """Of every value that a layer reads, the scale that rounds it to int8 with the least mean square."""
+    """Finds, for every value that a layer reads, the scale that rounds it to int8 with the least mean
+    square."""
     names = list(dict.fromkeys(node.input[0] for node in _layers(proto)))
     samples: dict[str, list[Array]] = {name: [] for name in names}
     largest = dict.fromkeys(names, 0.0)
@@ -239,7 +240,7 @@ def smallest_first(proto: onnx.ModelProto, inputs: Array) -> list[str]:
 
 
 def _values(proto: onnx.ModelProto, names: list[str], inputs: Array) -> dict[str, Array]:
-    """What the graph holds under these names."""
+    """Returns what the graph holds under these names."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     graph = copy.graph

@@ -170,7 +170,7 @@ def _block(block: nn.Module) -> Steps:
 
 
 def _after(act: Activation) -> Steps:
-    """What follows a convolution, in its order."""
+    """Returns what follows a convolution, in its order."""
     activation = nn.LeakyReLU(LRELU_SLOPE) if act.activation is leaky_relu else nn.ReLU()
     steps: Steps = [] if act.norm is None else [act.norm]
     steps += [PixelNorm()] if act.pixel_before else []
@@ -232,7 +232,7 @@ LOWERINGS: dict[type[nn.Module], Callable[[nn.Module], Steps]] = {
 
 
 class Crop(nn.Module):
-    """Without the outermost pixels: [N, C, H, W] -> [N, C, H - 2, W - 2]."""
+    """Takes the outermost pixels off: [N, C, H, W] -> [N, C, H - 2, W - 2]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, 1:-1, 1:-1]

@@ -48,7 +48,7 @@ class Parity:
 
 
 def pictures(result: Array) -> Array:
-    """What a graph gave as uint8."""
+    """Returns what a graph gave as uint8."""
     return result if result.dtype == np.uint8 else to_uint8(result)
 
 

@@ -170,7 +170,8 @@ def progress_bar(length: int, label: str) -> ProgressBar[int]:
 
 @contextmanager
 def packages(needed_by: str, extra: str) -> Iterator[None]:
-    """Around imports of optional packages: their absence becomes the sentence that mends it."""
+    """Turns the absence of an optional package, imported inside the block, into the sentence that mends
+    it."""
     try:
         yield
     except ImportError as error:

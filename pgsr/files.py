@@ -92,6 +92,6 @@ def sha256(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
+    """Returns where what can be made again is kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
     base = os.environ.get("PGSR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pgsr"
     return Path(base).expanduser()

@@ -26,7 +26,7 @@ def holding_lock(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process on this machine trains in a folder."""
+    """Returns whether a process on this machine trains in a folder."""
     if not folder.is_dir():
         return False
     handle = os.open(folder, os.O_RDONLY)

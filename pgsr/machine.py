@@ -43,7 +43,7 @@ def processor_flags(information: str | None = None) -> frozenset[str]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware."""
+    """Returns whether the processor multiplies bfloat16 in hardware."""
     return bool({"avx512_bf16", "amx_bf16"} & processor_flags())
 
 

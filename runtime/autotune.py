@@ -25,7 +25,7 @@ SECONDS = 4.0  # for all of it
 
 
 def most(size: int) -> int:
-    """Of pictures with sides of `size` pixels."""
+    """The largest batch of pictures with sides of `size` pixels."""
     return min(MOST, max(LEAST, PIXELS // size**2))
 
 
@@ -37,7 +37,8 @@ def fastest_batch(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """From `first` on doubles, or halves if doubling was no use, while that is good enough and time is left.
+    """Doubles the batch from `first` on, or halves it if doubling was no use, while that is faster and time
+    is left.
 
     Raises PgsrError if the graph cannot be run.
     """

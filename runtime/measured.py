@@ -25,12 +25,12 @@ Key = Mapping[str, Any]
 
 
 def folder() -> Path:
-    """In the user's cache directory."""
+    """The folder of measurements in the user's cache directory."""
     return cache_root() / "measured"
 
 
 def recall(kind: str, key: Key) -> Any:
-    """What was remembered under this key, or None."""
+    """Returns what was remembered under this key, or None."""
     try:
         entry = json.loads(_path(kind, key).read_text())
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def _path(kind: str, key: Key) -> Path:
 
 @cache
 def machine() -> dict[str, Any]:
-    """What of this machine decides how fast something is."""
+    """Returns what of this machine decides how fast something is."""
     lines = processor_information().splitlines()
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     return {

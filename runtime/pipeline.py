@@ -36,7 +36,8 @@ def encoding_threads(threads: int) -> int:
 
 
 def prefetch(items: Iterable[T], count: int) -> Generator[T, None, None]:
-    """The same items, made on a thread of their own, `count` and one of them before they are asked for.
+    """Yields the same items, made on a thread of their own, `count` and one of them before they are asked
+    for.
 
     An error in making them is raised where they would have come. When the iterator is closed, the thread ends
     with the item at hand.
@@ -156,8 +157,8 @@ class Finisher:
             self._line.put(future)
 
     def _is_behind(self) -> bool:
-        """Whether the networks are faster. Else one thread has a batch to itself: several would take time
-        from each other, and from the networks, over Python's lock and the folder's."""
+        """Returns whether the networks are faster. Else one thread has a batch to itself: several would take
+        time from each other, and from the networks, over Python's lock and the folder's."""
         return self._latest is not None and not self._latest.done()
 
     def _work(self, positions: Sequence[int], pictures: Any) -> list[tuple[int, Any]]:

@@ -133,12 +133,12 @@ class Synthesizer:
 
     @property
     def provider(self) -> str:
-        """What the arithmetic really runs on, in the backend's own words."""
+        """Returns what the arithmetic really runs on, in the backend's own words."""
         return self._runner.provider
 
     @property
     def note(self) -> dict[str, Any]:
-        """What files say of what made them."""
+        """Returns what files say of what made them."""
         truncated = {} if self.truncation == 1.0 else {"truncation": self.truncation}
         return {"model": self.graph.sha256, **truncated}
 
@@ -165,7 +165,7 @@ class Synthesizer:
         latents: Callable[[list[int], int], NDArray[np.float32]],
         early: bool = False,
     ) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
-        """Likewise of latents(some of the positions, latent size), float32 [N, L].
+        """Yields pictures batch by batch of latents(some of the positions, latent size), float32 [N, L].
 
         With `early` both are asked for on a thread of their own, while the networks are busy.
         """
@@ -197,7 +197,7 @@ class Synthesizer:
 
     @cached_property
     def _centre(self) -> NDArray[np.float64]:
-        """Where truncation turns latents, [L]: found once, by some hundred images of the generator.
+        """Returns where truncation turns latents, [L]: found once, by some hundred images of the generator.
 
         Raises PgsrError if the bundle holds no generator graph.
         """

@@ -78,7 +78,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count as training."""
+        """Keeps the time spent inside the block out of the training's speed."""
         began = time.monotonic()
         yield
         spent = time.monotonic() - began

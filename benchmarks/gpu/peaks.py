@@ -34,7 +34,7 @@ def gpu_bandwidth_gbs(device: str, size: int = 2**30) -> float:
 
 
 def _seconds(device: str, call: Callable[[], object]) -> float:
-    """Of one call, after a warm-up."""
+    """Times one call, after a warm-up."""
     call()
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     began.record()

@@ -122,7 +122,7 @@ def _device_name(trainer: Trainer) -> str:
 
 
 def _peak_memory_bytes(trainer: Trainer) -> int:
-    """Of the GPU's tensors; on a CPU, of the whole process."""
+    """Returns the peak memory of the GPU's tensors; on a CPU, of the whole process."""
     import resource
 
     import torch

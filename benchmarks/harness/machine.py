@@ -83,7 +83,7 @@ class Machine:
     peak_gflops: float  # of a float32 matrix product in numpy on as many threads
 
     def is_fast_in(self, precision: str) -> bool:
-        """Whether the processor has instructions for bf16 or int8."""
+        """Returns whether the processor has instructions for bf16 or int8."""
         return any(part in name for name in self.instruction_sets for part in FAST[precision])
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def peak_gflops(threads: int, size: int = 2048, rounds: int = 5) -> float:
 
 
 def low_peak_gflops(precision: str, threads: int, size: int = 2048, rounds: int = 5) -> float:
-    """Likewise of a product in PyTorch in bf16, or of int8 into int32."""
+    """Measures GFLOP/s of a matrix product in PyTorch in bf16, or of int8 into int32."""
     return _peak([LOW_PEAK_PROGRAM, str(size), str(rounds), str(threads), precision], threads, size)
 
 

@@ -30,13 +30,13 @@ def _padded(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
 
 
 def markdown_table(lines: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The same in Markdown, line by line."""
+    """Formats a table in Markdown, line by line."""
     rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
     return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
 
 
 def machine_lines(machine: Mapping[str, Any]) -> list[str]:
-    """What was measured on."""
+    """Returns what was measured on."""
     instructions = ", ".join(machine["instruction_sets"]) or "instruction sets unknown"
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return [

@@ -37,11 +37,11 @@ class Timing:
 
     @property
     def images_per_second(self) -> float:
-        """Of the median call."""
+        """The speed of the median call."""
         return self.images / self.median_seconds
 
     def ratio_to(self, baseline: Timing) -> float:
-        """How many times as fast as `baseline`, an image: the median of the rounds' ratios."""
+        """Returns how many times as fast as `baseline`, an image: the median of the rounds' ratios."""
         pairs = zip(self.seconds, baseline.seconds, strict=True)
         ratios = [(theirs / baseline.images) / (mine / self.images) for mine, theirs in pairs]
         return statistics.median(ratios)

@@ -159,7 +159,7 @@ def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
 
 
 def _same(one: Recipe, other: Recipe) -> bool:
-    """But for what is said about them."""
+    """Returns whether two recipes train the same weights, whatever is said about them."""
     return replace(one, about=other.about, source=other.source) == other
 
 
@@ -247,7 +247,7 @@ def lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def legend(result: Mapping[str, Any]) -> list[str]:
-    """What the columns are."""
+    """Returns what the columns are."""
     settings = result["settings"]
     count = settings["swd_images"]
     return [
@@ -261,7 +261,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     return "\n".join([aligned(lines(result), 1), "", *legend(result)])
 
 

@@ -115,7 +115,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
 
 
 def histogram(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each digit triple occurs, read as a number of 0 to 999: [N, 3] -> [1000]."""
+    """Returns how often each digit triple occurs, read as a number of 0 to 999: [N, 3] -> [1000]."""
     return np.bincount(numbers @ np.array([100, 10, 1]), minlength=MODES).astype(np.int64)
 
 
@@ -154,7 +154,7 @@ def generated(path: Path, count: int, seed: int, device: torch.device) -> Iterab
 def real_row(
     photographs: Photographs, classifier: Trained, count: int, device: torch.device
 ) -> dict[str, Any]:
-    """The same for stacked real digits: what a perfect generator would reach with this classifier."""
+    """Counts stacked real digits: what a perfect generator would reach with this classifier."""
     counts = count_modes(reals(photographs, count), classifier)
     return {"modes": covered(counts), "kl": divergence(counts)}
 
@@ -171,7 +171,8 @@ def reals(photographs: Photographs, count: int) -> Iterable[Tensor]:
 
 
 def the_classifier(photographs: Photographs, path: Path, report: Report) -> Trained:
-    """From its file, or trained and written there. Raises PgsrError if the file is of other digits."""
+    """Reads the classifier from its file, or trains and writes it. Raises PgsrError if the file is of other
+    digits."""
     if not path.is_file():
         trained = digits.train_classifier(photographs, CLASSIFIER_SEED, report=report)
         digits.save_classifier(path, trained)
@@ -234,7 +235,8 @@ def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, 
 
 
 def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's weights as far as it has come: all but its length and what it writes when."""
+    """Returns what decides a run's weights as far as it has come: all but its length and what it writes
+    when."""
     tables = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
     schedule = {name: value for name, value in recipe["schedule"].items() if name != "stable_images"}
     return {**tables, "schedule": schedule, "precision": recipe["run"]["precision"]}

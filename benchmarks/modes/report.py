@@ -61,7 +61,7 @@ def plus_minus(value: tuple[float, float | None] | None, places: int) -> str:
 
 
 def legend(result: Mapping[str, Any]) -> list[str]:
-    """What the table's figures are of."""
+    """Returns what the table's figures are of."""
     settings, classifier, real = result["settings"], result["classifier"], result["real"]
     parameters: dict[str, list[str]] = {critic: [] for critic in CRITICS}
     for entry in result["summary"]:
@@ -80,7 +80,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     return "\n".join([aligned(table(result), LEFT), "", *legend(result)])
 
 

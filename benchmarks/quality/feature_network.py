@@ -71,7 +71,7 @@ class Network:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What a score by these features must say of them."""
+        """Returns what a score by these features must say of them."""
         side = self.settings.side
         resize = f"{self.settings.resize} to {side}" if side else "none"
         return {"features": self.sha256, "feature resize": resize, "feature range": self.range}
@@ -184,7 +184,7 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Out
 
 
 def _last_line(error: Exception) -> str:
-    """What a library's long message comes to."""
+    """Returns what a library's long message comes to."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 

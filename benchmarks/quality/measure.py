@@ -294,7 +294,7 @@ def as_dict(quality: Quality) -> dict[str, Any]:
 
 
 def beaten(quality: Quality) -> dict[str, bool]:
-    """Whether the upscaler is better than each plain filter, by each score that tells."""
+    """Returns whether the upscaler is better than each plain filter, by each score that tells."""
     result = {}
     for what, group in (("generated", quality.large), ("photographs", quality.restored)):
         ours = next((c for c in group if c.key == "upscaler"), None)

@@ -71,7 +71,7 @@ class Nearest:
 
 
 def nearest(queries: Pixels, photographs: Pixels, rows: int, mirror: bool, skip: list[int]) -> Nearest:
-    """Of each query the nearest photographs, without the photograph skip[i] (-1: none left out).
+    """Finds the photographs nearest to each query, leaving out photograph skip[i] (-1: none).
 
     Reads the photographs once, a few at a time; memory does not grow with their number.
     """

@@ -79,7 +79,7 @@ def table(quality: Quality) -> list[list[str]]:
 
 
 def restored_table(quality: Quality) -> list[list[str]]:
-    """The same of photographs that were reduced and enlarged again, beside the floor."""
+    """Tabulates photographs that were reduced and enlarged again, beside the floor."""
     return _rows([*quality.restored, *[c for c in quality.large if c.key == "photographs"]])
 
 
@@ -89,7 +89,7 @@ def _rows(columns: Sequence[Measured]) -> list[list[str]]:
 
 
 def legend(quality: Quality) -> list[str]:
-    """How the numbers were made."""
+    """Returns how the numbers were made."""
     lines = [
         f"model {quality.model.name}, {quality.settings.precision}, seed {quality.settings.seed}; "
         "photographs: other ones than the reference, the floor at this number of images"
@@ -145,7 +145,7 @@ def _conditions(column: Measured) -> str:
 
 
 def text(quality: Quality) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     lines = [aligned(table(quality), 1), ""]
     if quality.restored:
         lines += ["restored:", aligned(restored_table(quality), 1), ""]

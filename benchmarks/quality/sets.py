@@ -75,7 +75,7 @@ class Photos:
 
 
 def holds(source: Path, side: int) -> bool:
-    """Whether photographs are at least `side` pixels, by the first of them."""
+    """Returns whether photographs are at least `side` pixels, by the first of them."""
     return _stored_side(source, side) >= side
 
 

@@ -65,7 +65,7 @@ def noise(count: int, resolution: int, seed: int) -> Iterator[NDArray[np.uint8]]
 
 
 def text(result: dict[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     lines = [["images of either set", "seconds", "memory, MiB"]]
     for row in result["rows"]:
         memory_bytes = row["cuda_bytes"] or row["memory_bytes"]

@@ -140,7 +140,7 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network is; the CPU if it has no weights."""
+    """Returns where a network is; the CPU if it has no weights."""
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 

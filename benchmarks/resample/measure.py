@@ -191,8 +191,8 @@ def fidelities(name: str, originals: list[Image.Image], settings: Settings) -> t
 
 
 def aliasing_and_loss(grey: Floats, small: int) -> dict[str, tuple[float, float]]:
-    """Of each filter, the shares of energy folded from above the small picture's Nyquist frequency, and
-    changed below it.
+    """Measures for each filter the shares of energy folded from above the small picture's Nyquist frequency,
+    and changed below it.
 
     grey: [S, S] -> reduced to [small, small]. Where there is no energy, its share is 0.
     """

@@ -43,7 +43,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def legend(result: Mapping[str, Any]) -> list[str]:
-    """What was measured, and how far the paper's opinions agree."""
+    """Returns what was measured, and how far the paper's opinions agree."""
     agreement = ", ".join(
         f"{label} {result['agreement'][name]:+.2f}"
         for name, label in (("psnr_db", "PSNR"), ("ssim", "SSIM"), ("aliasing", "aliasing"), ("loss", "loss"))
@@ -61,7 +61,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
     return "\n".join([aligned(lines, 1), "", *legend(result)])
 

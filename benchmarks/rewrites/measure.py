@@ -176,7 +176,8 @@ class Variant:
 
 
 def variants(settings: Settings, network: nn.Module, backends: list[str]) -> list[Variant]:
-    """As written; as chosen for each backend, in float32 and int8; with every other rewrite in or out."""
+    """Lists the variants: as written; as chosen for each backend, in float32 and int8; every other rewrite in
+    or out."""
     result = [Variant(AS_WRITTEN, (), tuple(backends))]
     for backend in backends:
         usual = TARGETS[backend]
@@ -316,7 +317,7 @@ class Graphs:
 
 
 def _checked(name: str, precision: str, expected: NDArray[Any], pixels: NDArray[Any]) -> dict[str, Any]:
-    """How far a graph is off. Raises PgsrError for a float32 one that is not the network."""
+    """Returns how far a graph is off. Raises PgsrError for a float32 one that is not the network."""
     difference = float(np.abs(expected.astype(np.float64) - pixels).max())
     if precision == "fp32" and not difference <= RELATIVE_LIMIT * max(1.0, float(np.abs(expected).max())):
         raise PgsrError(f"{name} is {difference:.2g} away from its network: nothing was measured")

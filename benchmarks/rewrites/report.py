@@ -74,7 +74,7 @@ def speed_lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """Which rewrites win where: one line a network and backend."""
+    """Returns which rewrites win where: one line a network and backend."""
     lines = []
     for speeds in result["speeds"]:
         for backend in result["backends"]:
@@ -87,7 +87,7 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """What a rewrite does to the time, whether it is among the chosen ones or not."""
+    """Returns what a rewrite does to the time, whether it is among the chosen ones or not."""
     left_out = row["name"].startswith("without")
     gain = 1 / row["to_chosen"] if left_out else row["to_chosen"]
     word = "wins" if gain > CLEARLY else "loses" if gain < 1 / CLEARLY else "makes no difference"
@@ -110,7 +110,7 @@ def best_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     parts = [aligned(count_lines(result), 1)]
     if result["speeds"]:
         parts += [aligned(speed_lines(result), 3), "\n".join([*verdicts(result), *best_lines(result)])]
@@ -171,5 +171,5 @@ def picture(result: Mapping[str, Any]) -> bytes:
 
 
 def _short(name: str) -> str:
-    """Without "for BACKEND", which the end of the name says."""
+    """Shortens a name by "for BACKEND", which its end says."""
     return name.replace(f"{CHOSEN} for onnxruntime", CHOSEN).replace(f"{CHOSEN} for openvino", CHOSEN)

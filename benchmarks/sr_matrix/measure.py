@@ -91,7 +91,7 @@ def _require_same(folder: Path, recipe: config.Recipe) -> None:
 
 
 def _deciding(recipe: config.Recipe) -> dict[str, Any]:
-    """What of a recipe decides the weights."""
+    """Returns what of a recipe decides the weights."""
     words = ("name", "about", "source", "run")
     return {key: value for key, value in recipe.as_dict().items() if key not in words}
 

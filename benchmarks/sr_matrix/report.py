@@ -44,7 +44,7 @@ NOTES = (
 
 
 def result_of(cells: Sequence[Trained], test_set: TestSet, settings: Settings) -> dict[str, Any]:
-    """Everything as JSON data."""
+    """Gathers everything as JSON data."""
     baselines = test_set.baselines()
     rows = [row_of(trained, baselines) for trained in cells]
     return {
@@ -128,7 +128,7 @@ def baseline_line(result: dict[str, Any]) -> str:
 
 
 def text(result: dict[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     tables = (aligned(lines(result), LEFT), aligned(claim_lines(result), LEFT))
     return "\n\n".join([*tables, baseline_line(result)])
 

@@ -70,8 +70,8 @@ def psnr(pictures: Pixels, targets: Pixels) -> float:
 
 
 def variety(pictures: Pixels) -> float:
-    """How much of all that varies does so from picture to picture: the standard deviation between pictures,
-    the mean over all places, over that of all values. 0 where all pictures are the same."""
+    """Returns how much of all that varies does so from picture to picture: the standard deviation between
+    pictures, the mean over all places, over that of all values. 0 where all pictures are the same."""
     values = pictures.astype(np.float64)
     return float(values.std(axis=0).mean() / max(values.std(), 1e-12))
 
@@ -113,7 +113,7 @@ class Trained:
 
 
 def verdict(trained: Trained, baselines: Mapping[str, float]) -> str:
-    """What became of a cell. Half the labels' variety is taken for a collapse."""
+    """Returns what became of a cell. Half the labels' variety is taken for a collapse."""
     if trained.diverged:
         return "diverged"
     last = trained.looks[-1]

@@ -232,7 +232,7 @@ class Bench:
         return result
 
     def _add_engines(self, model: Bundle) -> None:
-        """For each TensorRT that is a way here."""
+        """Builds engines for each TensorRT that can run here."""
         for library in LIBRARIES:
             if any(way.backend == library for way in self.ways):
                 usual = self.settings.large_batch
@@ -316,7 +316,7 @@ class Bench:
     # Latents to pixels, and latents to files.
 
     def chains(self, systems: Sequence[System]) -> list[dict[str, Any]]:
-        """Of both systems, naive or eager and on every backend, and of the model that ships."""
+        """Times the chains of both systems, naive or eager and on every backend, and the model that ships."""
         with contextlib.ExitStack() as stack:
             entries = [entry for system in systems for entry in self._chain(stack, system)]
             entries += self._shipped_chain(stack)
@@ -406,7 +406,8 @@ class Bench:
     def _open_synthesizer(
         self, stack: contextlib.ExitStack, model: Bundle, way: Execution, batch: int
     ) -> Synthesizer | None:
-        """None, noted, where the backend cannot run the chain. A batch of 0 is found by measuring."""
+        """Opens the chain; None, with a note, where the backend cannot run it. A batch of 0 is found by
+        measuring."""
         try:
             synthesizer = Synthesizer(
                 model.folder, self.device, way.precision, way.backend, batch, self.settings.threads

@@ -73,7 +73,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def legend(result: Mapping[str, Any]) -> list[str]:
-    """What the table's columns and the machine are."""
+    """Returns what the table's columns and the machine are."""
     settings = result["settings"]
     peaks = ", ".join(f"{peak:.0f} GFLOP/s in {name}" for name, peak in result["peaks"].items())
     device = result["machine"]["device"]
@@ -90,7 +90,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
 
 
 def bandwidth_lines(result: Mapping[str, Any]) -> list[str]:
-    """Of a GPU: how much of what its memory can move the layers' inputs, outputs and weights are."""
+    """Tells how much of what a GPU's memory can move the layers' inputs, outputs and weights are."""
     if not result["bandwidth_gbs"]:
         return []
     rows = [row for row in result["rows"] if row["share_of_bandwidth"]]
@@ -113,7 +113,7 @@ def equation_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     more = [*equation_lines(result), *bandwidth_lines(result)]
     return "\n".join([table(result["rows"]), "", *more, "", *legend(result)])
 

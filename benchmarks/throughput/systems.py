@@ -70,7 +70,8 @@ class System:
     multiply_adds: Mapping[str, int]  # of the networks as written, by stage; the graphs' are in the bundle
 
     def eager(self, stage: str, x: Tensor) -> Any:
-        """What the stage makes of its input in float32: from the CPU and back to it, as the runtime does."""
+        """Returns what the stage makes of its input in float32: from the CPU and back to it, as the runtime
+        does."""
         x = x.to(plain.device_of(self.generator))
         with torch.no_grad():
             if stage == "generator":

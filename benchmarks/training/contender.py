@@ -139,7 +139,7 @@ FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_b
 
 
 def multiply_adds(work: Work) -> int:
-    """Of a step: the mean of a period's."""
+    """Counts the multiply-adds of a step: the mean of a period's."""
     counter = MultiplyAdds()
     with counter:
         for _ in range(work.period):

@@ -58,7 +58,7 @@ def cells(row: Row) -> list[str]:
 
 
 def legend(result: Mapping[str, Any]) -> list[str]:
-    """What was measured, and on what."""
+    """Returns what was measured, and on what."""
     machine, settings = result["machine"], result["settings"]
     device = [] if machine["device"] == "cpu" else [f"device: {machine['device']}"]
     return [
@@ -80,7 +80,7 @@ def _batch_of(result: Mapping[str, Any]) -> dict[int, int]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """What the command prints."""
+    """Returns what the command prints."""
     lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
     return "\n".join([aligned(lines, LEFT), "", *legend(result)])
 

@@ -66,7 +66,7 @@ def import_file(path: Path, label: int | None = None) -> Imported:
 
 
 def _names(tree: Any) -> list[str]:
-    """Of the tensors and arrays in what a file holds, for messages."""
+    """Lists the names of the tensors and arrays in what a file holds, for messages."""
     names: list[str] = []
     ids: set[int] = set()
 

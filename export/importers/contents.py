@@ -54,7 +54,7 @@ def _contents(path: Path) -> Any:
 
 
 def _only_weights(path: Path) -> Any:
-    """What PyTorch's own restricted reader makes of a file; None if it holds classes."""
+    """Returns what PyTorch's own restricted reader makes of a file; None if it holds classes."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -102,7 +102,7 @@ class Machine:
         return value
 
     def to_mark(self) -> list[Any]:
-        """Everything above the last mark, which goes too."""
+        """Pops everything above the last mark, and the mark."""
         at = len(self.stack) - 1
         while self.stack[at] is not MARK:
             at -= 1
@@ -123,7 +123,7 @@ class Machine:
         self.stack.append(name(module, attribute))
 
     def make(self, called: Any, args: Any, more: Any = None) -> None:
-        """Where Python would call `called`."""
+        """Records a call that Python would make here."""
         if not isinstance(called, Name) or not isinstance(args, tuple):
             raise ValueError("a call of something that is no name")
         self.stack.append(Inert(called, args, state=more))

@@ -154,7 +154,7 @@ class Plain:
         return bytes(text, "latin-1")
 
     def builtin(self, value: Inert) -> Any:
-        """What early protocols write as calls of their types: empty bytes, bytearrays, sets."""
+        """Returns what early protocols write as calls of their types: empty bytes, bytearrays, sets."""
         arguments = [self._of(a) for a in value.args[:1]]
         kind = {"bytes": bytes, "bytearray": bytearray, "set": set, "frozenset": frozenset}[value.name.name]
         if kind in (bytes, bytearray):

@@ -27,8 +27,8 @@ class SignedRange(nn.Module):
 
 
 def spandrel(tree: Any) -> Imported | None:
-    """None if spandrel does not know the tensors. Raises PgsrError without spandrel, or for what is no
-    upscaler of colour pictures."""
+    """Imports an upscaler; None if spandrel does not know the tensors. Raises PgsrError without spandrel, or
+    for what is no upscaler of colour pictures."""
     library = _library()
     state = _state(tree)
     try:

@@ -42,7 +42,7 @@ class Taker:
         return name in self.tensors
 
     def count(self, pattern: str) -> int:
-        """How many there are of "layers.{}.weight", numbered from 0 without a gap."""
+        """Returns how many there are of "layers.{}.weight", numbered from 0 without a gap."""
         n = 0
         while pattern.format(n) in self.tensors:
             n += 1

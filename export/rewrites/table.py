@@ -134,7 +134,7 @@ def _fold_norm(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 
 def _weighted(layer: nn.Module) -> Any:
-    """Where a layer's outgoing weights and bias are; None if it has none."""
+    """Returns where a layer's outgoing weights and bias are; None if it has none."""
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, EqualizedConv2d, EqualizedLinear, VanillaFirstLayer)
     if isinstance(layer, (SeparableConv2d, SeparableFirstLayer)):
         return layer.pointwise
@@ -326,7 +326,7 @@ def _before_shuffle(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 
 def _is_same_activation(step: nn.Module) -> bool:
-    """Whether it does the same to every value (and leaves 0, which surrounds the image, as it is)."""
+    """Returns whether it does the same to every value (and leaves 0, which surrounds the image, as it is)."""
     return isinstance(step, (nn.LeakyReLU, nn.ReLU)) or (
         isinstance(step, nn.PReLU) and step.num_parameters == 1
     )
@@ -370,7 +370,7 @@ def _dividing(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 
 def _elsewhere(network: nn.Module) -> bool:
-    """Of rewrites of the written graph: nothing is found in the module."""
+    """Finds nothing in a module: the rewrite is one of the written graph."""
     return False
 
 

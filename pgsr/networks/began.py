@@ -24,7 +24,7 @@ SMALLEST = 8  # side of the maps next to the dense layers
 
 
 def levels_of(resolution: int) -> int:
-    """How many sizes there are from 8 x 8 up. Raises PgsrError unless `resolution` is one of them."""
+    """Returns how many sizes there are from 8 x 8 up. Raises PgsrError unless `resolution` is one of them."""
     if resolution < SMALLEST or resolution & (resolution - 1):
         raise PgsrError(f"resolution {resolution} is not {SMALLEST}, {2 * SMALLEST}, {4 * SMALLEST}, ...")
     return resolution.bit_length() - SMALLEST.bit_length() + 1
@@ -108,7 +108,7 @@ class BEGANGenerator(Generator):
         return self.decoder(uniform(z))
 
     def at(self, resolution: int, alpha: float) -> Callable[[Tensor], Tensor]:
-        """Itself: it does not grow. Raises PgsrError for a schedule that does."""
+        """Gives the network itself, which does not grow. Raises PgsrError for a schedule that does."""
         if resolution != self.resolution:
             raise PgsrError(
                 f"began makes images of {self.resolution} alone: set schedule.resolution and "

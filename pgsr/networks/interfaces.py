@@ -25,7 +25,7 @@ class Generator(nn.Module):
         return self
 
     def training_at(self, resolution: int, alpha: float) -> Callable[[Tensor], Images]:
-        """The same as it trains: all scales of a network that has several."""
+        """The network at one stage as it trains: with all its scales, if it has several."""
         return self.at(resolution, alpha)
 
 

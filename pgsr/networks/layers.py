@@ -154,7 +154,7 @@ class VanillaFirstLayer(EqualizedWeight):
 
 
 class PlacedBiasFirstLayer(VanillaFirstLayer):
-    """The same with a bias for each of the 4 x 4 places: 16 L C + 16 C parameters."""
+    """A vanilla first layer with a bias for each of the 4 x 4 places: 16 L C + 16 C parameters."""
 
     def __init__(self, latent_size: int, maps: int) -> None:
         super().__init__(latent_size, maps)

@@ -118,7 +118,8 @@ class BicubicPhases(nn.Module):
 
 
 def offset(i: int, scale: int) -> float:
-    """Where the centre of output pixel i of an input pixel lies, in input pixels from that one's centre."""
+    """Returns where the centre of output pixel i of an input pixel lies, in input pixels from that one's
+    centre."""
     return (i + 0.5) / scale - 0.5
 
 
@@ -145,7 +146,7 @@ BASES: dict[str, type[nn.Module]] = {"nearest": NearestPhases, "bicubic": Bicubi
 
 
 class CompactUpscaler(Generator):
-    """Everything at the low resolution, one PixelShuffle last, on top of a plain enlargement.
+    """An upscaler that computes at the low resolution, ends in one PixelShuffle and adds a plain enlargement.
 
     The layers only learn what the enlargement misses, and the network starts as that enlargement.
     """

@@ -73,7 +73,7 @@ def load_vgg19(path: Path) -> VGG19:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """Nothing in the file is executed."""
+    """Reads a weights file as tensors by name; no code in the file runs."""
     if not path.is_file():
         raise PgsrError(f"no file of VGG19's weights at {path}")
     try:

@@ -96,7 +96,7 @@ def sidecar(engine: Path) -> Path:
 
 
 def read_sidecar(path: Path) -> Engine | None:
-    """What a sidecar says; None if it is absent or damaged, so that the engine is built again."""
+    """Returns what a sidecar says; None if it is absent or damaged, so that the engine is built again."""
     try:
         data = json.loads(path.read_text())
         if data["schema"] != SCHEMA:
@@ -294,8 +294,8 @@ ARITHMETIC = ("fp32", "fp16", "bf16", "int8")
 
 
 def _data_types(trt: Any, data: bytes, log: Any, network: Any) -> tuple[dict[str, int], str]:
-    """Of the engine's own layers by its inspector where it can be loaded, else by the builder's list of them;
-    of the network's where neither tells."""
+    """Counts the data types of an engine's layers, by its inspector if it can be loaded, else by the
+    builder's list; of the network's where neither tells."""
     errors = len(log.errors)
     engine = trt.Runtime(log).deserialize_cuda_engine(data)
     del log.errors[errors:]  # no GPU is no error here
@@ -309,7 +309,7 @@ def _data_types(trt: Any, data: bytes, log: Any, network: Any) -> tuple[dict[str
 
 
 def inspected_types(text: str) -> dict[str, int]:
-    """Of an inspector's JSON: "Format/Datatype" in TensorRT 10, "DataType" in 11."""
+    """Counts data types in an inspector's JSON: "Format/Datatype" in TensorRT 10, "DataType" in 11."""
     counts: Counter[str] = Counter()
     for layer in json.loads(text).get("Layers", []):
         for port in layer.get("Outputs", []) if isinstance(layer, dict) else []:
@@ -319,14 +319,14 @@ def inspected_types(text: str) -> dict[str, int]:
 
 
 def logged_types(text: str) -> dict[str, int]:
-    """Of the builder's message "Layers: ...", one line a layer."""
+    """Counts data types in the builder's message "Layers: ...", which has one line a layer."""
     outputs = re.findall(r"\bOutputs: \[(.*?)\](?:, TacticName|$)", text, re.MULTILINE)
     words = re.findall(r"Datatype: (\w+)", " ".join(outputs), re.IGNORECASE)
     return _renamed(Counter(word.lower() for word in words))
 
 
 def network_types(network: Any) -> dict[str, int]:
-    """Of a parsed network: what was asked for, before the builder."""
+    """Counts data types in a parsed network: what was asked for, before the builder."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     outputs = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
     return _renamed(Counter(output.dtype.name.lower() for output in outputs))

@@ -67,7 +67,7 @@ def candidates(settings: Settings) -> list[str]:
 
 
 def is_installed(library: str) -> bool:
-    """Whether a module can be found; it is not imported."""
+    """Returns whether a module can be found; it is not imported."""
     try:
         return sys.modules[library] is not None if library in sys.modules else find_spec(library) is not None
     except ValueError:  # a module without a spec, such as a test's

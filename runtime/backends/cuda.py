@@ -51,11 +51,12 @@ class Cuda(Protocol):
     def download(self, array: Array, address: int, stream: int) -> None: ...
 
     def wait(self, stream: int) -> None:
-        """Until all that was put into the stream is done."""
+        """Waits until all that was put into the stream is done."""
         ...
 
     def record(self, stream: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
-        """What `enqueue` puts into the stream as one CUDA graph, to launch; None where there are none."""
+        """Returns what `enqueue` puts into the stream as one CUDA graph, to launch; None where there are
+        none."""
         ...
 
     def close(self) -> None: ...
@@ -140,7 +141,7 @@ class CudaPython:
         return lambda: self._call("cuGraphLaunch", executable, stream)
 
     def close(self) -> None:
-        """In the opposite order of making; a second time does nothing."""
+        """Frees everything in the opposite order of making; a second time does nothing."""
         if self._context is None:
             return
         with self.current():

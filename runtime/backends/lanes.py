@@ -34,7 +34,7 @@ class Lane(Protocol):
 
 class Lanes:
     def __init__(self, lanes: Sequence[Lane]) -> None:
-        """None at all is a runner that was closed."""
+        """Takes the lanes; None at all stands for a runner that was closed."""
         self._open = bool(lanes)
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in lanes:

@@ -33,7 +33,7 @@ class Presence:
     missing: str  # why not, and what to do; "" if nothing is missing
 
     def line(self) -> str:
-        """For a person to read."""
+        """The backend in one line, for a person to read."""
         if self.devices:
             state = f"{self.version}, runs on {' and '.join(self.devices)}"
         else:
@@ -95,7 +95,7 @@ def _version(library: str) -> str:
 
 
 def report() -> tuple[dict[str, object], str]:
-    """For --json, and for a person."""
+    """Describes the backends, as JSON data and as text."""
     backends = present()
     lines = [
         {"name": b.name, "version": b.version, "devices": list(b.devices), "missing": b.missing}

@@ -57,7 +57,7 @@ class Buffer:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The buffer's size in bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -113,7 +113,7 @@ def engines_beside(bundle: Bundle, graph: Graph, library: str) -> Iterator[Path]
 
 
 def cache_path(graph: Graph, key: Key) -> Path:
-    """Where the runtime keeps an engine that it built."""
+    """Returns where the runtime keeps an engine that it built."""
     gpu = sm(key.compute_capabilities[0])
     name = f"{graph.sha256[:16]}.{key.library}.{gpu}.batch{key.profile.max}.engine"
     return cache_root() / "engines" / name

@@ -60,7 +60,7 @@ def _run(synthesizer: Synthesizer, job: Job) -> Result:
 
 
 def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
-    """What every result says of what was used."""
+    """Returns what every result says of what was used."""
     return {
         "out": str(job.out),
         **job.faces.identity,
@@ -459,7 +459,7 @@ def _shard_of(text: str) -> tuple[int, int]:
 
 
 def _source_of(seed: int, start: int, count: int, seeds: str | None, from_latents: Path | None) -> Source:
-    """What --seed, --start and --count, --seeds, or --from-latents name."""
+    """Returns what --seed, --start and --count, --seeds, or --from-latents name."""
     from .latents import Seeds, Stored, Window
 
     others = ("seed", "start", "count", "from_latents")

@@ -110,7 +110,7 @@ class Job:
 
     @property
     def positions(self) -> range:
-        """Of this shard's faces in the source."""
+        """The places of this shard's faces in the source."""
         k, n = self.shard
         return range(k, self.count, n)
 
@@ -129,7 +129,7 @@ class Result:
 
     @property
     def images_per_second(self) -> float:
-        """Of those made."""
+        """The speed of the images that were made."""
         return self.made / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -196,7 +196,7 @@ def faces_of(synthesizer: Synthesizer, job: Job, more: dict[str, Any]) -> Faces:
 
 
 def survey(synthesizer: Synthesizer, job: Job) -> int:
-    """How many images `generate` would make; changes nothing. Raises PgsrError as it does."""
+    """Returns how many images `generate` would make; changes nothing. Raises PgsrError as it does."""
     if job.is_archive:
         return len(job.positions) - _present(synthesizer, job)[0]
     if job.is_folder and job.out.is_dir():
@@ -266,7 +266,7 @@ def _to_archive(synthesizer: Synthesizer, job: Job, report: Report) -> int:
 
 
 def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
-    """How many samples an archive or the beginning of one holds, and where they end.
+    """Returns how many samples an archive or the beginning of one holds, and where they end.
 
     Raises PgsrError if it is of other faces, or whole but of fewer or more.
     """
@@ -289,7 +289,7 @@ def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
 
 
 def _manifest_of_a_sample(job: Job) -> dict[str, Any]:
-    """What a sample's JSON says beside the note that is in the picture, too."""
+    """Returns what a sample's JSON says beside the note that is in the picture, too."""
     quality = {} if job.encoding.quality is None else {"quality": job.encoding.quality}
     return {"format": job.encoding.format, **quality}
 
@@ -318,7 +318,7 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _check_claim(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the folder holds this manifest.
+    """Returns whether the folder holds this manifest.
 
     Raises PgsrError if it holds another, or none but files with the names of faces.
     """

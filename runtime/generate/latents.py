@@ -33,7 +33,7 @@ class Source(Protocol):
     def number(self, position: int) -> int: ...
 
     def note(self, position: int) -> dict[str, Any]:
-        """What a face's file says of its origin; its index, unless that is the number."""
+        """Returns what a face's file says of its origin; its index, unless that is the number."""
         ...
 
     def latents(self, positions: list[int], size: int) -> NDArray[np.float32]:

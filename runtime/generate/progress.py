@@ -22,7 +22,7 @@ class Progress:
         self._open = False  # whether the cursor stands behind an unfinished line
 
     def __call__(self, count: int) -> None:
-        """Tells that `done` images are made or were there."""
+        """Shows that `count` images are made or were there."""
         self.count = count
         now = time.perf_counter()
         if self._live and now - self._last_update >= REPORT_SECONDS:

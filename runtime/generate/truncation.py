@@ -67,7 +67,7 @@ def typical_direction(generator: Generator, latent_size: int, batch: int) -> NDA
 
 
 def typicality(outlines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How well each [N, P] is correlated with the mean of all: [N], -1 to 1.
+    """Returns how well each [N, P] is correlated with the mean of all: [N], -1 to 1.
 
     Of brightness without its mean and contrast: else grey blurs would be the most typical of all.
     """

@@ -79,7 +79,7 @@ class VideoJob:
 
     @property
     def sigma(self) -> float:
-        """Of the blur, in frames."""
+        """The blur's standard deviation in frames."""
         return self.smooth * self.fps
 
     @property
@@ -136,7 +136,7 @@ def _fill(
 
 
 def description(film: VideoJob) -> dict[str, Any]:
-    """What results say of a film."""
+    """Returns what results say of a film."""
     return {
         "out": str(film.out),
         "seed": film.seed,

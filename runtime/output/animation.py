@@ -37,7 +37,7 @@ class Container(Protocol):
         ...
 
     def write(self, data: bytes) -> None:
-        """The next frame."""
+        """Does nothing: `encode` has written what the encoder let go."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -100,7 +100,7 @@ class Mp4:
         return b""
 
     def write(self, data: bytes) -> None:
-        """Nothing: `encode` has written what the encoder let go."""
+        """Does nothing: `encode` has written what the encoder let go."""
 
     def __enter__(self) -> Self:
         return self

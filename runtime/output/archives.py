@@ -148,7 +148,7 @@ ARCHIVES = {
 
 
 def form_of(path: Path) -> Form | None:
-    """By the name's ending; None for a folder's."""
+    """Returns an archive's form by the name's ending; None for a folder."""
     return ARCHIVES.get(path.suffix.lower())
 
 
@@ -169,7 +169,7 @@ def members(path: Path) -> Iterator[tuple[Member, bytes]]:
 
 
 def partial(path: Path) -> Path:
-    """Where an archive stands until it is whole."""
+    """Returns where an archive stands until it is whole."""
     return path.with_name(f".partial.{path.name}")
 
 

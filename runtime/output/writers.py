@@ -66,11 +66,11 @@ class Encoding:
         return open_encoder(self.format, self.encoder)
 
     def name(self, index: int) -> str:
-        """What image `index` is called."""
+        """Returns what image `index` is called."""
         return f"{index:06d}{FORMATS[self.format].suffix}"
 
     def path(self, folder: Path, index: int) -> Path:
-        """Where image `index` stands."""
+        """Returns where image `index` stands."""
         return folder / self.name(index)
 
     def encode(self, picture: NDArray[np.uint8], note: Note) -> bytes:
@@ -78,7 +78,8 @@ class Encoding:
         return self.codec.encode(picture, self.quality, note)
 
     def is_whole(self, path: Path, size: int) -> bool:
-        """Whether a file is there, in this format, decodes to its end and is `size` x `size` pixels."""
+        """Returns whether a file is there, in this format, decodes to its end and is `size` x `size`
+        pixels."""
         try:
             data = path.read_bytes()
         except OSError:
@@ -86,7 +87,7 @@ class Encoding:
         return self.is_whole_data(data, size)
 
     def is_whole_data(self, data: bytes, size: int) -> bool:
-        """Likewise of a file's contents."""
+        """Returns whether a file's contents are whole, as `is_whole` does for a file."""
         if not data.endswith(FORMATS[self.format].ending):
             return False
         try:
@@ -145,7 +146,7 @@ class ArchiveSink:
 
 
 def sample_names(encoding: Encoding, number: int) -> tuple[str, str]:
-    """What the two members of a sample are called."""
+    """Returns what the two members of a sample are called."""
     return encoding.name(number), f"{number:06d}.json"
 
 

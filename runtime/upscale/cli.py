@@ -145,7 +145,7 @@ class Run:
         return f"{time.perf_counter() - began:.1f} s"
 
     def _targets(self, todo: list[UpscaleTask]) -> list[Path]:
-        """Where each picture goes. Raises PgsrError if two go to one place, or one onto itself."""
+        """Returns where each picture goes. Raises PgsrError if two go to one place, or one onto itself."""
         from .photographs import FORMATS
 
         suffix = self.out.suffix.lower()
@@ -192,7 +192,7 @@ class Run:
         return encode_photograph(photograph, larger, self.format or format, self.quality, self.note(data))
 
     def note(self, data: bytes) -> dict[str, Any]:
-        """What a file says of what it was made of."""
+        """Returns what a file says of what it was made of."""
         entries = {"model": self.upscaler.graph.sha256, "source": hashlib.sha256(data).hexdigest()}
         return entries if self.quality is None else {**entries, "quality": self.quality}
 

@@ -139,7 +139,7 @@ class UpscaleTask:
 
     @property
     def format(self) -> str:
-        """By the name's ending; PNG unless it is one that is written."""
+        """The format by the name's ending; PNG unless it is one that is written."""
         return FORMATS.get(self.source.suffix.lower(), "png")
 
 

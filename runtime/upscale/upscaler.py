@@ -66,17 +66,17 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many times as large pictures become."""
+        """Returns how many times as large pictures become."""
         return self.bundle.scale
 
     @property
     def provider(self) -> str:
-        """What the arithmetic really runs on, in the backend's own words."""
+        """Returns what the arithmetic really runs on, in the backend's own words."""
         return self._runner.provider
 
     @cached_property
     def reach(self) -> int:
-        """How many pixels away from a pixel something still changes it, as measured."""
+        """Returns how many pixels away from a pixel something still changes it, as measured."""
         side = self._tile if self._fixed else FIRST_SIDE
         while True:
             radius = self._reach_within(side)
@@ -85,7 +85,8 @@ class Upscaler:
             side *= 2
 
     def _reach_within(self, side: int) -> int:
-        """By two noises that differ in their left halves: as far as the results differ to the right."""
+        """Finds how far an input pixel acts, from the results of two noises that differ in their left halves
+        alone."""
         noise = draws.normals(0, "picture", range(2), 3 * side * side)
         first, second = np.clip(noise, -1.0, 1.0).reshape(2, 1, 3, side, side).astype(np.float32)
         second[..., side // 2 :] = first[..., side // 2 :]
@@ -119,7 +120,7 @@ class Upscaler:
         return result
 
     def _band(self, strip: Picture, columns: Axis) -> Floats:
-        """What a row of tiles makes together: [h, W, 3] -> float32 [scale * h, scale * W, 3]."""
+        """Returns what a row of tiles makes together: [h, W, 3] -> float32 [scale * h, scale * W, 3]."""
         width = strip.shape[1] * self.scale
         band = np.zeros((strip.shape[0] * self.scale, width, 3), dtype=np.float32)
         for left, weights in zip(columns.starts, columns.weights, strict=True):
@@ -167,7 +168,7 @@ class Axis:
         ]
 
     def _raw(self, margin: int) -> Iterator[Floats]:
-        """Before they are made to sum to 1: [scale * side] each."""
+        """The weights before they are made to sum to 1: [scale * side] each."""
         places = (np.arange(self.side * self.scale, dtype=np.float32) + 0.5) / self.scale
         rising = np.clip((places - margin) / RAMP, 0.0, 1.0).astype(np.float32)
         for start in self.starts:

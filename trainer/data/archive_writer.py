@@ -44,7 +44,8 @@ class Archive(Protocol):
 
 @contextmanager
 def zip_archive(path: Path, suffix: str) -> Iterator[Archive]:
-    """Of pictures with names ending in .suffix. Raises PgsrError if it cannot be written."""
+    """Opens a zip archive for pictures with names ending in .suffix. Raises PgsrError if it cannot be
+    written."""
     make_folder(path.parent)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         yield _Zip(archive, suffix)

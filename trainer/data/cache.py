@@ -179,7 +179,7 @@ def _mapped(cached: Path) -> NDArray[np.uint8] | None:
 
 
 def cache_folder() -> Path:
-    """Where decoded data sets are kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
+    """Returns where decoded data sets are kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
     return make_folder(cache_root() / "data")
 
 

@@ -58,7 +58,7 @@ class Table:
 
 
 def file_name(name: str) -> str:
-    """That under which annotations know a picture: its own, without folders."""
+    """Returns the name under which annotations know a picture: its file's, without folders."""
     return PurePosixPath(name).name
 
 
@@ -172,7 +172,7 @@ def select(pictures: Pictures, selection: Selection) -> Pictures:
 
 
 def _in_table(pictures: Pictures, table: Table) -> Pictures:
-    """Those that the table has a line for."""
+    """Keeps the pictures that the table has a line for."""
     pictures_in_table = _only(pictures, [file_name(name) in table.rows for name in pictures.names])
     if not pictures_in_table.names:
         raise PgsrError(

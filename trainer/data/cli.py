@@ -56,7 +56,7 @@ class Settings:
 
     @property
     def suffix(self) -> str:
-        """Of the files' names."""
+        """The ending of the files' names."""
         return "png" if self.image_format == "png" else "jpg"
 
     def encode(self, picture: Image.Image) -> list[bytes]:
@@ -73,12 +73,13 @@ class Settings:
 
 
 def open_source(source: Path) -> Pictures | Native:
-    """What a path holds. Raises PgsrError if it is neither pictures nor a data set of a known format."""
+    """Returns what a path holds. Raises PgsrError if it is neither pictures nor a data set of a known
+    format."""
     return open_native(source) or open_pictures(source)
 
 
 def own_sizes(sources: Sequence[Pictures | Native]) -> tuple[int, ...]:
-    """Without --sizes: the data sets' own, if they have one in common; else 64."""
+    """Returns the sizes to keep without --sizes: the data sets' own, if they have one in common; else 64."""
     sides = {source.side if isinstance(source, Native) else 64 for source in sources}
     return tuple(sides) if len(sides) == 1 else (64,)
 

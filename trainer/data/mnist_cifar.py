@@ -58,7 +58,7 @@ class Native:
 
     @property
     def side(self) -> int:
-        """Of the largest square in a picture."""
+        """The side of the largest square in a picture."""
         return int(min(self.pixels.shape[1:3]))
 
     def picture(self, index: int) -> Image.Image:
@@ -207,7 +207,8 @@ def _cifar_records(source: Path, name: str, data: bytes) -> NDArray[np.uint8]:
 
 
 def _open_tar(source: Path) -> Native | None:
-    """None for a tar of pictures. Members are read, never extracted, so their paths lead nowhere."""
+    """Opens a tar of CIFAR-10; None for one of pictures. Members are read, never extracted, so paths lead
+    nowhere."""
     try:
         with _unpacked(source) as stream:
             with tarfile.open(fileobj=stream, mode="r:") as archive:

@@ -172,7 +172,7 @@ class _Pen:
         self.canvas.ellipse(self._box(x, y, rx, ry), fill=fill)
 
     def chord(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour) -> None:
-        """What a straight line cuts off an ellipse."""
+        """Returns what a straight line cuts off an ellipse."""
         self.canvas.chord(self._box(x, y, rx, ry), start, end, fill=fill)
 
     def arc(

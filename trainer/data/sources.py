@@ -105,7 +105,8 @@ def _fingerprint(identity: Sequence[str]) -> str:
 
 
 def is_picture(name: str) -> bool:
-    """By its suffix; macOS leaves files of other content with such names in zips."""
+    """Returns whether a name is a picture's, by its suffix; macOS leaves other files with such names in
+    zips."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
 
@@ -176,7 +177,7 @@ def _members(shard: Path) -> list[tarfile.TarInfo]:
 
 
 def key_of(name: str) -> str:
-    """What the members of a sample have in common: all up to the first dot of the file's name."""
+    """Returns what the members of a sample have in common: all up to the first dot of the file's name."""
     path = PurePosixPath(name)
     return (path.parent / path.name.split(".")[0]).as_posix()
 

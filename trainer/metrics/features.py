@@ -76,7 +76,7 @@ def scores(real: FeatureSet, fake: FeatureSet, seed: int) -> dict[str, Value]:
 
 @contextmanager
 def _torchmetrics(seed: int) -> Iterator[None]:
-    """Around what torchmetrics draws and warns of: its draws are a function of the seed, and only here."""
+    """Makes torchmetrics' draws a function of the seed and silences its warnings, inside the block alone."""
     try:
         import torchmetrics.image  # noqa: F401
     except ImportError as error:

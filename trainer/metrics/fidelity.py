@@ -26,14 +26,14 @@ BEST_DB = 100.0  # of pictures that are equal, whose PSNR is infinite
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of each picture."""
+    """PSNR and SSIM of each picture."""
 
     psnr_db: Tensor  # [N]
     ssim: Tensor  # [N]
 
 
 def fidelity(pictures: Pixels, originals: Pixels, border: int) -> Fidelity:
-    """Of pictures uint8 [N, H, W, 3], `border` pixels of every side left out.
+    """Compares pictures uint8 [N, H, W, 3] with their originals, leaving out `border` pixels at every side.
 
     Raises PgsrError if shapes differ or nothing is left.
     """

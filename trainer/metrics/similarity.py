@@ -50,18 +50,18 @@ class Scale:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Of pictures [N, C, H, W] in 0 ... 255: [N]."""
+    """Computes SSIM of pairs of pictures [N, C, H, W] in 0 ... 255: [N]."""
     first, second = _scale(a - MIDDLE), _scale(b - MIDDLE)
     return (_contrast(first, second) * _luminance(first, second)).mean((1, 2, 3))
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Of pictures [N, C, H, W] in 0 ... 255: [N]. Raises PgsrError if they are below 16x16."""
+    """Computes MS-SSIM of pairs of pictures [N, C, H, W] in 0 ... 255: [N]. Raises PgsrError below 16x16."""
     return similarity(scales(a), scales(b))
 
 
 def scales(images: Tensor) -> list[Scale]:
-    """What `similarity` needs of pictures [N, C, H, W] in 0 ... 255."""
+    """Returns what `similarity` needs of pictures [N, C, H, W] in 0 ... 255."""
     if min(images.shape[2:]) < SMALLEST:
         side = "x".join(map(str, images.shape[2:]))
         raise PgsrError(f"MS-SSIM needs pictures of at least {SMALLEST}x{SMALLEST}, not {side}")
@@ -176,7 +176,8 @@ class PairSimilarity:
 
 
 def lags(images: int, pairs: int) -> list[int]:
-    """How many pairs there are of pictures 1 apart, 2 apart, ...: as many as there can be, until the last."""
+    """Returns how many pairs there are of pictures 1 apart, 2 apart, ...: as many as there can be, until the
+    last."""
     numbers: list[int] = []
     while sum(numbers) < pairs:
         numbers.append(min(images - len(numbers) - 1, pairs - sum(numbers)))

@@ -60,7 +60,8 @@ def distance_between(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Swd:
-    """Of two sets of as many images each, given as batches of uint8 [N, resolution, resolution, 3].
+    """Computes the distance of two sets of as many images, in batches of uint8 [N, resolution, resolution,
+    3].
 
     Raises what Descriptors and distance raise.
     """
@@ -198,7 +199,7 @@ def _smooth(images: Tensor) -> Tensor:
 
 
 def positions(seed: int, indices: Iterable[int], levels: list[int]) -> dict[int, Tensor]:
-    """Where the patches of images `indices` begin: level -> int64 [N, 2, 128] of rows and columns.
+    """Returns where the patches of images `indices` begin: level -> int64 [N, 2, 128] of rows and columns.
 
     A level's places do not depend on how many finer ones there are.
     """

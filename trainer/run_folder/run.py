@@ -78,7 +78,7 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Around training. Raises PgsrError if another process trains in this folder."""
+        """Holds the folder while a run trains. Raises PgsrError if another process trains in it."""
         with contextlib.ExitStack() as stack:
             self._written(lambda: make_folder(self.folder))
             self._written(lambda: stack.enter_context(holding_lock(self.folder)))
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where a checkpoint of now is or would be."""
+        """Returns where a checkpoint of now is or would be."""
         return self.folder / "checkpoints" / f"{self.trainer.state.images_shown:09d}.safetensors"
 
     def _prune(self) -> None:
@@ -228,7 +228,7 @@ class Run:
         self.rollbacks, self.diverged_at = progress.get("rollbacks", 0), progress.get("diverged_at", 0)
 
     def stopped_by(self, cause: Diverged) -> PgsrError:
-        """What to tell of a run that breaks off."""
+        """Returns what to tell of a run that breaks off."""
         files = files_of(self.folder)
         if not files:
             return PgsrError(f"{cause}, before the first checkpoint: lower the learning rate and begin again")
@@ -272,7 +272,7 @@ class Run:
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """What made these weights: no path and no name of this machine."""
+    """Returns what made these weights: no path and no name of this machine."""
     batches = trainer.batches
     critics = {c.name or "discriminator": c.network.frozen_digest for c in trainer.state.critics}
     frozen = {name: digest for name, digest in critics.items() if digest}

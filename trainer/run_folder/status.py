@@ -21,7 +21,7 @@ from .estimate import multiply_adds
 
 
 def status_of(run: Path) -> tuple[dict[str, Any], str]:
-    """Where a run stands, as data and as text. Raises PgsrError if the folder is no run's."""
+    """Returns where a run stands, as data and as text. Raises PgsrError if the folder is no run's."""
     recipe, lines, files = config.of_run(run), record.read(run / "metrics.jsonl"), files_of(run)
     steps = [line for line in lines if "step" in line]
     last: Mapping[str, Any] = steps[-1] if steps else {}
@@ -54,7 +54,7 @@ def status_of(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def _best(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Where the generator was best, if that was measured."""
+    """Returns where the generator was best, if that was measured."""
     line = evaluate.best(lines)
     if line is None:
         return None
@@ -62,7 +62,7 @@ def _best(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _schedule(recipe: config.Recipe, files: Sequence[Path]) -> Schedule | None:
-    """None if it counts epochs of data whose size no checkpoint tells yet."""
+    """Returns the run's schedule; None if it counts epochs of data whose size no checkpoint tells yet."""
     pictures = _pictures(files)
     if pictures is None and recipe.schedule.counts_epochs:
         return None
@@ -77,7 +77,7 @@ def _pictures(files: Sequence[Path]) -> int | None:
 
 
 def _last_stage(schedule: Schedule, images_shown: int) -> Stage:
-    """Of the last step that was made, or of the first."""
+    """Returns the stage of the last step that was made, or of the first."""
     phase = schedule.at(max(0, images_shown - 1)).phase
     return schedule.at(max(phase.start, images_shown - phase.batch * schedule.images_per_step))
 
@@ -92,7 +92,8 @@ def _age(path: Path) -> float | None:
 def _seconds_left(
     recipe: config.Recipe, schedule: Schedule | None, images_shown: int, last: Mapping[str, Any]
 ) -> float | None:
-    """At the present speed; at resolutions to come, at that speed by their multiply-adds an image."""
+    """Estimates the time left at the present speed; at resolutions to come, by their multiply-adds an
+    image."""
     speed = float(last.get("images_per_second", 0.0))
     if schedule is None or not speed:
         return None

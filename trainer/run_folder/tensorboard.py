@@ -31,7 +31,7 @@ class Events:
         self.restart(first_step)
 
     def restart(self, first_step: int) -> None:
-        """From here on, what was logged at `first_step` and later does not count."""
+        """Marks what was logged at `first_step` and later as void."""
         log = SessionLog(status=SessionLog.START)
         self._append(Event(wall_time=time.time(), step=first_step, session_log=log))
 

@@ -36,7 +36,7 @@ class Due:
 
 
 def due_after(trainer: Trainer, stage: Stage) -> Due:
-    """What is due after the step that begins at a stage."""
+    """Returns what is due after the step that begins at a stage."""
     run = trainer.recipe.run
     after = stage.images_shown + stage.batch * trainer.schedule.images_per_step
     ended = after == stage.phase.end
@@ -120,7 +120,7 @@ class Stability:
         self.last: Tensor | None = None  # uint8 [36, 3, H, W]
 
     def measure(self, trainer: Trainer, stage: Stage) -> dict[str, float]:
-        """Nothing where there is nothing to compare with: at first, and when the resolution is new."""
+        """Measures how far the samples moved; nothing at first and when the resolution is new."""
         before, self.last = self.last, _samples(trainer, stage)
         if before is None or before.shape != self.last.shape:
             return {}

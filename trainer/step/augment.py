@@ -100,7 +100,7 @@ class AugmentConfig:
         return [name.strip() for name in self.policy.split(",") if name.strip()]
 
     def initial_state(self) -> dict[str, float]:
-        """What is carried from step to step: the probability, and the running r for ada."""
+        """Returns what is carried from step to step: the probability, and the running r for ada."""
         return {"probability": 0.0, "sign": 0.0} if self.kind == "ada" else {}
 
     def next_state(self, state: dict[str, Tensor], sign: Tensor, batch: int) -> dict[str, Tensor]:

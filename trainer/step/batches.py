@@ -33,12 +33,13 @@ def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def data_indices(seed: int, positions: range, count: int) -> list[int]:
-    """Which of `count` photographs are the real images shown at positions: every epoch its own order."""
+    """Returns which of `count` photographs are the real images shown at positions: every epoch its own
+    order."""
     return [int(_epoch_order(seed, p // count, count)[p % count]) for p in positions]
 
 
 def mirrored(seed: int, positions: range) -> list[bool]:
-    """Which of the real images shown are flipped."""
+    """Returns which of the real images shown are flipped."""
     return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in positions]
 
 
@@ -53,7 +54,7 @@ class Batch:
 
 
 class Batches:
-    """What the sorts have in common."""
+    """The parts that all kinds of batches share."""
 
     paired: bool
 
@@ -62,7 +63,7 @@ class Batches:
         self.dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
-        """On the device, in the networks' own precision."""
+        """Puts values on the device, in the networks' own precision."""
         values = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
         return values.to(self.device, self.dtype, non_blocking=True)
 
@@ -97,7 +98,7 @@ class LatentBatches(Batches):
         return self.tensor(draws.normals(self.recipe.seed, purpose, positions, self.latent_size))
 
     def batch(self, latents: Tensor, reals: Tensor, pictures: list[int]) -> Batch:
-        """With the labels, if any, of these pictures."""
+        """Makes a batch, with the labels of these pictures if they have any."""
         if self.labels is None:
             return Batch(latents, reals, self.paired)
         labels = torch.from_numpy(self.labels[pictures]).to(self.device, non_blocking=True)
@@ -301,7 +302,8 @@ def boxes(
 
 
 def stack_indices(seed: int, positions: range, count: int) -> list[list[int]]:
-    """Which three of `count` pictures make the stacked images at positions, each drawn by itself: [N][3]."""
+    """Returns which three of `count` pictures make the stacked images at positions, each drawn by itself:
+    [N][3]."""
     return [[int(u * count) for u in draws.uniforms(seed, "stack", p, 3)] for p in positions]
 
 

@@ -162,14 +162,15 @@ class ObjectiveConfig:
             raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")
 
     def _zero_sum(self) -> bool:
-        """Whether the generator wants nothing but the opposite of what the critic wants of its images."""
+        """Returns whether the generator wants nothing but the opposite of what the critic wants of its
+        images."""
         if self.adversarial == "none" or not OBJECTIVES[self.adversarial].zero_sum:
             return False
         alone = self.pixel == self.content == "none" and self.adversarial_weight == 1
         return alone and self.critic_steps == 1 and not self.clip
 
     def penalised(self, step: int) -> bool:
-        """Whether a step of the critic has a gradient penalty."""
+        """Returns whether a step of the critic has a gradient penalty."""
         return step % self.penalty_every == 0
 
 

@@ -32,7 +32,7 @@ class Ranks:
     control: Any = None  # the group in which ranks agree on stopping, on the CPU
 
     def share(self, start: int, batch: int) -> range:
-        """Which of the images start ... start + batch - 1 are this rank's."""
+        """Returns which of the images start ... start + batch - 1 are this rank's."""
         if batch < self.count:
             raise PgsrError(
                 f"a batch of {batch} cannot be shared by {self.count} processes: start fewer, "
@@ -41,11 +41,12 @@ class Ranks:
         return range(start + self.rank, start + batch, self.count)
 
     def weight(self, share: int, batch: int) -> float:
-        """What a mean over this rank's share counts, so that the mean over ranks is that of the batch."""
+        """Returns what a mean over this rank's share counts, so that the mean over ranks is that of the
+        batch."""
         return share * self.count / batch
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; every rank must ask."""
+        """Returns whether any rank says yes; every rank must ask."""
         if self.count == 1:
             return flag
         with named_failures():
@@ -61,7 +62,7 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Until every rank has come here."""
+        """Waits until every rank has come here."""
         self.any(False)
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -73,13 +73,13 @@ class ScheduleConfig:
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether only the data tell how long it is."""
+        """Returns whether only the data tell how long it is."""
         own = any(part.fade_epochs or part.stable_epochs for part in self.at.values())
         return bool(own or self.fade_epochs or self.stable_epochs)
 
     @property
     def resolutions(self) -> list[int]:
-        """What is trained, in order: every one twice the one before."""
+        """Returns what is trained, in order: every one twice the one before."""
         result = [self.start_resolution]
         while 2 * result[-1] <= self.resolution:
             result.append(2 * result[-1])
@@ -186,7 +186,7 @@ class CriticConfig:
         object.__setattr__(self, "network", resolved(DISCRIMINATORS, self.network))
 
     def objective(self) -> ObjectiveConfig:
-        """Its own objective, in the form that the discriminator's has."""
+        """The critic's own objective, in the form that the discriminator's has."""
         return ObjectiveConfig(
             adversarial=self.adversarial,
             adversarial_weight=self.weight,

@@ -116,7 +116,7 @@ def build(config: ScheduleConfig, critic_steps: int = 1, pictures: int | None = 
 def _images(
     name: str, images: int | None, epochs: float | None, pictures: int | None, default: int = 0
 ) -> int:
-    """By epochs if they are given, else by images, else the default."""
+    """Returns the images of a phase: by epochs if they are given, else by images, else the default."""
     if not epochs:
         return default if images is None else images
     if pictures is None:

@@ -35,7 +35,7 @@ class Critic:
 
     @property
     def prefix(self) -> str:
-        """Of its tensors in a checkpoint."""
+        """The prefix of the critic's tensors in a checkpoint."""
         return f"critics.{self.name}" if self.name else "discriminator"
 
     @property
@@ -70,7 +70,7 @@ class State:
         return self.critics[0].optimizer if self.critics else None
 
     def critics_at(self, resolution: int) -> list[Critic]:
-        """Those that look at images of a resolution."""
+        """Returns the critics that look at images of a resolution."""
         return [critic for critic in self.critics if resolution >= critic.from_resolution]
 
 

@@ -281,12 +281,12 @@ class Trainer:
         total.backward()
 
     def _seed_torch(self, stage: Stage) -> None:
-        """For networks with noise or dropout inside: their draws too are a function of images shown."""
+        """Seeds torch by the images shown, for networks with noise or dropout inside."""
         draw = draws.raw(self.recipe.seed, "step", stage.images_shown, self.ranks.count)[self.ranks.rank]
         torch.manual_seed(int(draw) & (2**63 - 1))
 
     def _update_objective_states(self, scores: dict[str, Tensor], stage: Stage) -> None:
-        """What objectives and augmentation carry to the next step, from the scores of all ranks."""
+        """Updates what objectives and augmentation carry to the next step, from the scores of all ranks."""
         for critic in self.state.critics_at(stage.resolution):
             objective = OBJECTIVES[critic.objective.adversarial]
             if objective.initial_state:

@@ -236,7 +236,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def winograd_wins(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Where it was measured to: on the CPU in float32, many channels, sides of 16 and more."""
+    """Returns whether Winograd's form is faster: on the CPU in float32, with many channels and sides of 16 or
+    more."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or _autocasts(x):
         return False
     fits = weight.shape[-1] == 3 and padding == 1 and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0

@@ -55,7 +55,7 @@ class Crop:
         return float(left), float(top), float(right), float(bottom)
 
     def scaled(self, factor: float) -> Crop:
-        """The same in a picture `factor` times as large."""
+        """The same crop in a picture `factor` times as large."""
         return replace(self, x=self.x * factor, y=self.y * factor, side=self.side * factor)
 
     def shift(self, x: float, y: float) -> Crop:
@@ -146,7 +146,7 @@ def check_within(landmarks: NDArray[np.floating], size: tuple[int, int]) -> None
 
 
 def restricted(picture: Image.Image, crop: Crop) -> tuple[Image.Image, Crop]:
-    """What the crop and a border around it need of the picture. Raises ValueError if they miss it."""
+    """Returns what the crop and a border around it need of the picture. Raises ValueError if they miss it."""
     border = max(round(BORDER * crop.side), 3)
     left, top, right, bottom = crop.bounds()
     box = (
@@ -161,7 +161,8 @@ def restricted(picture: Image.Image, crop: Crop) -> tuple[Image.Image, Crop]:
 
 
 def padding(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """How far a picture is to grow to the left, top, right and bottom; 0 where the crop stays inside."""
+    """Returns how far a picture is to grow to the left, top, right and bottom; 0 where the crop stays
+    inside."""
     border = max(round(BORDER * crop.side), 3)
     left, top, right, bottom = crop.bounds()
     beyond = (-left, -top, right - size[0], bottom - size[1])
@@ -196,8 +197,8 @@ def blurred_border(picture: Image.Image, pads: tuple[int, int, int, int], deviat
 
 
 def border_depth(size: tuple[int, int], pads: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """How deep in the padding each pixel lies: 1 at the outermost, 0 at the edge of what was there, below 0
-    within. [H, W]"""
+    """Returns how deep in the padding each pixel lies: 1 at the outermost, 0 at the edge of what was there,
+    below 0 within. [H, W]"""
     across = np.maximum(_ramp(size[0], pads[0]), _ramp(size[0], pads[2])[::-1])
     down = np.maximum(_ramp(size[1], pads[1]), _ramp(size[1], pads[3])[::-1])
     return np.maximum(across[None, :], down[:, None])

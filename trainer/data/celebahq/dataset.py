@@ -48,7 +48,7 @@ class Ranking:
         self.records[record["name"]] = record
 
     def best(self) -> list[Record]:
-        """By quality, and by name where that is equal."""
+        """Sorts the records by quality, and by name where that is equal."""
         judged = [record for record in self.records.values() if "quality" in record]
         return sorted(judged, key=lambda record: (-record["quality"], record["name"]))[: self.keep]
 

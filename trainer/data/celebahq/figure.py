@@ -86,7 +86,7 @@ def figure(picture: Image.Image, landmarks: NDArray[np.float64], alignment: Alig
 
 
 def marked(picture: Image.Image, crop: Crop, landmarks: NDArray[np.float64] | None) -> Image.Image:
-    """With the crop's outline, its upper edge thicker, and the landmarks."""
+    """Draws the crop's outline, its upper edge thicker, and the landmarks on a copy of the picture."""
     copy = picture.copy()
     pen = ImageDraw.Draw(copy)
     width = max(1, round(max(picture.size) / 150))

@@ -54,7 +54,7 @@ class Settings:
 
     @property
     def bundles(self) -> dict[str, Path]:
-        """In the order in which they are applied."""
+        """The bundles that enhance a picture, in the order in which they are applied."""
         paths = {"restorer": self.restorer, "upscaler": self.upscaler}
         return {name: path for name, path in paths.items() if path is not None}
 

@@ -41,7 +41,7 @@ class Quality:
 
 
 def quality(pixels: NDArray[np.uint8]) -> Quality:
-    """Of a square picture [S, S, 3], S at least 16."""
+    """Measures the quality of a square picture [S, S, 3], S at least 16."""
     power = rings_and_sectors(pixels.astype(np.float64) @ np.array(LUMA))
     rings = power.sum(axis=1)
     total = rings.sum()

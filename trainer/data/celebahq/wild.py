@@ -61,7 +61,8 @@ def rotation_matrix(degrees: float) -> NDArray[np.float64]:
 
 
 def view(index: int, seed: int = 0) -> View:
-    """Of picture `index` of an endless set: any size from 150 to 600, any place, up to 35 degrees turned."""
+    """Draws the view of picture `index` of an endless set: 150 to 600 pixels, any place, up to 35 degrees
+    turned."""
     u = [float(v) for v in draws.uniforms(seed, "wild", index, 6)]
     width, height = round(150 + 450 * u[0]), round(150 + 450 * u[1])
     centre = (width * (0.3 + 0.4 * u[3]), height * (0.3 + 0.4 * u[4]))
