@@ -36,8 +36,8 @@ EPSILON = 1e-8  # of pixelwise normalisation (paper 2, section 4.2)
 
 
 def with_epsilon(x: Tensor) -> Tensor:
-    """x + 1e-8. In one dimension: the exporter takes a scalar that small for 0 and leaves the sum out, and
-    then a pixel whose maps are all 0 becomes 0 / 0."""
+    """Computes x + 1e-8. In one dimension: the exporter takes a scalar that small for 0 and leaves the sum
+    out, and then a pixel whose maps are all 0 becomes 0 / 0."""
     return x + torch.full((1,), EPSILON, dtype=x.dtype, device=x.device)
 
 
@@ -159,6 +159,7 @@ def _progan(network: ProGANGenerator, resolution: int | None) -> Steps:
 
 
 def doubled() -> nn.Upsample:
+    """Makes the layer that replicates each pixel 2 x 2."""
     return nn.Upsample(scale_factor=2.0, mode="nearest")
 
 

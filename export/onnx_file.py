@@ -20,6 +20,7 @@ OPSETS = {"bf16": 22}  # the first whose Conv knows bfloat16
 
 
 def opset_of(precision: str) -> int:
+    """Returns the ONNX operator set that a precision needs."""
     return OPSETS.get(precision, OPSET)
 
 

@@ -61,6 +61,7 @@ def compare(reference: Array, result: Array) -> Parity:
 
 
 def worse(a: Parity, b: Parity) -> Parity:
+    """Returns the worse of two parities."""
     return a if a.psnr_db <= b.psnr_db else b
 
 

@@ -1,4 +1,4 @@
-"""This machine: its cores, its processor, and the versions of what is installed."""
+"""The machine at hand: its cores, its processor, and the versions of what is installed."""
 
 from __future__ import annotations
 

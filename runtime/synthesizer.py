@@ -27,7 +27,7 @@ from pgsr.errors import PgsrError
 from pgsr.machine import installed_versions
 
 from .autotune import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
-from .backends import Runner, Settings, open_runner
+from .backends import Runner, Settings, backend_versions, open_runner
 from .backends.choice import gpu_present
 from .generate.truncation import check_truncation, toward, typical_direction
 from .measured import machine, recall, remember
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
 
 LATENTS_AHEAD = 2  # batches
-BACKEND_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def check_window(seed: int, count: int, start: int) -> None:
@@ -94,7 +93,7 @@ class Synthesizer:
             "device": self._device,
             "backend": self._backend,
             "threads": self._threads,
-            "versions": installed_versions("pgsr", *BACKEND_PACKAGES),
+            "versions": installed_versions("pgsr", "numpy") | backend_versions(),
             "machine": machine(),
             "gpu": self._gpu and [self._gpu.name, self._gpu.driver],
         }

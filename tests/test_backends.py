@@ -249,7 +249,7 @@ def test_auto_measures_again_when_something_changed(
     open_runner(small)
     bundle = small
     if what == "version":
-        monkeypatch.setattr(choice, "installed_versions", lambda *names: {"openvino": "1"})
+        monkeypatch.setattr(choice, "backend_versions", lambda: {"openvino": "1"})
     elif what == "machine":
         monkeypatch.setattr(remembered, "machine", lambda: {"cpu": ["another"]})
     elif what == "graph":

@@ -169,7 +169,7 @@ def _train(
 
 
 def _command_to_go_on(ranks: Ranks, images_shown: int) -> str:
-    """This command again, as it was started, with --resume where there is something to resume."""
+    """Returns this command again, as it was started, with --resume where there is something to resume."""
     command = ["pgsr-train"]
     if ranks.count > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.count))

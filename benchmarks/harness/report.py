@@ -9,10 +9,12 @@ Row = Mapping[str, Any]
 
 
 def rate(images_per_second: float) -> str:
+    """Formats images a second with three significant digits."""
     return f"{images_per_second:.2f}" if images_per_second < 10 else f"{images_per_second:.1f}"
 
 
 def times(ratio: float | None) -> str:
+    """Formats a ratio such as 2.1x; a dash where there is none."""
     return "-" if ratio is None else f"{ratio:.2f}x"
 
 

@@ -175,6 +175,7 @@ def faces(folder: Path, count: int, device: torch.device) -> Iterator[NDArray[np
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Yields the pictures, uint8 [N, R, R, 3], a batch at a time."""
     for start in range(0, len(pixels), BATCH):
         yield pixels[start : start + BATCH]
 

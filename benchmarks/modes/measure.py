@@ -184,6 +184,7 @@ def the_classifier(photographs: Photographs, path: Path, report: Report) -> Trai
 
 
 def recipe_of(settings: Settings, system: str, critic: str, seed: int) -> config.Recipe:
+    """Loads the recipe of a system and critic with the settings' changes."""
     own = (f"seed={seed}", f"schedule.stable_images={settings.images}")
     return config.load(f"mnist-modes-{system}-{critic}", (*settings.overrides, *own))
 
@@ -264,6 +265,7 @@ def count_one(settings: Settings, folder: Path, classifier: Trained, device: tor
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Makes the table's row of one run's counts."""
     counts = np.array(result["histogram"], dtype=np.int64)
     return {"images_shown": result["images_shown"], "modes": covered(counts), "kl": divergence(counts)}
 

@@ -54,6 +54,7 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def plus_minus(value: tuple[float, float | None] | None, places: int) -> str:
+    """Formats a mean and its deviation, if there is one."""
     if value is None:
         return "?"
     mean, deviation = value

@@ -148,6 +148,7 @@ def load_torchscript(path: Path, device: torch.device | str) -> Any:
 
 
 def has_argument(network: Any, name: str) -> bool:
+    """Returns whether a TorchScript network's forward takes an argument of that name."""
     return any(argument.name == name for argument in network.forward.schema.arguments)
 
 

@@ -1,4 +1,4 @@
-"""The training photographs nearest to generated faces (paper 2, Figure 10): are they copies?
+"""Finds the training photographs nearest to generated faces (paper 2, Figure 10), to see copies.
 
 pgsr-bench neighbours --data faces.zip --out report
 

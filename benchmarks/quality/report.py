@@ -56,6 +56,7 @@ def write_report(quality: Quality, folder: Path) -> None:
 
 
 def cell(score: Score | None) -> str:
+    """Formats a score with its deviation; a dash where there is none."""
     if score is None:
         return "-"
     places = PLACES.get(score.name.split(" ")[0] if score.name.startswith("SWD") else score.name, 3)

@@ -59,6 +59,7 @@ def measured(count: int, resolution: int, threads: int, device: str) -> dict[str
 
 
 def noise(count: int, resolution: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Yields `count` images of noise, uint8 [N, resolution, resolution, 3], a batch at a time."""
     rng = np.random.default_rng(seed)
     for start in range(0, count, BATCH):
         yield rng.integers(0, 256, (min(BATCH, count - start), resolution, resolution, 3), np.uint8)

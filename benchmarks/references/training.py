@@ -39,6 +39,7 @@ class EqualSpread(nn.ConvTranspose2d):
 
 
 def convolution(kind: str, inputs: int, outputs: int, kernel_size: int, padding: int) -> nn.Module:
+    """Makes a k x k convolution of either kind, with equalized learning rate."""
     if kind == "separable":
         return nn.Sequential(EqualDepthwise(inputs, kernel_size, padding), EqualConv2d(inputs, outputs, 1))
     layer = EqualConv2d(inputs, outputs, kernel_size)
@@ -47,6 +48,7 @@ def convolution(kind: str, inputs: int, outputs: int, kernel_size: int, padding:
 
 
 def first_layer(kind: str, latent_size: int, maps: int) -> nn.Module:
+    """Makes the generator's first layer of either kind: [N, L] -> [N, C, 4, 4]."""
     if kind == "separable":
         pointwise = EqualConv2d(latent_size, maps, 1, gain=math.sqrt(2.0) / 4)
         return nn.Sequential(EqualSpread(latent_size), pointwise)

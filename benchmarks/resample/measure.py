@@ -159,6 +159,7 @@ def _photographs(source: Path, side: int, count: int) -> list[Image.Image]:
 
 
 def reduced(picture: Image.Image, side: int, name: str) -> Image.Image:
+    """Reduces a picture to a side by a filter's name."""
     return picture.resize((side, side), FILTERS[name])
 
 
@@ -221,7 +222,7 @@ def _linear(grey: Floats, small: int, name: str) -> Floats:
 
 def split(grey: Floats, small: int) -> tuple[Floats, Floats]:
     """The part of a picture below the Nyquist frequency of small x small, at its own size and at the small:
-    what an ideal filter would make of it. [S, S] -> [S, S], [small, small]"""
+    what an ideal filter would make of it: [S, S] -> [S, S], [small, small]."""
     there, here = cosines(len(grey)), cosines(small)
     coefficients = (there @ grey @ there.T)[:small, :small]
     low = there[:small].T @ coefficients @ there[:small]
@@ -259,6 +260,7 @@ def zone_plate(side: int) -> Image.Image:
 
 
 def encoded(picture: Image.Image) -> bytes:
+    """Encodes a picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

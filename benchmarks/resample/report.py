@@ -30,6 +30,7 @@ LARGEST_ZONE_PLATE = 512
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
+    """Formats one filter's row."""
     return [
         row["filter"],
         f"{1e3 * row['seconds']:.3f}",
@@ -67,6 +68,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
+    """Writes the report's page."""
     lines = [list(HEADINGS), *[cells(row) for row in result["rows"]]]
     return "\n".join(
         [

@@ -139,6 +139,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations(module: nn.Module, example: Tensor) -> int:
+    """Counts the operations that PyTorch dispatches for an example."""
     counter = Operations()
     with torch.no_grad(), counter:
         module(example)

@@ -38,6 +38,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def count_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """Makes the table of multiply-adds and operations."""
     lines = [list(COUNTS)]
     for row in result["counts"]:
         before, after = row[AS_WRITTEN], row["onnxruntime"]
@@ -56,6 +57,7 @@ def count_lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def speed_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """Makes the table of images a second."""
     lines = [list(SPEEDS)]
     for speeds in result["speeds"]:
         head = f"{speeds['convolution']} {speeds['resolution']}"
@@ -96,6 +98,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def best_lines(result: Mapping[str, Any]) -> list[str]:
+    """Names the fastest variant of each network."""
     lines = []
     for convolution in ("vanilla", "separable"):
         for precision in ("fp32", "int8"):

@@ -64,6 +64,7 @@ def cells(row: Row) -> list[str]:
 
 
 def percent(share: float | None) -> str:
+    """Formats a share as per cent; a dash where there is none."""
     return "-" if share is None else f"{share:.0%}"
 
 

@@ -95,6 +95,7 @@ def ours(job: Job, device: torch.device) -> Work:
 
 
 def recipe_name(convolution: str) -> str:
+    """Returns the name of the recipe that trains with a convolution."""
     return f"progan-64-{convolution}"
 
 

@@ -144,6 +144,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
 
 
 def peak_name(device: str) -> str:
+    """Returns what the peak of a device is called in reports."""
     return "float32 matrix product" if device == "cpu" else "bfloat16 matrix product"
 
 
@@ -191,6 +192,7 @@ def jobs(settings: Settings, resolution: int, device: str, archive: Path) -> lis
 
 
 def reference_name(convolution: str) -> str:
+    """Returns what the reference with a convolution is called."""
     return f"reference {convolution}"
 
 
@@ -305,6 +307,7 @@ def measure_resolution(
 
 
 def row(child: Child, timings: Mapping[str, Timing], machine: Machine) -> dict[str, Any]:
+    """Makes the table's row of one contender."""
     job, timing = child.job, timings[child.job.name]
     gflops = 2e-9 * child.multiply_adds * timing.images_per_second / job.batch
     return {

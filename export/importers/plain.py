@@ -70,6 +70,7 @@ class Storages:
 
 
 def no_storages(key: str) -> bytes:
+    """Refuses every storage: a file without any must not name one."""
     raise ValueError(f"storage {key}, which a pickle alone does not hold")
 
 

@@ -81,7 +81,7 @@ def _coloured(layer: Layer) -> Layer:
 
 
 def he(weight: Tensor, equalized: bool, gain: float = ROOT2) -> float:
-    """gain / sqrt(fan-in) of a weight whose first side is its outputs."""
+    """Gain / sqrt(fan-in) of a weight whose first side is its outputs."""
     return gain / math.sqrt(math.prod(weight.shape[1:])) if equalized else 1.0
 
 
@@ -105,6 +105,7 @@ BMSG = "akanimax/BMSG-GAN"
 
 
 def akanimax(tree: Any) -> Imported | None:
+    """Imports pro_gan_pytorch's and BMSG-GAN's generators; None if the tree holds none."""
     saved = _first_of(tree, "shadow_generator", "generator")
     saved_generator = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": tree}
     tensors = unwrapped(saved_generator["state_dict"])
@@ -172,6 +173,7 @@ ROSINALITY = "rosinality/progressive-gan-pytorch"
 
 
 def rosinality(tree: Any, label: int | None = None) -> Imported | None:
+    """Imports progressive-gan-pytorch's generator; None if the tree holds none."""
     tensors = unwrapped(tree)
     for name in ("g_running", "generator"):
         nested = unwrapped(tree.get(name)) if isinstance(tree, Mapping) else {}
@@ -233,6 +235,7 @@ GAN_ZOO = "facebookresearch/pytorch_GAN_zoo"
 
 
 def gan_zoo(tree: Any, label: int | None = None) -> Imported | None:
+    """Imports pytorch_GAN_zoo's generator; None if the tree holds none."""
     tensors = unwrapped(_first_of(tree, "avgG", "netG") or tree)
     tensors = {k.replace(".module.", "."): v for k, v in tensors.items()}  # earlier versions write none
     if "formatLayer.weight" not in tensors or "groupScale0.0.weight" not in tensors:

@@ -33,6 +33,7 @@ def stretched(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lornatang(tree: Any) -> Imported | None:
+    """Imports SRGAN-PyTorch's generator; None if the tree holds none."""
     nested = tree.get("state_dict") if isinstance(tree, Mapping) else None
     tensors = unwrapped(nested) or unwrapped(tree)
     if "trunk.0.rcb.0.weight" not in tensors:
@@ -117,6 +118,7 @@ class _Residual(nn.Module):
 
 
 def basicsr(tree: Any) -> Imported | None:
+    """Imports BasicSR's MSRResNet; None if the tree holds none."""
     nested = (
         next((tree[k] for k in ("params_ema", "params") if k in tree), None)
         if isinstance(tree, Mapping)

@@ -43,6 +43,7 @@ def last(layer: nn.Module) -> nn.Module:
 
 
 def activation_of(kind: str) -> nn.Module:
+    """Makes the activation of a name. Raises PgsrError for an unknown one."""
     check_choice("activation", kind, ACTIVATIONS)
     return ACTIVATIONS[kind]()
 
@@ -72,6 +73,7 @@ def deconvolution(inputs: int, outputs: int, kernel: int, activation: str = "lin
 
 
 def dense(inputs: int, outputs: int, activation: str = "linear") -> nn.Module:
+    """Makes a fully connected layer with the initial weights of its activation."""
     return initialised(nn.Linear(inputs, outputs), inputs, activation)
 
 

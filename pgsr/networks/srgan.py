@@ -42,6 +42,7 @@ def features_at_depth(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
 
 
 def doublings(scale: int) -> int:
+    """Returns how many times a scale doubles. Raises PgsrError unless it is 2 or 4."""
     if scale not in (2, 4):
         raise PgsrError(f"scale {scale} is not 2 or 4")
     return int(math.log2(scale))

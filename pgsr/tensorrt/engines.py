@@ -92,6 +92,7 @@ def sm(compute_capability: str) -> str:
 
 
 def sidecar(engine: Path) -> Path:
+    """Returns the path of an engine's sidecar."""
     return engine.with_name(f"{engine.name}.json")
 
 

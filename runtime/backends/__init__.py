@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError, check_choice, missing_package
+from pgsr.machine import installed_versions
 
 
 class Runner(Protocol):
@@ -71,21 +72,33 @@ class Settings:
 
 @dataclass(frozen=True)
 class Backend:
+    """What a backend is called, what installs it, and how it opens a graph."""
+
     module: str  # in this package
     library: str  # what it imports
+    packages: tuple[str, ...]  # of PyPI, one of which brings the library
     extra: str  # what to install for it
     devices: tuple[str, ...]  # cpu, cuda
     opener: str = "open_graph"  # the module's function
 
 
+ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+
 # In the order of preference where two are equally fast.
 BACKENDS = {
-    "onnxruntime": Backend(".ort", "onnxruntime", "cpu", ("cpu", "cuda")),
-    "openvino": Backend(".openvino", "openvino", "openvino", ("cpu",)),
-    "tensorrt": Backend(".trt", "tensorrt", "trt", ("cuda",)),
-    "tensorrt-rtx": Backend(".trt", "tensorrt_rtx", "trt-rtx", ("cuda",), "open_rtx"),
-    "onnxruntime-tensorrt": Backend(".ort", "onnxruntime", "gpu", ("cuda",), "open_tensorrt"),
+    "onnxruntime": Backend(".ort", "onnxruntime", ORT_PACKAGES, "cpu", ("cpu", "cuda")),
+    "openvino": Backend(".openvino", "openvino", ("openvino",), "openvino", ("cpu",)),
+    "tensorrt": Backend(".trt", "tensorrt", ("tensorrt",), "trt", ("cuda",)),
+    "tensorrt-rtx": Backend(".trt", "tensorrt_rtx", ("tensorrt-rtx",), "trt-rtx", ("cuda",), "open_rtx"),
+    "onnxruntime-tensorrt": Backend(".ort", "onnxruntime", ORT_PACKAGES, "gpu", ("cuda",), "open_tensorrt"),
 }
+
+
+def backend_versions() -> dict[str, str]:
+    """The versions of all packages of BACKENDS that are installed."""
+    packages = (package for backend in BACKENDS.values() for package in backend.packages)
+    return installed_versions(*dict.fromkeys(packages))
+
 
 Opener = Callable[[Bundle, Graph, Settings], Runner]
 

@@ -22,10 +22,9 @@ from pgsr import draws
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.gpu import Gpu, find_gpu
-from pgsr.machine import installed_versions
 
 from .. import measured
-from . import BACKENDS, Runner, Settings, open_backend
+from . import BACKENDS, Runner, Settings, backend_versions, open_backend
 
 ROUNDS = 3  # at most, in turns
 SECONDS = 1.0  # after which no further round begins
@@ -33,7 +32,6 @@ MOST_ROWS = 16  # images at a time while measuring
 CLEARLY = 1.1  # how many times as fast a backend must be to be taken before one that BACKENDS prefers
 SIDE = 64  # of pictures, to measure an upscaler of any size with
 
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +73,7 @@ def is_installed(library: str) -> bool:
 
 
 def gpu_present(index: int = 0) -> Gpu | None:
+    """Returns the GPU of that number, or None if there is none that can be used."""
     try:
         return find_gpu(index)
     except PgsrError:
@@ -92,7 +91,7 @@ def _key(graph: Graph, settings: Settings) -> dict[str, Any]:
     return {
         "machine": measured.machine(),
         "gpu": [gpu.name, gpu.driver] if gpu else None,
-        "versions": installed_versions(*DISTRIBUTIONS),
+        "versions": backend_versions(),
         "graph": graph.sha256,
         "devices": sorted(_devices(settings)),
     }

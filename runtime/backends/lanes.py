@@ -33,6 +33,8 @@ class Lane(Protocol):
 
 
 class Lanes:
+    """Lanes that take parts of batches in turn; several threads may use them."""
+
     def __init__(self, lanes: Sequence[Lane]) -> None:
         """Takes the lanes; None at all stands for a runner that was closed."""
         self._open = bool(lanes)

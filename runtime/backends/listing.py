@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from pgsr.errors import PgsrError
 from pgsr.gpu import find_gpu
+from pgsr.machine import installed_versions
 
 from . import BACKENDS
 from .choice import is_installed
 
-# The packages that bring a library, and what to install where the extra alone is not enough.
-PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt_rtx": ("tensorrt-rtx",),
-}
+# What to install where the extra alone is not enough.
 INSTALL = {"onnxruntime-tensorrt": "pip uninstall onnxruntime, then pip install 'pgsr[gpu]' 'tensorrt<11'"}
 CUDA_PACKAGES = ("pycuda.driver", "cuda.bindings")  # one of them, for TensorRT itself
 
@@ -55,7 +49,8 @@ def _presence(name: str) -> Presence:
         library = importlib.import_module(entry.library)
     except (ImportError, OSError) as error:
         return Presence(name, "", (), f"it is installed but does not load ({error}): {install}")
-    version = _version(entry.library)
+    versions = installed_versions(*entry.packages).values()
+    version = next(iter(versions), "unknown version")
     devices, missing = _cuda_of(name, library, install) if "cuda" in entry.devices else ((), "")
     if "cpu" in entry.devices:
         devices = ("cpu", *devices)
@@ -83,15 +78,6 @@ def _has_module(module: str) -> bool:
         return is_installed(module)
     except ImportError:  # its parent is not there
         return False
-
-
-def _version(library: str) -> str:
-    for package in PACKAGES[library]:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "unknown version"
 
 
 def report() -> tuple[dict[str, object], str]:

@@ -30,6 +30,8 @@ from .lanes import Lanes
 
 @dataclass(frozen=True)
 class Mode:
+    """A way in which OpenVINO runs a compiled graph."""
+
     hint: str  # OpenVINO's PERFORMANCE_HINT
     rows: int  # images in a part
 

@@ -107,6 +107,7 @@ def _open_cuda(onnxruntime: Any, path: str, graph: Graph, settings: Settings) ->
 
 
 def cuda_options(settings: Settings) -> dict[str, str]:
+    """Returns the options of ONNX Runtime's CUDA provider."""
     return {
         "device_id": str(settings.device_index),
         "cudnn_conv_algo_search": "HEURISTIC",  # timing them would choose another one in another run

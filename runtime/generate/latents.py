@@ -23,6 +23,8 @@ from ..synthesizer import LIMIT, check_window
 
 
 class Source(Protocol):
+    """Where latents come from, one row for each face."""
+
     @property
     def identity(self) -> dict[str, Any]:
         """What, besides its number, decides a face."""

@@ -30,6 +30,8 @@ WEBP_METHOD = 2  # of 0 to 6, quick to small
 
 
 class Container(Protocol):
+    """A file of frames while it is written."""
+
     parallel: bool
 
     def encode(self, picture: NDArray[np.uint8]) -> bytes:

@@ -28,6 +28,8 @@ from pgsr.files import cannot_write
 
 @dataclass(frozen=True)
 class Member:
+    """A file in an archive, and where its bytes lie."""
+
     name: str
     start: int  # where its header begins
     data: int  # where its contents begin
@@ -136,6 +138,8 @@ def _zip_record(member: Member) -> bytes:
 
 @dataclass(frozen=True)
 class Form:
+    """How an archive's members and its end are written and read."""
+
     entry: Callable[[str, bytes], bytes]  # a member with its header
     members: Callable[[BinaryIO, int], Iterator[Member]]  # the whole ones at the beginning of a file
     end: Callable[[BinaryIO, BinaryIO], None]  # ends a file; the second handle reads it

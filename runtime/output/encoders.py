@@ -173,7 +173,7 @@ CONTAINER_END = 32  # behind the boxes that say what the file is
 
 
 def _imagecodecs() -> Encode:
-    """libjxl with the least effort."""
+    """Libjxl with the least effort."""
     from imagecodecs import jpegxl_encode
 
     def encode(picture: Picture, quality: int | None, note: Note) -> bytes:
@@ -230,6 +230,8 @@ NAMES = tuple(dict.fromkeys(name for entries in ENCODERS.values() for name in en
 
 @dataclass(frozen=True)
 class Encoder:
+    """An encoder of a format that can run here."""
+
     name: str
     encode: Encode
 

@@ -29,6 +29,8 @@ from .encoders import Encoder, Note, decoded, open_encoder
 
 @dataclass(frozen=True)
 class Format:
+    """A picture format and what it needs."""
+
     suffix: str
     ending: bytes  # the last bytes of every file, if they are fixed: decoders do without them
     quality: int | None  # unless the user names one; None is lossless
@@ -151,6 +153,7 @@ def sample_names(encoding: Encoding, number: int) -> tuple[str, str]:
 
 
 def note_json(note: Note) -> bytes:
+    """Encodes a note as the JSON file beside a sample."""
     return json.dumps(dict(note), sort_keys=True).encode()
 
 

@@ -131,6 +131,8 @@ def held_note(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class UpscaleTask:
+    """A picture to enlarge, and where its result goes."""
+
     source: Path  # or STDIN
     place: Path  # relative to the output folder, with the source's suffix
 

@@ -56,12 +56,12 @@ class Damage:
 
     def __init__(self, limit: int = MAX_DAMAGED) -> None:
         self.limit = limit
-        self.count_ = 0
+        self.number = 0
 
     def count(self, name: str) -> None:
         """Raises PgsrError beyond the limit."""
-        self.count_ += 1
-        if self.count_ > self.limit:
+        self.number += 1
+        if self.number > self.limit:
             raise PgsrError(
                 f"more than {self.limit} pictures are damaged, the last of them {name}: get the data again, "
                 "or let more be left out with --max-damaged (pgsr-data)"

@@ -43,7 +43,8 @@ def from_dict(data: Mapping[str, Any]) -> Score:
 
 
 def difference(ours: Score, theirs: Score) -> float:
-    """ours less theirs. Raises PgsrError, which names what differs, if they were made differently."""
+    """Returns our value less theirs. Raises PgsrError, which names what differs, if they were made
+    differently."""
     if ours.name != theirs.name:
         raise PgsrError(f"{ours.name} and {theirs.name} are different metrics")
     for key in sorted({*ours.conditions, *theirs.conditions}):

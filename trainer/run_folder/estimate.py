@@ -103,6 +103,7 @@ def _in_words(trainer: Trainer, timings: dict[int, float], work: dict[int, float
 
 
 def last_of_each_resolution(schedule: Schedule) -> list[Phase]:
+    """Returns the last phase of each resolution, in order."""
     return list({phase.resolution: phase for phase in schedule.phases}.values())
 
 

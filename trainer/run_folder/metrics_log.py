@@ -28,6 +28,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record as one line. Raises PgsrError if the disk is full."""
     with open(path, "a") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -65,7 +65,7 @@ def _adaptive_noise(
 def _equilibrium(
     state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
-    """k held where E[L(G(z))] = gamma E[L(x)], and the measure of convergence M (paper 5, BEGAN)."""
+    """Moves k towards where E[L(G(z))] = gamma E[L(x)], and the measure of convergence M (paper 5, BEGAN)."""
     gap = config.balance * real - generator_fake
     k = (state["k"] + config.balance_rate * gap).clamp(0, 1)
     return {"k": k, "M": real + gap.abs()}

@@ -25,7 +25,7 @@ PATIENCE = timedelta(seconds=45)  # how long a rank waits for the others before 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """The place of this process among those of the run."""
 
     rank: int = 0
     count: int = 1
@@ -109,7 +109,7 @@ def ranks_of_run(device: torch.device) -> Iterator[Ranks]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """cuda becomes the GPU of this rank."""
+    """Turns "cuda" into the GPU of this rank."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

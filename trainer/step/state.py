@@ -134,6 +134,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.
 
 
 def new_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Makes the optimizer of a network's parameters."""
     return OPTIMIZERS[config.kind](network.parameters(), config)
 
 
@@ -181,7 +182,7 @@ def average_decay(config: AveragingConfig, stage: Stage) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network, for weights; buffers are copied."""
+    """Sets average = decay * average + (1 - decay) * network, for weights; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)

@@ -44,6 +44,7 @@ def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which networks compute in a precision."""
     if precision != torch.bfloat16:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
@@ -206,7 +207,7 @@ class Trainer:
         return map_scales(lambda x: self._augmented(x, "augment fake", images_shown, stage), fakes)
 
     def _augmented(self, images: Tensor, purpose: str, images_shown: int, stage: Stage) -> Tensor:
-        """This rank's share of a batch after the recipe's augmentation."""
+        """Augments this rank's share of a batch as the recipe says."""
         positions = self.ranks.share(images_shown, stage.batch)
         state = self.state.augmentation
         return augment(images, self.recipe.augment, state, self.recipe.seed, purpose, positions)

@@ -73,12 +73,13 @@ def _inverse(x: Tensor, eps: float) -> Tensor:
 
 
 def leaky_relu(x: Tensor, slope: float) -> Tensor:
+    """Computes the leaky ReLU, whose gradients keep its result alone."""
     result: Tensor = LeakyReLU.apply(x, slope)  # type: ignore[no-untyped-call]
     return result
 
 
 def pixel_norm(x: Tensor, eps: float) -> Tensor:
-    """x in float32 at least."""
+    """Computes the pixelwise normalisation, with x in float32 at least."""
     result: Tensor = PixelNorm.apply(x, eps)  # type: ignore[no-untyped-call]
     return result
 

@@ -198,7 +198,7 @@ def blurred_border(picture: Image.Image, pads: tuple[int, int, int, int], deviat
 
 def border_depth(size: tuple[int, int], pads: tuple[int, int, int, int]) -> NDArray[np.float32]:
     """Returns how deep in the padding each pixel lies: 1 at the outermost, 0 at the edge of what was there,
-    below 0 within. [H, W]"""
+    below 0 within: [H, W]."""
     across = np.maximum(_ramp(size[0], pads[0]), _ramp(size[0], pads[2])[::-1])
     down = np.maximum(_ramp(size[1], pads[1]), _ramp(size[1], pads[3])[::-1])
     return np.maximum(across[None, :], down[:, None])

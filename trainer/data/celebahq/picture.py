@@ -124,10 +124,12 @@ class Maker:
 
 
 def encoded(alignment: Alignment) -> bytes:
+    """Encodes an aligned face as PNG."""
     buffer = io.BytesIO()
     alignment.picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def picture_path(out: Path, name: str) -> Path:
+    """Returns the path of a picture's aligned face."""
     return out / PICTURES / f"{PurePosixPath(name).stem}.png"
