@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,10 @@ from pgsr.errors import PgsrError
 from pgsr.files import write_bytes
 
 from .rewrites.table import REWRITES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SIDE = 64  # of an upscaler's images, where any size will do
@@ -280,7 +284,7 @@ def draw(explanation: Mapping[str, Any], path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _boxes(axes: Any, explanation: Mapping[str, Any]) -> None:
+def _boxes(axes: Axes, explanation: Mapping[str, Any]) -> None:
     """One box a layer; an arrow from the one before, an arc from those farther up."""
     from matplotlib.patches import FancyArrowPatch
 

@@ -360,10 +360,10 @@ def test_a_library_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_backend_is_there_with_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "is_installed", lambda library: True)
     monkeypatch.setattr(listing.importlib, "import_module", lambda name: object())
-    monkeypatch.setitem(BACKENDS, "only", Backend(".trt", "tensorrt", "trt", ("cuda",)))
+    monkeypatch.setitem(BACKENDS, "only", Backend(".trt", "tensorrt", ("tensorrt",), "trt", ("cuda",)))
     monkeypatch.setattr(listing, "find_gpu", lambda: Gpu(0, "a GPU", "8.9", "1"))
     assert listing._presence("only").devices == ("cuda",)
-    monkeypatch.setattr(listing, "_found", lambda module: False)
+    monkeypatch.setattr(listing, "_has_module", lambda module: False)
     assert "cuda-python or pycuda" in listing._presence("only").missing
 
 

@@ -14,6 +14,7 @@ from click.testing import Result
 from PIL import Image
 
 from pgsr.benchmarks import cli
+from pgsr.benchmarks.harness import runs
 from pgsr.benchmarks.sr_matrix import cells as sr_cells
 from pgsr.benchmarks.sr_matrix import measure as sr_matrix
 from pgsr.benchmarks.sr_matrix import report as reports
@@ -248,7 +249,7 @@ def test_other_settings_need_another_folder(matrix: Callable[..., Result], tmp_p
     (folder / "config.json").write_text("{}")
     done = matrix(tmp_path / "m", cells=("mlp-gan",))
     assert done.exit_code == 1
-    assert "was trained with other settings: name another --out" in done.stderr
+    assert "is a run of other settings: give those again, or name another --out" in done.stderr
 
 
 def test_a_setting_that_was_added_since_has_its_default(tmp_path: Path):
@@ -256,7 +257,7 @@ def test_a_setting_that_was_added_since_has_its_default(tmp_path: Path):
     written = chosen.as_dict()
     del written["data"]["held_out"], written["objective"]["content"]
     (tmp_path / "config.json").write_text(json.dumps(written | {"data": written["data"] | {"held_out": 64}}))
-    sr_matrix._require_same(tmp_path, chosen)
+    runs.require_same(tmp_path, chosen)
     (tmp_path / "config.json").write_text(json.dumps(written))  # 0 held out
     with pytest.raises(PgsrError, match="other settings"):
-        sr_matrix._require_same(tmp_path, chosen)
+        runs.require_same(tmp_path, chosen)

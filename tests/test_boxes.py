@@ -83,6 +83,7 @@ def test_previews_are_of_the_middle(toy: Path):
     pixels = load_photographs(toy, 16).pixels[:3, 4:12, 4:12].astype(float)
     expected = pixels.mean(axis=(1, 2)) / 127.5 - 1
     np.testing.assert_allclose(batches.preview(3)[:, :, 0, 0], expected, atol=1e-5)
+    assert hasattr(batches, "pixels")
     assert middle_boxes(batches.pixels[:3], recipe(), CPU).shape == (3, 3, 4, 4)
 
 
@@ -102,6 +103,7 @@ def test_the_last_photographs_are_held_out(toy: Path, sort: str):
         np.testing.assert_allclose(batch.reals, slow_boxes(toy, 5), atol=1e-5)
     else:
         batches = batches_for(config.load("tiny", ("data.held_out=35",)), toy, CPU, ALONE)
+        assert hasattr(batches, "pixels")
         assert len(batches.pixels) == 5
     assert batches.count == 5
 

@@ -289,7 +289,7 @@ def test_real_stacks_are_read_as_what_they_are(easy: digits.Trained):
     """The count of real stacks against the labels of the pictures drawn; 2,000 draws cover 1 - exp(-2)."""
     labels = np.arange(200) % 10
     photographs = Photographs(bars(list(labels)), "bars", (), labels, tuple("0123456789"))
-    row = modes.real_row(photographs, easy, 2000, CPU)
+    row = modes.real_row(photographs, easy, 2000)
     true = modes.histogram(labels[np.array(batches.stack_indices(0, range(2000), 200))])
     assert 840 < modes.covered(true) < 890
     assert abs(row["modes"] - modes.covered(true)) <= 10
@@ -330,10 +330,10 @@ def test_the_command_trains_counts_and_goes_on(
     assert [r["images_shown"] for r in json.loads(longer.stdout)["rows"]] == [256, 256]
     shorter = command(bench, *arguments, "--seeds", 1, "--images", 128)
     assert shorter.exit_code == 1
-    assert "is a run of other data, settings or more images: name another --out" in shorter.stderr
+    assert "is a run of 256 images, more than 128: name another --out" in shorter.stderr
     other = command(bench, *arguments, "--seeds", 1, "--images", 512, "--set", "critic_optimizer.beta1=0.1")
     assert other.exit_code == 1
-    assert "is a run of other data, settings or more images: name another --out" in other.stderr
+    assert "is a run of other settings: give those again, or name another --out" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -419,3 +419,24 @@ def test_batch_normalised_runs_resume_exactly(archive: Path, tmp_path: Path, own
         one, other = (getattr(run.trainer.state, network).state_dict() for run in (whole, second))
         assert any("running_mean" in name for name in one)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_of_other_data_is_named(tmp_path: Path):
+    """The runs that measurements keep are of one data set, one recipe and so many images."""
+    from pgsr.benchmarks.harness import runs
+    from pgsr.trainer.data.cli import Settings as DataSettings
+    from pgsr.trainer.data.cli import prepare
+    from pgsr.trainer.step import recipe as recipes
+
+    archives = [tmp_path / name for name in ("a.zip", "b.zip")]
+    for archive, count in zip(archives, (20, 21), strict=True):
+        prepare([], archive, DataSettings((4,), "lanczos", "png", 95), drawn=count)
+    settings = ["schedule.resolution=4", "schedule.stable_images=32", "generator.resolution=4"]
+    chosen = recipes.load("tiny", [*settings, "discriminator.resolution=4"])
+    folder, cpu = tmp_path / "run", torch.device("cpu")
+    assert runs.finish(folder, chosen, archives[0], cpu).trainer.state.images_shown == 32
+    told: list[str] = []
+    runs.finish(folder, chosen, archives[0], cpu, told.append)
+    assert told == []  # it is there already
+    with pytest.raises(PgsrError, match="is a run of other data"):
+        runs.finish(folder, chosen, archives[1], cpu)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pgsr import checkpoint as checkpoints
 from pgsr import draws, images
 from pgsr.errors import PgsrError, check_choice
 from pgsr.export.rewrites.table import Grown
 from pgsr.export.source import read_source
 from pgsr.files import make_folder, replacing, write_text
 from pgsr.trainer.data.cache import load_photographs
-from pgsr.trainer.loop import StopRequest, train
 from pgsr.trainer.metrics.swd import Swd, distance_between
-from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.recipe import Recipe
 from pgsr.trainer.step.schedule import build as build_schedule
 
 from ..harness.report import aligned, markdown_table
+from ..harness.runs import finish
 
 RUNGS = {
     "a": "(a) Gulrajani et al. (2017)",
@@ -139,28 +138,12 @@ def _reductions(full: Recipe, settings: Settings) -> list[str]:
 # Training and drawing.
 
 
-def finish(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
+def trained(rung: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Trains a rung to its end, wherever it stands. Raises PgsrError if it is stopped or another's folder."""
-    folder = settings.out / f"ladder-{rung}"
-    config_file = folder / "config.json"
-    if config_file.is_file() and not _same(config.of_run(folder), recipe):
-        raise PgsrError(f"{folder} is a run of other settings: give those again, or name another --out")
-    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
-    images_shown = max((int(path.stem) for path in checkpoints.files_of(folder)), default=0)
-    if images_shown < schedule.total_images:
-        run = open_run(recipe, settings.data, folder, chosen_device(settings.device))
-        if images_shown:
-            run.resume(checkpoints.newest(folder))
-        with StopRequest(None) as stop:
-            if not train(run, stop):
-                raise PgsrError(f"stopped in {folder}: the same command goes on")
+    device = chosen_device(settings.device)
+    schedule = finish(settings.out / f"ladder-{rung}", recipe, settings.data, device).trainer.schedule
     last = schedule.at(schedule.total_images - 1)
     return {"images": schedule.total_images, "generator_steps": last.step + 1}
-
-
-def _same(one: Recipe, other: Recipe) -> bool:
-    """Returns whether two recipes train the same weights, whatever is said about them."""
-    return replace(one, about=other.about, source=other.source) == other
 
 
 def faces(folder: Path, count: int, device: torch.device) -> Iterator[NDArray[np.uint8]]:
@@ -187,7 +170,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
     rows = []
     for rung, recipe in recipes.items():
         tell(f"{RUNGS[rung]}: {recipe.schedule.start_resolution} to {recipe.schedule.resolution}")
-        rows.append({"rung": rung, "name": RUNGS[rung], **finish(rung, recipe, settings)})
+        rows.append({"rung": rung, "name": RUNGS[rung], **trained(rung, recipe, settings)})
     count, side = settings.swd_images, settings.resolution
     floor = None
     if count:

@@ -1,5 +1,6 @@
 """pgsr-bench modes: how many of 1000 modes a small GAN covers (paper 2, appendix E, Table 4).
 
+
 An image is three random digits in red, green and blue. A classifier trained here reads 25,600 generated
 images as numbers 0 to 999; counted are the numbers that occur, and how far their histogram is from a
 uniform one.
@@ -8,7 +9,7 @@ uniform one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +26,13 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, write_text
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 from pgsr.trainer.data.cache import Photographs, load_photographs
-from pgsr.trainer.loop import StopRequest, train
 from pgsr.trainer.metrics import digits
 from pgsr.trainer.metrics.digits import Trained, classify
-from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.batches import stacked
-from pgsr.trainer.step.schedule import build as build_schedule
+
+from ..harness.runs import finish
 
 Report = Callable[[str], None]  # is told what is going on
 
@@ -92,7 +93,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     for seed in range(settings.seeds):
         for system in settings.systems:
             for critic in CRITICS:
-                folder = train_one(settings, system, critic, seed, photographs, device, report)
+                folder = train_one(settings, system, critic, seed, device, report)
                 row = count_one(settings, folder, classifier, device)
                 rows.append({"system": system, "critic": critic, "seed": seed, **row})
                 report(f"{folder.name}: {row['modes']} modes, KL {row['kl']:.2f}")
@@ -104,7 +105,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         "classifier": {
             name: getattr(classifier, name) for name in ("error_rate", "held_out", "trained_on", "seed")
         },
-        "real": real_row(photographs, classifier, settings.generated, device),
+        "real": real_row(photographs, classifier, settings.generated),
         "rows": rows,
         "summary": summary(rows, settings),
     }
@@ -151,9 +152,7 @@ def generated(path: Path, count: int, seed: int, device: torch.device) -> Iterab
         yield network(torch.from_numpy(rows).to(device))
 
 
-def real_row(
-    photographs: Photographs, classifier: Trained, count: int, device: torch.device
-) -> dict[str, Any]:
+def real_row(photographs: Photographs, classifier: Trained, count: int) -> dict[str, Any]:
     """Counts stacked real digits: what a perfect generator would reach with this classifier."""
     counts = count_modes(reals(photographs, count), classifier)
     return {"modes": covered(counts), "kl": divergence(counts)}
@@ -194,7 +193,6 @@ def train_one(
     system: str,
     critic: str,
     seed: int,
-    photographs: Photographs,
     device: torch.device,
     report: Report,
 ) -> Path:
@@ -204,43 +202,7 @@ def train_one(
     """
     recipe = recipe_of(settings, system, critic, seed)
     folder = settings.out / "runs" / f"{system}-{critic}-seed{seed}"
-    total = build_schedule(recipe.schedule, recipe.objective.critic_steps).total_images
-    files = checkpoints.files_of(folder)
-    images_shown = check_same_run(files[-1], recipe, photographs, total) if files else 0
-    if images_shown < total:
-        report(f"{folder.name}: training from {images_shown} to {total} images")
-        run = open_run(recipe, settings.data, folder, device)
-        if files:
-            run.resume(files[-1])
-        with StopRequest(None) as stop:
-            if not train(run, stop):
-                raise PgsrError("stopped; the same command goes on")
-    return folder
-
-
-def check_same_run(path: Path, recipe: config.Recipe, photographs: Photographs, total: int) -> int:
-    """Images shown in a checkpoint. Raises PgsrError unless it is of this recipe and these digits, and not
-    beyond its end; a shorter run of the same recipe may go on."""
-    checkpoint = checkpoints.load(path)
-    images_shown = int(checkpoint.progress["images_shown"])
-    same = decisive(checkpoint.config) == decisive(recipe.as_dict())
-    if (
-        not same
-        or checkpoint.provenance["data"]["fingerprint"] != photographs.fingerprint
-        or images_shown > total
-    ):
-        raise PgsrError(
-            f"{path.parent.parent} is a run of other data, settings or more images: name another --out"
-        )
-    return images_shown
-
-
-def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decides a run's weights as far as it has come: all but its length and what it writes
-    when."""
-    tables = {name: value for name, value in recipe.items() if name not in ("name", "about", "run")}
-    schedule = {name: value for name, value in recipe["schedule"].items() if name != "stable_images"}
-    return {**tables, "schedule": schedule, "precision": recipe["run"]["precision"]}
+    return finish(folder, recipe, settings.data, device, report).folder
 
 
 def count_one(settings: Settings, folder: Path, classifier: Trained, device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from ..harness.report import aligned, markdown_table
 from ..ladder.measure import stacked
 from .measure import Measured, Quality, as_dict, beaten
 from .sets import Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 PAPER = {  # paper 1, Table 2: Progressive GAN, SRGAN
     "SWD average": ("240.65", "381.86"),
@@ -222,7 +226,7 @@ def picture(quality: Quality) -> bytes:
     return buffer.getvalue()
 
 
-def _bars(axes: Any, group: Sequence[Measured]) -> None:
+def _bars(axes: Axes, group: Sequence[Measured]) -> None:
     names = [name for name in metrics(group) if name.startswith("SWD ")]
     width = 0.8 / len(group)
     for k, column in enumerate(group):

@@ -11,22 +11,21 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from pgsr import checkpoint as checkpoints
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, write_text
 from pgsr.trainer.loop import StopRequest, train
 from pgsr.trainer.run_folder import metrics_log as record
 from pgsr.trainer.run_folder.run import Run
 from pgsr.trainer.run_folder.watch import Diverged
-from pgsr.trainer.start import chosen_device, open_run
+from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.trainer import Trainer
 
+from ..harness.runs import opened, require_same
 from .cells import CELLS, Cell, Settings, recipe_of
 from .scores import Pixels, TestSet, Trained, generated, held_out, measured
 
@@ -60,7 +59,7 @@ def run(settings: Settings, report: Report) -> tuple[list[Trained], TestSet]:
 def run_cell(cell: Cell, settings: Settings, test_set: TestSet, device: torch.device) -> Trained:
     """A cell's folder, trained to the end if it was not."""
     folder, recipe = settings.out / cell.name, recipe_of(cell, settings)
-    _require_same(folder, recipe)
+    require_same(folder, recipe)
     record_file = folder / "done.json"
     if not record_file.is_file():
         _train_cell(folder, recipe, settings, test_set, device)
@@ -77,32 +76,11 @@ def run_cell(cell: Cell, settings: Settings, test_set: TestSet, device: torch.de
     )
 
 
-def _require_same(folder: Path, recipe: config.Recipe) -> None:
-    """Raises PgsrError if the folder holds a recipe that trains otherwise; new settings have defaults."""
-    written = folder / "config.json"
-    if not written.is_file():
-        return
-    try:
-        same = _deciding(config.of_run(folder)) == _deciding(recipe)
-    except PgsrError:
-        same = False
-    if not same:
-        raise PgsrError(f"{folder} was trained with other settings: name another --out")
-
-
-def _deciding(recipe: config.Recipe) -> dict[str, Any]:
-    """Returns what of a recipe decides the weights."""
-    words = ("name", "about", "source", "run")
-    return {key: value for key, value in recipe.as_dict().items() if key not in words}
-
-
 def _train_cell(
     folder: Path, recipe: config.Recipe, settings: Settings, test_set: TestSet, device: torch.device
 ) -> None:
     began, diverged = time.monotonic(), ""
-    run = open_run(recipe, settings.data, folder, device)
-    if checkpoints.files_of(folder):
-        run.resume(checkpoints.newest(folder))
+    run = opened(folder, recipe, settings.data, device)
     looks = folder / "heldout.jsonl"
     record.forget_after(looks, run.trainer.state.images_shown, 0.0)
     try:

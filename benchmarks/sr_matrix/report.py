@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,10 @@ from pgsr.images import sheet
 from ..harness.report import aligned, markdown_table
 from .cells import OBJECTIVES, Settings
 from .scores import Pixels, TestSet, Trained, claims, row_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 SHOWN = 8  # pictures in a row
 WINDOW = 100  # iterations of the moving average (figure 2)
@@ -164,7 +168,7 @@ def markdown(result: dict[str, Any]) -> str:
 # Figures.
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -6,11 +6,15 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgsr.files import make_folder, write_bytes, write_text
 
 from ..harness.report import Row, aligned, machine_lines, markdown_table, rate, times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 HEADINGS = (
     "resolution",
@@ -136,7 +140,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _panel(axes: Any, title: str, rows: list[Row]) -> None:
+def _panel(axes: Axes, title: str, rows: list[Row]) -> None:
     ratios = [row["ratio_to_vanilla"] for row in rows]
     bars = axes.barh(range(len(rows)), ratios, height=0.75, color=[COLOURS[row["reference"]] for row in rows])
     axes.bar_label(bars, [rate(row["images_per_second"]) for row in rows], padding=3, fontsize=8)

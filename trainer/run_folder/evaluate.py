@@ -23,6 +23,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import replacing
 
 from ..metrics.swd import distance_between, pyramid_levels
+from ..step.batches import LatentBatches
 from ..step.trainer import Trainer
 
 AVERAGE = "swd/average"
@@ -67,11 +68,17 @@ def measure(trainer: Trainer) -> dict[str, float]:
 Pixels = NDArray[np.uint8]  # [N, R, R, 3]
 
 
+def _latent_batches(trainer: Trainer) -> LatentBatches:
+    """The trainer's batches, which `check` has found to begin with latents."""
+    assert isinstance(trainer.batches, LatentBatches)
+    return trainer.batches
+
+
 def _reals(trainer: Trainer, count: int) -> Iterator[Pixels]:
     """The first photographs of the first epoch, as they are trained on."""
     stage = replace(trainer.schedule.at(max(0, trainer.state.images_shown - 1)), alpha=1.0)
     for start in range(0, count, BATCH):
-        reals = trainer.batches.reals(stage, range(start, min(start + BATCH, count)))
+        reals = _latent_batches(trainer).reals(stage, range(start, min(start + BATCH, count)))
         yield images.to_uint8(reals.float().cpu().numpy())
 
 
@@ -79,7 +86,7 @@ def _fakes(trainer: Trainer, count: int) -> Iterator[Pixels]:
     stage = trainer.schedule.at(max(0, trainer.state.images_shown - 1))
     generate = trainer.state.generator_ema.at(stage.resolution, stage.alpha)
     for start in range(0, count, BATCH):
-        inputs = trainer.batches.evaluation(range(start, min(start + BATCH, count)))
+        inputs = _latent_batches(trainer).evaluation(range(start, min(start + BATCH, count)))
         yield images.to_uint8(generate(inputs).float().cpu().numpy())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,30 @@ class Batch:
     reals: Tensor  # [N, 3, H, W] in [-1, 1]
     paired: bool  # whether reals are what the generator should have made of inputs
     labels: Tensor | None = None  # [N] that the inputs hold; in the critic's batch those of the reals
+
+
+class TrainingBatches(Protocol):
+    """What a source of batches offers the trainer, whatever its generator's inputs are."""
+
+    paired: bool  # whether reals are what the generator should make of the inputs
+    fingerprint: str  # of the photographs
+    count: int  # of the photographs
+
+    def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
+        """Puts values on the device, in the networks' own precision."""
+        ...
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        """The batch of the critics' update that begins with `start` images shown."""
+        ...
+
+    def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
+        """The batch of the generator's update after it."""
+        ...
+
+    def preview(self, count: int) -> Tensor:
+        """Fixed inputs for samples: [count, ...]."""
+        ...
 
 
 class Batches:
@@ -245,7 +269,7 @@ class BoxBatches(Batches):
         return self.tensor(F.avg_pool2d(images, self.scale))
 
 
-def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> Any:
+def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> TrainingBatches:
     """The sort that the recipe's generator takes: latents, low-resolution crops, or boxes reduced."""
     if "latent_size" in recipe.generator:
         return LatentBatches(recipe, source, device, ranks)

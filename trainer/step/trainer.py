@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from pgsr.networks.interfaces import Images
 from pgsr.networks.precision import at_least_float32
 
 from .augment import augment
-from .batches import Batch, batches_for
+from .batches import Batch, TrainingBatches, batches_for
 from .content_loss import content_features
 from .objectives import OBJECTIVES, adversarial_terms, critic_terms, map_scales, paired_losses, scales
 from .parallel import ALONE, Ranks
@@ -135,7 +134,7 @@ class Trainer:
     """A recipe, its data and its state, and the step that advances them."""
 
     def __init__(
-        self, recipe: Recipe, schedule: Schedule, batches: Any, device: torch.device, ranks: Ranks
+        self, recipe: Recipe, schedule: Schedule, batches: TrainingBatches, device: torch.device, ranks: Ranks
     ) -> None:
         self.recipe, self.schedule, self.batches, self.device = recipe, schedule, batches, device
         self.ranks = ranks
