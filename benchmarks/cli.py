@@ -53,8 +53,9 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
     The defaults are the papers' full widths, and take minutes on a small machine.
     """
     with packages("measuring", "bench"):
-        from .throughput.measure import Settings, run
+        from .throughput.measure import run
         from .throughput.report import text, write_report
+        from .throughput.settings import Settings
         from .throughput.systems import Widths
     widths = Widths(**{name: options.pop(name) for name in Widths.__dataclass_fields__})
     result = run(Settings(widths=widths, **options), lambda line: click.echo(line, err=True))

@@ -32,9 +32,10 @@ from pgsr.benchmarks.harness import machine
 from pgsr.benchmarks.harness.arithmetic import LAYERS, equation_3, traffic
 from pgsr.benchmarks.harness.timing import Contender, Timing, measure
 from pgsr.benchmarks.references import inference as plain
-from pgsr.benchmarks.throughput import measure as throughput
-from pgsr.benchmarks.throughput import systems
-from pgsr.benchmarks.throughput.measure import checked_difference
+from pgsr.benchmarks.throughput import bench as throughput_bench
+from pgsr.benchmarks.throughput import chains, systems
+from pgsr.benchmarks.throughput import settings as throughput
+from pgsr.benchmarks.throughput.bench import Bench, checked_difference
 from pgsr.benchmarks.throughput.report import bandwidth_lines
 
 TINY = systems.Widths(
@@ -317,7 +318,7 @@ def report(command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     model = tiny.write_bundle(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "peak_gflops", lambda threads: 2.0)
-        patch.setattr(throughput, "low_peak_gflops", lambda precision, threads: 4.0)
+        patch.setattr(throughput_bench, "low_peak_gflops", lambda precision, threads: 4.0)
         result = command(
             main,
             "throughput",
@@ -435,9 +436,9 @@ def test_no_outputs_of_a_model_that_nothing_could_run(tmp_path: Path):
     settings = throughput.Settings(model=tiny.write_bundle(tmp_path / "model"), threads=1)
     described = machine.Machine(**{**vars(machine.describe(1)), "peak_gflops": 2.0})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(throughput, "low_peak_gflops", lambda precision, threads: 4.0)
-        bench = throughput.Bench(settings, described, tmp_path / "scratch", print)
-        assert bench.shipped_outputs([]) == []
+        patch.setattr(throughput_bench, "low_peak_gflops", lambda precision, threads: 4.0)
+        bench = Bench(settings, described, tmp_path / "scratch", print)
+        assert chains.shipped_outputs(bench, []) == []
 
 
 def test_the_picture_opens(report):
