@@ -23,6 +23,7 @@ from pgsr.files import make_folder, write_bytes
 
 from .graphs import Chain
 from .int8 import BALANCE, quantized
+from .lowering import Grown
 from .onnx_file import opset_of, to_onnx
 from .parity import (
     STORED,
@@ -38,7 +39,7 @@ from .parity import (
     widened,
     worse,
 )
-from .rewrites.table import Grown, choose_rewrites, rewritten
+from .rewrites.table import choose_rewrites, rewritten
 from .source import Source
 
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at

@@ -19,19 +19,10 @@ from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.files import cache_root
 from pgsr.gpu import find_gpu
-from pgsr.tensorrt.engines import (
-    LIBRARIES,
-    Engine,
-    Key,
-    Profile,
-    build,
-    histogram,
-    read_sidecar,
-    sidecar,
-    sm,
-    why_stale,
-    write_engine,
-)
+from pgsr.tensorrt.building import build
+from pgsr.tensorrt.data_types import histogram
+from pgsr.tensorrt.engines import LIBRARIES, Engine, Key, Profile, sm
+from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}

@@ -25,7 +25,8 @@ from pgsr.errors import PgsrError
 from pgsr.export.engines import add_engines
 from pgsr.gpu import Gpu
 from pgsr.runtime.backends import cuda, open_runner, trt
-from pgsr.tensorrt.engines import Profile, read_sidecar, sidecar
+from pgsr.tensorrt.engines import Profile
+from pgsr.tensorrt.sidecars import read_sidecar, sidecar
 
 try:
     import tensorrt_rtx as rtx

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.rewrites.measure import AS_WRITTEN, CHOSEN, Settings, counted, variants
 from pgsr.benchmarks.rewrites.report import verdicts
-from pgsr.export.rewrites.table import Grown
+from pgsr.export.lowering import Grown
 
 TINY = {"latent_size": 12, "feature_base": 64, "feature_max": 12}
 

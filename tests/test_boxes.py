@@ -12,8 +12,9 @@ from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.batches import LatentBatches, batches_for, data_indices, middle_boxes, mirrored
+from pgsr.trainer.step.batches import LatentBatches, batches_for
 from pgsr.trainer.step.parallel import ALONE
+from pgsr.trainer.step.pixels import data_indices, middle_boxes, mirrored
 from pgsr.trainer.step.schedule import build
 
 CPU = torch.device("cpu")

@@ -22,8 +22,9 @@ from pgsr.errors import PgsrError
 from pgsr.export import engines as export
 from pgsr.export.cli import main
 from pgsr.files import sha256
-from pgsr.tensorrt import engines
-from pgsr.tensorrt.engines import Key, Profile, read_sidecar, sidecar, why_stale
+from pgsr.tensorrt import building, data_types, sidecars
+from pgsr.tensorrt.engines import Key, Profile
+from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale
 
 try:
     import tensorrt_rtx as rtx
@@ -98,7 +99,7 @@ def test_engines_have_the_precision_of_their_graph(built: Path) -> None:
         stem = "chain" if precision == "fp32" else "chain.fp16"
         engine = read_sidecar(built / f"{stem}.tensorrt-rtx.sm86-sm89-sm120.engine.json")
         assert engine is not None
-        print(f"\n{engine.path.name}: {engines.histogram(engine.layers)} by the {engine.read_back}")
+        print(f"\n{engine.path.name}: {data_types.histogram(engine.layers)} by the {engine.read_back}")
         assert engine.read_back in ("build log", "inspector")
         assert max(engine.layers, key=lambda name: engine.layers[name]) == mostly
         assert engine.layers["uint8"] == 1  # the pixels
@@ -114,8 +115,8 @@ def test_the_shipped_chain_in_half(tmp_path: Path) -> None:
     bundle = contract.read(contract.shipped())
     graph = bundle.graph("chain", "fp16")
     wanted = key(library="tensorrt-rtx", version=rtx.__version__, onnx_sha256=graph.sha256, driver=None)
-    made = engines.build(rtx, bundle.path(graph).read_bytes(), wanted)
-    print(f"\n{graph.file}: {engines.histogram(made.layers)} by the {made.read_back}")
+    made = building.build(rtx, bundle.path(graph).read_bytes(), wanted)
+    print(f"\n{graph.file}: {data_types.histogram(made.layers)} by the {made.read_back}")
     assert made.layers["fp16"] > 4 * made.layers["fp32"]
 
 
@@ -124,9 +125,9 @@ def test_an_engine_that_is_not_what_was_asked_is_an_error(built: Path) -> None:
     """The bug that tools have who pass a flag that TensorRT no longer heeds: fp32 in all but name."""
     wanted = key(library="tensorrt-rtx", version=rtx.__version__)
     with pytest.raises(PgsrError, match=r"not fp16: its layers put out \d+ fp32"):
-        engines.build(rtx, (built / "chain.onnx").read_bytes(), wanted)
+        building.build(rtx, (built / "chain.onnx").read_bytes(), wanted)
     with pytest.raises(PgsrError, match=r"not fp32: its layers put out \d+ fp16"):
-        engines.build(
+        building.build(
             rtx, (built / "chain.fp16.onnx").read_bytes(), dataclasses.replace(wanted, precision="fp32")
         )
 
@@ -150,7 +151,7 @@ def test_the_way_of_tensorrt_10_and_11(built: Path, tmp_path: Path, version: str
             return Builder if name == "Builder" else getattr(rtx, name)
 
     for _ in range(2):
-        made = engines.build(Stand(), data, key(version=version), tmp_path / "caches")
+        made = building.build(Stand(), data, key(version=version), tmp_path / "caches")
         assert made.layers["fp16"] > made.layers.get("fp32", 0)
     typed = 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert asked == [typed if version.startswith("10") else 0] * 2
@@ -161,9 +162,9 @@ def test_the_way_of_tensorrt_10_and_11(built: Path, tmp_path: Path, version: str
 def test_graphs_and_gpus_that_do_not_suit() -> None:
     wanted = key(library="tensorrt-rtx", version=rtx.__version__)
     with pytest.raises(PgsrError, match="cannot read the graph"):
-        engines.build(rtx, b"no onnx", wanted)
+        building.build(rtx, b"no onnx", wanted)
     with pytest.raises(PgsrError, match=r"does not build for compute capability 3\.5, only for 7\.5"):
-        engines.build(
+        building.build(
             rtx,
             tiny.chain_model().SerializeToString(),
             dataclasses.replace(wanted, compute_capabilities=("3.5",)),
@@ -171,7 +172,7 @@ def test_graphs_and_gpus_that_do_not_suit() -> None:
     bundle = contract.read(contract.shipped())
     upscaler = bundle.path(bundle.graph("upscaler")).read_bytes()
     with pytest.raises(PgsrError, match="one picture size"):
-        engines.build(rtx, upscaler, wanted)
+        building.build(rtx, upscaler, wanted)
 
 
 # ----------------------------------------------------------------------------
@@ -241,9 +242,9 @@ def test_what_changed_is_built_again(mine: Path) -> None:
 def test_everything_an_engine_depends_on_makes_it_stale(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    made = engines.Built(b"engine", {"fp16": 3}, "inspector")
+    made = building.Built(b"engine", {"fp16": 3}, "inspector")
     path = tmp_path / "chain.engine"
-    written = engines.write_engine(path, key(), made)
+    written = sidecars.write_engine(path, key(), made)
     held = read_sidecar(sidecar(path))
     assert held == written
     assert why_stale(held, key()) is None
@@ -254,7 +255,7 @@ def test_what_the_runtime_accepts(tmp_path: Path) -> None:
     """An engine for several GPUs and a range of batches serves each of them."""
     path = tmp_path / "chain.engine"
     both = key(compute_capabilities=("8.6", "8.9"), profile=Profile(2, 4, 8))
-    engines.write_engine(path, both, engines.Built(b"engine", {"fp16": 3}, "inspector"))
+    sidecars.write_engine(path, both, building.Built(b"engine", {"fp16": 3}, "inspector"))
     held = read_sidecar(sidecar(path))
     assert held is not None
     wanted = key(profile=Profile(1, 16, 64))
@@ -268,7 +269,7 @@ def test_what_the_runtime_accepts(tmp_path: Path) -> None:
 
 def test_a_damaged_sidecar_is_none(tmp_path: Path) -> None:
     path = tmp_path / "chain.engine"
-    engines.write_engine(path, key(), engines.Built(b"engine", {"fp16": 3}, "inspector"))
+    sidecars.write_engine(path, key(), building.Built(b"engine", {"fp16": 3}, "inspector"))
     whole = sidecar(path).read_text()
     changes = (('"schema": 1', '"schema": 2'), ('"min": 1', '"min": 9'), ('"driver"', '"chauffeur"'))
     for text in ("", "[]", "{}", whole[:-9], *(whole.replace(*change) for change in changes)):
@@ -312,19 +313,19 @@ I/O Tensors:
 
 
 def test_data_types_of_every_version() -> None:
-    assert engines.inspected_types(json.dumps(TENSORRT_10)) == {"fp16": 2, "int8": 1}
-    assert engines.inspected_types(json.dumps(TENSORRT_11)) == {"fp16": 1, "bf16": 1, "uint8": 1}
-    assert engines.logged_types(LOGGED) == {"fp16": 1, "fp32": 1}
-    assert engines.inspected_types('{"Layers": ["names", "only"]}') == {}
+    assert data_types.inspected_types(json.dumps(TENSORRT_10)) == {"fp16": 2, "int8": 1}
+    assert data_types.inspected_types(json.dumps(TENSORRT_11)) == {"fp16": 1, "bf16": 1, "uint8": 1}
+    assert data_types.logged_types(LOGGED) == {"fp16": 1, "fp32": 1}
+    assert data_types.inspected_types('{"Layers": ["names", "only"]}') == {}
 
 
 @needs_rtx
 def test_data_types_of_a_network(built: Path) -> None:
     """What is left where an engine tells nothing."""
-    log = engines.quiet_log(rtx)
+    log = building.quiet_log(rtx)
     network = rtx.Builder(log).create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert rtx.OnnxParser(network, log).parse((built / "chain.fp16.onnx").read_bytes())
-    found = engines.network_types(network)
+    found = data_types.network_types(network)
     assert found["fp16"] >= 5
     assert found["uint8"] == 1
 
@@ -344,10 +345,10 @@ def test_data_types_of_a_network(built: Path) -> None:
 def test_what_counts_as_a_precision(layers: dict[str, int], right: set[str]) -> None:
     for precision in ("fp32", "fp16", "bf16", "int8"):
         if precision in right:
-            engines.require_precision(layers, precision)
+            data_types.require_precision(layers, precision)
         else:
             with pytest.raises(PgsrError, match=f"not {precision}"):
-                engines.require_precision(layers, precision)
+                data_types.require_precision(layers, precision)
 
 
 # ----------------------------------------------------------------------------

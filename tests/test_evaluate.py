@@ -16,7 +16,7 @@ import torch
 
 from pgsr import draws
 from pgsr.checkpoint import load
-from pgsr.export.rewrites.table import Grown
+from pgsr.export.lowering import Grown
 from pgsr.export.source import read_source
 from pgsr.images import to_uint8
 from pgsr.trainer import cli
@@ -26,8 +26,9 @@ from pgsr.trainer.metrics.swd import distance_between
 from pgsr.trainer.run_folder import evaluate
 from pgsr.trainer.run_folder.status import status_of
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.batches import batches_for, data_indices, mirrored
+from pgsr.trainer.step.batches import batches_for
 from pgsr.trainer.step.parallel import ALONE
+from pgsr.trainer.step.pixels import data_indices, mirrored
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish, metrics
 
 TOTAL = 24 + 40 + 24

@@ -21,8 +21,10 @@ from pgsr.export import bundle_builder as build
 from pgsr.export import parity
 from pgsr.export.cli import main
 from pgsr.export.graphs import Chain
+from pgsr.export.lowering import Grown
 from pgsr.export.onnx_file import to_onnx
-from pgsr.export.rewrites.table import Grown, Rewrite, rewritten
+from pgsr.export.rewrites.rules import Rewrite
+from pgsr.export.rewrites.table import rewritten
 from pgsr.export.source import read_source
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network

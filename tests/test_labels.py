@@ -16,13 +16,15 @@ from torch.nn import functional as F
 
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.export.rewrites.table import Grown, rewritten
+from pgsr.export.lowering import Grown
+from pgsr.export.rewrites.table import rewritten
 from pgsr.export.source import at_resolution, read_source
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build, layers
 from pgsr.trainer import cli
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.batches import LatentBatches, data_indices
+from pgsr.trainer.step.batches import LatentBatches
 from pgsr.trainer.step.parallel import ALONE, Ranks
+from pgsr.trainer.step.pixels import data_indices
 from pgsr.trainer.step.schedule import Schedule
 from pgsr.trainer.step.schedule import build as build_schedule
 from pgsr.trainer.step.trainer import Trainer

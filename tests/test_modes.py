@@ -22,7 +22,7 @@ from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 from pgsr.trainer.data.cache import LABELS, Photographs, load_photographs
 from pgsr.trainer.data.mnist_cifar import open_native
 from pgsr.trainer.metrics import digits
-from pgsr.trainer.step import batches
+from pgsr.trainer.step import batches, pixels
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.schedule import build as build_schedule
 from pictures import write_zip
@@ -82,20 +82,20 @@ def marked(count: int, side: int = 4) -> torch.Tensor:
 
 
 def test_channels_are_those_of_three_pictures_drawn_by_position():
-    images = batches.stacked(marked(60), 5, range(100, 140), CPU)
+    images = pixels.stacked(marked(60), 5, range(100, 140), CPU)
     assert images.shape == (40, 3, 4, 4)
     values = ((images + 1) * 127.5).round().int()
     assert (values == values[:, :, :1, :1]).all()
     for image, position in zip(values[:, :, 0, 0], range(100, 140), strict=True):
         chosen = [int(u * 60) for u in draws.uniforms(5, "stack", position, 3)]
         assert image.tolist() == [3 * n + channel for channel, n in enumerate(chosen)]
-    parts = [batches.stacked(marked(60), 5, range(a, a + 20), CPU) for a in (100, 120)]
+    parts = [pixels.stacked(marked(60), 5, range(a, a + 20), CPU) for a in (100, 120)]
     assert torch.equal(torch.cat(parts), images)
-    assert not torch.equal(batches.stacked(marked(60), 6, range(100, 140), CPU), images)
+    assert not torch.equal(pixels.stacked(marked(60), 6, range(100, 140), CPU), images)
 
 
 def test_the_three_are_independent_and_even():
-    chosen = np.array(batches.stack_indices(0, range(3000), 10))
+    chosen = np.array(pixels.stack_indices(0, range(3000), 10))
     triples = np.bincount(chosen @ [100, 10, 1], minlength=1000)
     statistic = ((triples - 3.0) ** 2 / 3.0).sum()  # chi squared of 999 degrees: 999 with deviation 45
     assert 850 < statistic < 1150
@@ -105,7 +105,7 @@ def test_a_recipe_trains_on_stacks(archive: Path, own_cache: Path):
     recipe = config.load("mnist-modes-gan-k4", ["schedule.batch=6", "seed=3"])
     source = batches.LatentBatches(recipe, archive, CPU)
     reals = source.for_critic(build_schedule(recipe.schedule).at(12), 12).reals
-    expected = batches.stacked(
+    expected = pixels.stacked(
         torch.from_numpy(load_photographs(archive, 28).pixels.copy()), 3, range(12, 18), CPU
     )
     assert torch.equal(reals, expected)
@@ -290,7 +290,7 @@ def test_real_stacks_are_read_as_what_they_are(easy: digits.Trained):
     labels = np.arange(200) % 10
     photographs = Photographs(bars(list(labels)), "bars", (), labels, tuple("0123456789"))
     row = modes.real_row(photographs, easy, 2000)
-    true = modes.histogram(labels[np.array(batches.stack_indices(0, range(2000), 200))])
+    true = modes.histogram(labels[np.array(pixels.stack_indices(0, range(2000), 200))])
     assert 840 < modes.covered(true) < 890
     assert abs(row["modes"] - modes.covered(true)) <= 10
     assert row["kl"] == pytest.approx(modes.divergence(true), abs=0.02)

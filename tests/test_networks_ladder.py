@@ -22,7 +22,8 @@ from pgsr.benchmarks.cli import main as bench
 from pgsr.benchmarks.ladder import measure as ladder
 from pgsr.errors import PgsrError
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites.table import Grown, rewritten
+from pgsr.export.lowering import Grown
+from pgsr.export.rewrites.table import rewritten
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build, layers
 from pgsr.networks.progan import ProGANDiscriminator, ProGANGenerator
 from pgsr.trainer.step import objectives, schedule

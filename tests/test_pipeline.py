@@ -30,7 +30,7 @@ from pgsr.runtime import Synthesizer, synthesizer
 from pgsr.runtime import autotune as batch
 from pgsr.runtime import measured as remembered
 from pgsr.runtime.autotune import fastest_batch
-from pgsr.runtime.generate import job as generate
+from pgsr.runtime.generate import write
 from pgsr.runtime.generate.job import Job
 from pgsr.runtime.measured import recall, remember
 from pgsr.runtime.output.archives import partial
@@ -430,10 +430,10 @@ def test_the_batch_is_measured_once(model: Path, own_cache: Path, monkeypatch: p
 def test_only_large_jobs_are_worth_measuring(
     model: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "WORTH_TUNING", 20)
+    monkeypatch.setattr(write, "WORTH_TUNING", 20)
     for count, held in ((19, 0), (20, 1)):
         with Synthesizer(model, device="cpu", backend="onnxruntime") as opened:
-            generate.generate(opened, Job(tmp_path / str(count), count=count))
+            write.generate(opened, Job(tmp_path / str(count), count=count))
         assert len(list(own_cache.glob("measured/batch-*.json"))) == held
 
 
@@ -466,12 +466,12 @@ def test_the_machine_is_part_of_the_key() -> None:
 
 def test_shards_make_the_same_set(opened: Synthesizer, tmp_path: Path) -> None:
     whole = Job(tmp_path / "whole", count=11, start=3, sheet=tmp_path / "whole" / "sheet.png")
-    generate.generate(opened, whole)
+    write.generate(opened, whole)
     for k in (1, 0, 2):
         sheet = tmp_path / "parts" / "sheet.png"
         assert not sheet.exists()
         job = Job(tmp_path / "parts", count=11, start=3, shard=(k, 3), sheet=sheet)
-        assert generate.generate(opened, job).made == len(range(k, 11, 3))
+        assert write.generate(opened, job).made == len(range(k, 11, 3))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
@@ -480,7 +480,7 @@ def test_two_processes_make_the_same_set(model: Path, opened: Synthesizer, tmp_p
     count, folder = 60, tmp_path / "parts"
     both = [start(model, folder, count, "--shard", f"{k}/2") for k in (0, 1)]
     assert [process.wait(60) for process in both] == [0, 0]
-    generate.generate(opened, Job(tmp_path / "whole", count=count, sheet=tmp_path / "whole" / "sheet.png"))
+    write.generate(opened, Job(tmp_path / "whole", count=count, sheet=tmp_path / "whole" / "sheet.png"))
     assert contents(folder) == contents(tmp_path / "whole")
 
 
@@ -517,7 +517,7 @@ def test_an_archive_of_faces(opened: Synthesizer, suffix: str, name: str, tmp_pa
     """WebDataset's form: samples one after the other, the parts of each with one name."""
     path = tmp_path / "deep" / f"faces{suffix}"
     job = Job(path, count=9, start=5, seed=2, encoding=Encoding(name))
-    assert generate.generate(opened, job).made == 9
+    assert write.generate(opened, job).made == 9
     held = READERS[suffix](path)
     numbers = [f"{i:06d}" for i in range(5, 14)]
     ending = {"png": "png", "jpeg": "jpg"}[name]
@@ -528,7 +528,7 @@ def test_an_archive_of_faces(opened: Synthesizer, suffix: str, name: str, tmp_pa
         with Image.open(io.BytesIO(held[f"{number}.{ending}"])) as decoded:
             assert np.array_equal(np.asarray(decoded), expected) or name == "jpeg"
     before = path.stat().st_mtime_ns
-    assert generate.generate(opened, job).present == 9
+    assert write.generate(opened, job).present == 9
     assert path.stat().st_mtime_ns == before
 
 
@@ -540,13 +540,13 @@ def test_an_interrupted_archive_goes_on(opened: Synthesizer, suffix: str, tmp_pa
 
     whole, stopped = (Job(tmp_path / f"{name}{suffix}", count=30) for name in ("whole", "stopped"))
     with pytest.raises(KeyboardInterrupt):
-        generate.generate(opened, stopped, interrupt)
+        write.generate(opened, stopped, interrupt)
     assert not stopped.out.exists()
-    assert 0 < generate.survey(opened, stopped) < 30
-    result = generate.generate(opened, stopped)
+    assert 0 < write.survey(opened, stopped) < 30
+    result = write.generate(opened, stopped)
     assert result.made + result.present == 30
     assert result.present > 0
-    generate.generate(opened, whole)
+    write.generate(opened, whole)
     assert stopped.out.read_bytes() == whole.out.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"stopped{suffix}", f"whole{suffix}"]
 
@@ -557,7 +557,7 @@ def test_an_archive_of_other_faces(
     opened: Synthesizer, change: dict[str, Any], half: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "faces.tar"
-    generate.generate(opened, Job(path, count=4))
+    write.generate(opened, Job(path, count=4))
     if half:
         path.rename(partial(path))
         if change == {"count": 5}:
@@ -566,19 +566,19 @@ def test_an_archive_of_other_faces(
     if half and change == {"count": 3}:
         return  # it ends there
     with pytest.raises(PgsrError, match="holds other faces"):
-        generate.generate(opened, Job(path, **{"count": 4, **change}))
+        write.generate(opened, Job(path, **{"count": 4, **change}))
     assert contents(tmp_path) == before
 
 
 def test_damage_in_a_partial_archive_is_made_again(opened: Synthesizer, tmp_path: Path) -> None:
     path = tmp_path / "faces.tar"
-    generate.generate(opened, Job(path, count=8))
+    write.generate(opened, Job(path, count=8))
     right = path.read_bytes()
     path.rename(partial(path))
     damaged = bytearray(right)
     damaged[3 * len(right) // 8 // 512 * 512 + 600] ^= 255
     partial(path).write_bytes(damaged)
-    assert generate.generate(opened, Job(path, count=8)).made >= 4
+    assert write.generate(opened, Job(path, count=8)).made >= 4
     assert path.read_bytes() == right
 
 
@@ -671,7 +671,7 @@ def test_killed_at_random_instants(
     record_property("kills", kills)
     assert kills >= 1
     assert start(model, out, KILLED, "--no-sheet").wait(60) == 0
-    generate.generate(opened, Job(tmp_path / "whole" / name, count=KILLED))
+    write.generate(opened, Job(tmp_path / "whole" / name, count=KILLED))
     if name == "faces":
         assert contents(out) == contents(tmp_path / "whole" / name)
     else:
@@ -684,7 +684,7 @@ def check_what_is_there(out: Path, opened: Synthesizer) -> None:
             assert Encoding().is_whole(path, tiny.SIZE), path
     else:
         assert not out.exists()
-        assert generate.survey(opened, Job(out, count=KILLED)) <= KILLED
+        assert write.survey(opened, Job(out, count=KILLED)) <= KILLED
 
 
 def test_leftovers_of_dead_processes_alone_are_removed(opened: Synthesizer, tmp_path: Path) -> None:
@@ -693,7 +693,7 @@ def test_leftovers_of_dead_processes_alone_are_removed(opened: Synthesizer, tmp_
     mine, theirs = (tmp_path / f".000001.png.{pid}.tmp" for pid in (os.getpid(), dead.pid))
     for path in (mine, theirs):
         path.write_bytes(b"half")
-    generate.generate(opened, Job(tmp_path, count=1))
+    write.generate(opened, Job(tmp_path, count=1))
     assert mine.exists()
     assert not theirs.exists()
 

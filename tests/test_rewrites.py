@@ -12,19 +12,11 @@ from torch.nn import functional as F
 from lively import lively
 from pgsr.errors import PgsrError
 from pgsr.export.bundle_builder import multiply_adds
-from pgsr.export.lowering import Fade, as_steps
-from pgsr.export.rewrites.table import (
-    REWRITES,
-    TARGETS,
-    Grown,
-    apply_rule,
-    choose_rewrites,
-    convolution,
-    four_by_four,
-    four_kernels,
-    rewritten,
-    unshuffled,
-)
+from pgsr.export.lowering import Fade, Grown, as_steps
+from pgsr.export.rewrites.reordering import unshuffled
+from pgsr.export.rewrites.rules import apply_rule, convolution
+from pgsr.export.rewrites.table import REWRITES, TARGETS, choose_rewrites, rewritten
+from pgsr.export.rewrites.upsampling import four_by_four, four_kernels
 from pgsr.networks import GENERATORS
 from pgsr.networks import build as build_network
 

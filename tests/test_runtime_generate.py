@@ -19,7 +19,8 @@ import bundles as tiny
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
 from pgsr.runtime.generate import progress as progress_line
-from pgsr.runtime.generate.job import Job, generate, missing
+from pgsr.runtime.generate.job import Job
+from pgsr.runtime.generate.write import generate, missing
 from pgsr.runtime.output.encoders import decoded
 from pgsr.runtime.output.writers import FORMATS, Encoding
 

@@ -13,8 +13,9 @@ import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
-from pgsr.runtime.generate.job import Job, generate, missing
+from pgsr.runtime.generate.job import Job
 from pgsr.runtime.generate.latents import Seeds, Stored, Window
+from pgsr.runtime.generate.write import generate, missing
 
 
 @pytest.fixture(scope="module")

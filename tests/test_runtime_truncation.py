@@ -16,8 +16,9 @@ from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer
 from pgsr.runtime.generate import truncation
 from pgsr.runtime.generate.cli import main
-from pgsr.runtime.generate.job import Job, generate
+from pgsr.runtime.generate.job import Job
 from pgsr.runtime.generate.truncation import toward, typical_direction, typicality
+from pgsr.runtime.generate.write import generate
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pgsr import draws, images
 from pgsr.errors import PgsrError, check_choice
-from pgsr.export.rewrites.table import Grown
+from pgsr.export.lowering import Grown
 from pgsr.export.source import read_source
 from pgsr.files import make_folder, replacing, write_text
 from pgsr.trainer.data.cache import load_photographs

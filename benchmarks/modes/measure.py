@@ -30,7 +30,7 @@ from pgsr.trainer.metrics import digits
 from pgsr.trainer.metrics.digits import Trained, classify
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.batches import stacked
+from pgsr.trainer.step.pixels import stacked
 
 from ..harness.runs import finish
 

@@ -27,8 +27,9 @@ from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError
 from pgsr.export.bundle_builder import Converted, in_int8, multiply_adds, plans, with_names
 from pgsr.export.int8 import BALANCE
+from pgsr.export.lowering import Grown
 from pgsr.export.parity import compare
-from pgsr.export.rewrites.table import REWRITES, TARGETS, Grown, choose_rewrites, rewritten
+from pgsr.export.rewrites.table import REWRITES, TARGETS, choose_rewrites, rewritten
 from pgsr.export.source import Source
 from pgsr.files import make_folder, write_bytes
 from pgsr.images import to_uint8

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pgsr.images import to_uint8
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.batches import middle_boxes
+from pgsr.trainer.step.pixels import middle_boxes
 from pgsr.trainer.step.trainer import Trainer
 
 from .cells import OBJECTIVES, Cell, Settings

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from pgsr.runtime import Synthesizer
-from pgsr.runtime.generate.job import Job, generate
+from pgsr.runtime.generate.job import Job
+from pgsr.runtime.generate.write import generate
 from pgsr.runtime.output.encoders import installed
 from pgsr.runtime.output.writers import Encoding
 

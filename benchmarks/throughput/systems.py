@@ -14,7 +14,7 @@ from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph
 from pgsr.export.bundle_builder import Plan, convert, in_int8, multiply_adds, plans
 from pgsr.export.graphs import Chain
-from pgsr.export.rewrites.table import Grown
+from pgsr.export.lowering import Grown
 from pgsr.export.source import Source
 from pgsr.files import make_folder, write_bytes
 from pgsr.networks import GENERATORS, build

@@ -25,17 +25,9 @@ from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_bytes
 from pgsr.gpu import Gpu, find_gpu
-from pgsr.tensorrt.engines import (
-    Key,
-    Profile,
-    build,
-    quiet_log,
-    read_sidecar,
-    sidecar,
-    sm,
-    why_stale,
-    write_engine,
-)
+from pgsr.tensorrt.building import build, quiet_log
+from pgsr.tensorrt.engines import Key, Profile, sm
+from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
 from . import Settings
 from .cuda import Cuda, open_cuda

@@ -30,8 +30,9 @@ from .progress import Progress
 
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
     from ..synthesizer import Synthesizer
-    from .job import Grid, Job, Result
+    from .job import Job, Result
     from .latents import Source
+    from .pages import Grid
     from .video import VideoJob
 
 ENCODERS = (
@@ -46,7 +47,8 @@ ENCODERS = (
 
 def _run(synthesizer: Synthesizer, job: Job) -> Result:
     """`generate` with a progress line; Ctrl-C becomes a sentence."""
-    from .job import STDOUT, generate
+    from .job import STDOUT
+    from .write import generate
 
     count = len(job.positions)
     progress = Progress(count)
@@ -93,7 +95,7 @@ def _machinery(synthesizer: Synthesizer) -> dict[str, Any]:
 
 def _plan(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
     """--dry-run: what would be made."""
-    from .job import survey
+    from .write import survey
 
     missing, count = survey(synthesizer, job), len(job.positions)
     report = _description(synthesizer, job)
@@ -151,7 +153,7 @@ def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool
 
 def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, as_json: bool) -> None:
     """Makes a page of faces and tells of it."""
-    from .job import write_grid
+    from .pages import write_grid
 
     count = min(len(source), grid.most)
     report = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
@@ -443,7 +445,7 @@ def _check_label(model: Path | None, label: int) -> None:
 
 
 def _grid_of(text: str, path: Path) -> Grid:
-    from .job import Grid
+    from .pages import Grid
 
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if not match:
