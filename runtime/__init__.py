@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pgsr.errors import PgsrError
 
-    from .generate.job import Job, write_faces
+    from .generate.job import Job
+    from .generate.write import write_faces
     from .synthesizer import Synthesizer
     from .upscale.upscaler import Upscaler
 
@@ -24,7 +25,7 @@ _MODULES = {
     "PgsrError": "pgsr.errors",
     "Synthesizer": "pgsr.runtime.synthesizer",
     "Upscaler": "pgsr.runtime.upscale.upscaler",
-    "write_faces": "pgsr.runtime.generate.job",
+    "write_faces": "pgsr.runtime.generate.write",
 }
 
 

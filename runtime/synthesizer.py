@@ -29,9 +29,9 @@ from pgsr.machine import installed_versions
 from .autotune import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
 from .backends import Runner, Settings, backend_versions, open_runner
 from .backends.choice import gpu_present
-from .generate.truncation import check_truncation, toward, typical_direction
 from .measured import machine, recall, remember
 from .pipeline import in_turn, prefetch
+from .truncation import check_truncation, toward, typical_direction
 
 log = logging.getLogger(__name__)
 

@@ -235,3 +235,36 @@ def test_files_that_are_not_python_are_package_data():
 
 def test_commands_point_at_their_folders():
     assert all(module.startswith(PARTS) for module in COMMANDS.values())
+
+
+# ----------------------------------------------------------------------------
+# The rooms of a folder stand in an order: none imports a later one.
+
+ROOMS = {
+    "trainer": ("data", "metrics", "step", "run_folder", "loop", "start", "cli"),
+    "export": (
+        *("source", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
+        *("bundle_builder", "engines", "explain", "importers", "cli"),
+    ),
+    "runtime": (
+        *("measured", "truncation", "output", "backends", "pipeline", "autotune"),
+        *("synthesizer", "upscale", "generate"),
+    ),
+}
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[2:3])
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_no_room_imports_a_later_one(folder: str):
+    order = ROOMS[folder]
+    for path in sources(folder):
+        own = room(module_name(path))
+        if own in ("", "__main__"):
+            continue
+        assert own in order, f"{own} has no place in the order"
+        for module, _ in imports(path):
+            if module.startswith(f"pgsr.{folder}.") and room(module) in order:
+                assert order.index(room(module)) <= order.index(own), f"{path} imports {module}"

@@ -13,12 +13,11 @@ from click.testing import CliRunner, Result
 import bundles as tiny
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer
-from pgsr.runtime.generate import truncation
+from pgsr.runtime import Synthesizer, truncation
 from pgsr.runtime.generate.cli import main
 from pgsr.runtime.generate.job import Job
-from pgsr.runtime.generate.truncation import toward, typical_direction, typicality
 from pgsr.runtime.generate.write import generate
+from pgsr.runtime.truncation import toward, typical_direction, typicality
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""pgsr-generate: latents, truncation and interpolation, and the jobs that write faces."""
+"""pgsr-generate: latents and interpolation, and the jobs that write faces."""

@@ -10,9 +10,7 @@ from typing import Any
 from pgsr.errors import PgsrError
 from pgsr.files import write_text
 
-from ..output.writers import (
-    FORMATS,
-)
+from ..output.writers import FORMATS
 from ..synthesizer import Synthesizer
 from .job import Job
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pgsr import draws
 
+from ..truncation import on_sphere
+
 LIMIT = 2**64  # of the indices of draws
 REACH = 4.0  # standard deviations at which the Gaussian is cut off: it is 0.0003 there
 
@@ -47,14 +49,6 @@ def gaussian(sigma: float) -> NDArray[np.float64]:
     k = np.arange(-reach, reach + 1, dtype=np.float64)
     weights: NDArray[np.float64] = np.exp(-0.5 * np.square(k / sigma)) if sigma > 0 else np.ones(1)
     return weights
-
-
-def on_sphere(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[..., L] -> the same directions, of length sqrt(L), as normal latents have on average."""
-    # Bounded below by the smallest number only: a zero vector stays one.
-    mean_square = np.square(z).mean(axis=-1, keepdims=True)
-    scaled: NDArray[np.float64] = z / np.sqrt(np.maximum(mean_square, np.finfo(np.float64).tiny))
-    return scaled
 
 
 def _noise(seed: int, index: int, size: int) -> NDArray[np.float64]:

@@ -1,12 +1,4 @@
-"""Faces to a folder, an archive or a stream: what is missing is made, what is there stays.
-
-    with Synthesizer() as synthesizer:
-        result = generate(synthesizer, Job(out=Path("faces"), count=1000))
-
-A folder holds 000000.png and so on, named by index, manifest.json, which says what they were made with, and a
-contact sheet of the first of them. faces.tar and faces.zip hold 000000.png and 000000.json and so on, in
-WebDataset's form; `-` is raw pixels on stdout. Memory does not grow with the count.
-"""
+"""What pgsr-generate is to make: a job, and what came of it."""
 
 from __future__ import annotations
 
@@ -17,11 +9,8 @@ from pathlib import Path
 from pgsr.errors import PgsrError
 
 from ..output.archives import form_of
-from ..output.writers import (
-    Encoding,
-)
+from ..output.writers import Encoding
 from .latents import Source, Window
-from .write import generate
 
 STDOUT = Path("-")
 
@@ -100,6 +89,3 @@ class Result:
     def images_per_second(self) -> float:
         """The speed of the images that were made."""
         return self.made / self.seconds if self.seconds > 0 else 0.0
-
-
-write_faces = generate  # as pgsr.runtime calls it, where `generate` is this module

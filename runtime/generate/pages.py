@@ -11,9 +11,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, write_bytes
 from pgsr.images import sheet
 
-from ..output.writers import (
-    Encoding,
-)
+from ..output.writers import Encoding
 from ..synthesizer import Synthesizer
 from .job import Report
 from .latents import Source

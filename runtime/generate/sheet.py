@@ -12,10 +12,7 @@ from pgsr.files import make_folder, write_bytes
 from pgsr.images import sheet
 
 from ..output.encoders import decoded
-from ..output.writers import (
-    FORMATS,
-    Encoding,
-)
+from ..output.writers import FORMATS, Encoding
 from .job import Job
 
 SHEET_IMAGES = 64

@@ -1,4 +1,12 @@
-"""Faces to a folder, an archive or a stream: what is missing is made, what is there stays."""
+"""Faces to a folder, an archive or a stream: what is missing is made, what is there stays.
+
+    with Synthesizer() as synthesizer:
+        result = generate(synthesizer, Job(out=Path("faces"), count=1000))
+
+A folder holds 000000.png and so on, named by index, manifest.json, which says what they were made with, and a
+contact sheet of the first of them. faces.tar and faces.zip hold 000000.png and 000000.json and so on, in
+WebDataset's form; `-` is raw pixels on stdout. Memory does not grow with the count.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +27,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing
 
 from ..output.archives import ArchiveFile, members, partial
-from ..output.writers import (
-    ArchiveSink,
-    Faces,
-    FolderSink,
-    RawSink,
-    note_json,
-    sample_names,
-)
+from ..output.writers import ArchiveSink, Faces, FolderSink, RawSink, note_json, sample_names
 from ..pipeline import Finisher, Sink, encoding_threads
 from ..synthesizer import Synthesizer
 from .claim import check_claim, claim, manifest
@@ -211,3 +212,6 @@ def _write_latents(synthesizer: Synthesizer, job: Job, path: Path) -> None:
         for start in range(0, job.count, CHECKED_AT_ONCE):
             positions = list(range(job.count)[start : start + CHECKED_AT_ONCE])
             file.write(synthesizer.truncated(job.faces.latents(positions, size)).astype("<f4").tobytes())
+
+
+write_faces = generate  # as pgsr.runtime calls it

@@ -20,13 +20,19 @@ from numpy.typing import NDArray
 from pgsr import draws
 from pgsr.errors import PgsrError
 
-from .interpolation import on_sphere
-
 SAMPLES = 512  # faces that the centre is estimated from
 SIDE = 32  # pixels at which faces are compared, at most
 MARGIN = 8  # this part of each side is background: not compared
 
 Generator = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [N, L] -> [N, 3, R, R] in [-1, 1]
+
+
+def on_sphere(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[..., L] -> the same directions, of length sqrt(L), as normal latents have on average."""
+    # Bounded below by the smallest number only: a zero vector stays one.
+    mean_square = np.square(z).mean(axis=-1, keepdims=True)
+    scaled: NDArray[np.float64] = z / np.sqrt(np.maximum(mean_square, np.finfo(np.float64).tiny))
+    return scaled
 
 
 def check_truncation(psi: float) -> None:
