@@ -271,8 +271,12 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")
 @click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--features", type=click.Path(path_type=Path), help="Inception, .pt (TorchScript) or .onnx.")
-@click.option("--feature-side", type=int, default=299, show_default=True, help="Of its images; 0: any.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs.",
+)
+@click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: 299; 128 of lite0]")
 @click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
 @click.option(
     "--feature-range", default="auto", show_default=True, help="bytes, 255, unit, signed or imagenet."
@@ -290,7 +294,10 @@ def quality(out: Path | None, features: Path | None, as_json: bool, **options: A
         from .quality.report import text, write_report
         from .quality.sets import Settings
     side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
-    network = None if features is None else feature_network.Settings(features, side, resize, meaning)
+    network = None
+    if features is not None:
+        usual = feature_network.LITE0_SIDE if features == feature_network.LITE0 else 299
+        network = feature_network.Settings(features, usual if side is None else side, resize, meaning)
     result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):

@@ -203,7 +203,7 @@ def test_every_score_says_how_it_was_made(report: tuple[Path, dict], network: Pa
                 assert made["images"] == 20
                 assert made["resize"] == "as stored"
                 assert len(made["photographs"]) == 16
-                by_network = name in ("FID", "KID", "IS", "precision", "recall")
+                by_network = name in ("FID", "KID", "IS", "precision", "recall", "density", "coverage")
                 if name != "LPIPS":
                     assert made.get("features") == (sha256(network) if by_network else None)
                 assert ("pairs" in made) == (name == "MS-SSIM")

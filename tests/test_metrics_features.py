@@ -135,7 +135,7 @@ def test_scores_are_of_all_batches_and_disturb_nobody():
     assert torch.equal(before, torch.random.get_rng_state())
     assert values == scores(found(a, batch=40), found(b, logits, batch=3), seed=4)
     assert values["FID"][0] == pytest.approx(slow_frechet(a.numpy(), b.numpy()), rel=1e-9)
-    assert list(values) == ["FID", "KID", "IS", "precision", "recall"]
+    assert list(values) == ["FID", "KID", "IS", "precision", "recall", "density", "coverage"]
     assert "IS" not in scores(found(a), found(b), seed=4)
 
 
@@ -302,3 +302,46 @@ def test_lpips_of_both_kinds_of_file(tmp_path: Path):
     wrong = open_lpips(scripted(OnlyMeans(), tmp_path / "means.pt"))
     with pytest.raises(PgsrError, match="does not measure LPIPS"):
         wrong(a, b)
+
+
+# ----------------------------------------------------------------------------
+# Density and coverage, and the installable network.
+
+
+def test_density_and_coverage_are_their_definitions():
+    """Naeem et al. (2020), equations 4 and 5, one pair of points at a time."""
+    generator = torch.Generator().manual_seed(4)
+    real = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    fake = torch.randn(30, 3, generator=generator, dtype=torch.float64) * 0.2 + 0.5
+    k, balls = 5, []
+    for x in real:
+        balls.append(sorted(float((x - other).norm()) for other in real)[k])  # the first is x itself
+    hits = [[float((x - y).norm()) <= r for y in fake] for x, r in zip(real, balls, strict=True)]
+    density = sum(map(sum, hits)) / (k * len(fake))
+    coverage = sum(any(row) for row in hits) / len(real)
+    assert features.density_coverage(real, fake) == pytest.approx((density, coverage), rel=1e-12)
+    assert 0 < coverage < 1
+
+
+def test_lite0_scores_are_not_called_inceptions():
+    """The network that a wheel brings: features and logits of its own, resized and named as such."""
+    from pgsr.benchmarks.quality import feature_network
+    from pgsr.networks.efficientnet import SHA256, load_lite0
+
+    settings = feature_network.Settings(feature_network.LITE0, feature_network.LITE0_SIDE)
+    network = feature_network.open_network(settings)
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    found, logits = network(pixels)
+    resized = feature_network.resized(pixels, 128, "bicubic")
+    images = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected, classes = load_lite0().pooled(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, classes, rtol=1e-4, atol=1e-4)
+    assert network.conditions["features"] == SHA256
+    sets = [features.FeatureSet(), features.FeatureSet()]
+    for one in sets:
+        one.add(found, logits)
+    values = features.scores(*sets, seed=0, distance=network.distance)
+    assert "FID" not in values
+    assert values["FD"][0] == pytest.approx(0.0, abs=1e-4)
+    assert values["coverage"][0] == 1.0

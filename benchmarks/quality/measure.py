@@ -87,10 +87,9 @@ class Reference:
         scores.append(Score("MS-SSIM", similar.mean, {**conditions, "pairs": similar.pairs}))
         if self.network is not None:
             by_network = {**conditions, **self.network.conditions}
-            for name_, (value, deviation) in features.scores(
-                self.feature_set, feature_set, conditions["seed"]
-            ).items():
-                scores.append(Score(name_, value, by_network, deviation))
+            found = features.scores(self.feature_set, feature_set, conditions["seed"], self.network.distance)
+            for metric, (value, deviation) in found.items():
+                scores.append(Score(metric, value, by_network, deviation))
         return Measured(key, name, scores, examples, round(time.perf_counter() - began, 2))
 
     def _looked_at(
@@ -301,6 +300,7 @@ def beaten(quality: Quality) -> dict[str, bool]:
         for name, rises in (
             ("SWD average", False),
             ("FID", False),
+            ("FD", False),
             ("PSNR Y", True),
             ("SSIM Y", True),
             ("LPIPS", False),

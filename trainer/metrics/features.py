@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pgsr.errors import PgsrError, missing_package
 
 NEIGHBOURS = 3  # Kynkäänniemi et al. (2019), section 3
+DENSITY_NEIGHBOURS = 5  # Naeem et al. (2020)
 ROWS = 1024  # of a matrix of distances held at once
 SPLITS = 10  # of the inception score (Salimans et al. 2016)
 SUBSETS, SUBSET = 100, 1000  # of KID (Bińkowski et al. 2018)
@@ -53,8 +54,9 @@ class _AsTheyAre(nn.Module):
         return features
 
 
-def scores(real: FeatureSet, fake: FeatureSet, seed: int) -> dict[str, Value]:
-    """FID, KID, precision and recall of `fake`, and its inception score if there are logits.
+def scores(real: FeatureSet, fake: FeatureSet, seed: int, distance: str = "FID") -> dict[str, Value]:
+    """Scores `fake` by its features: the Fréchet distance (under the name `distance`), KID, precision and
+    recall, density and coverage, and the inception score if there are logits.
 
     Raises PgsrError if there are too few pictures, or torchmetrics is not installed.
     """
@@ -66,12 +68,13 @@ def scores(real: FeatureSet, fake: FeatureSet, seed: int) -> dict[str, Value]:
         raise PgsrError("the feature network gave numbers that are not finite: is its input range right?")
     result: dict[str, Value] = {}
     with _torchmetrics(seed):
-        result["FID"] = (frechet_distance(a, b), None)
+        result[distance] = (frechet_distance(a, b), None)
         result["KID"] = kernel_distance(a, b)
         if fake.logits:
             result["IS"] = inception_score(torch.cat(fake.logits).double())
-    precision, recall = precision_recall(a, b)
-    return {**result, "precision": (precision, None), "recall": (recall, None)}
+    names = ("precision", "recall", "density", "coverage")
+    values = (*precision_recall(a, b), *density_coverage(a, b))
+    return result | {name: (value, None) for name, value in zip(names, values, strict=True)}
 
 
 @contextmanager
@@ -131,12 +134,33 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -
     return _share_within(real, fake, neighbours), _share_within(fake, real, neighbours)
 
 
-def _share_within(manifold: Tensor, points: Tensor, neighbours: int) -> float:
-    radii = torch.cat(
+def density_coverage(real: Tensor, fake: Tensor, neighbours: int = DENSITY_NEIGHBOURS) -> tuple[float, float]:
+    """Naeem et al. (2020), equations 4 and 5, of features [N, D] and [M, D].
+
+    Density counts in how many real balls a generated point lies, over the number expected. Coverage is the
+    share of real points whose ball holds a generated one. A real outlier, whose ball is large, spoils
+    precision and recall but not these.
+    """
+    radii = _radii(real, neighbours)
+    held, covered = 0.0, []
+    for part, radius in zip(real.split(ROWS), radii.split(ROWS), strict=True):
+        inside = torch.cdist(part, fake) <= radius[:, None]  # [rows, M]
+        held += float(inside.sum())
+        covered.append(inside.any(dim=1))
+    return held / (neighbours * len(fake)), float(torch.cat(covered).double().mean())
+
+
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    """The distance of each point to its k-th nearest other: [N]."""
+    return torch.cat(
         [
-            torch.cdist(part, manifold).kthvalue(neighbours + 1).values  # the nearest is the point itself
-            for part in manifold.split(ROWS)
+            torch.cdist(part, points).kthvalue(neighbours + 1).values  # the nearest is the point itself
+            for part in points.split(ROWS)
         ]
     )
+
+
+def _share_within(manifold: Tensor, points: Tensor, neighbours: int) -> float:
+    radii = _radii(manifold, neighbours)
     inside = [(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(ROWS)]
     return float(torch.cat(inside).double().mean())
