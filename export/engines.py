@@ -67,7 +67,7 @@ def add_engines(
     library: str,  # one of pgsr.tensorrt.engines.LIBRARIES
     profile: Profile,
     compute_capabilities: Sequence[str] = (),  # for TensorRT-RTX; empty: Ampere and newer
-    report: Callable[[str], None] = lambda line: None,  # told before what takes time
+    report: Callable[[str], None] = lambda line: None,  # called before what takes time
 ) -> list[EngineResult]:
     """Raises PgsrError if the library or the GPU is missing, or an engine is not what was asked for."""
     check_choice("--engine", library, LIBRARIES)

@@ -134,9 +134,9 @@ class _Reader:
 
 
 # ----------------------------------------------------------------------------
-# Between the halves of a separable convolution nothing is bent: what the one divides a map by, the other can
-# multiply it with. One int8 scale for all maps loses least when they are of like size (cross-layer
-# equalization, Nagel et al. 2019, section 4.1; here by the root of what each map measures on images).
+# Between the halves of a separable convolution there is no activation: what the one divides a map by, the
+# other can multiply it with. One int8 scale for all maps loses least when they are of like size (cross-
+# layer equalization, Nagel et al. 2019, section 4.1; here by the root of what each map measures on images).
 
 BALANCE = "balance-separable"  # its name among the rewrites
 

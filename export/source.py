@@ -38,7 +38,7 @@ class Source:
 
 
 class OneLabel(Generator):
-    """A generator that is told labels, as one of a single label: latents alone go in."""
+    """A generator conditioned on labels, as one of a single label: latents alone go in."""
 
     label: Tensor
 
@@ -60,7 +60,7 @@ class OneLabel(Generator):
 def read_source(path: Path, label: int | None = None) -> Source:
     """The newest checkpoint of a run folder, or one checkpoint file.
 
-    `label` is for a generator that was told labels: the one it shall draw.
+    `label` is for a generator conditioned on labels: the one it shall draw.
     Raises PgsrError if there is none, it is damaged, or its weights or the label do not fit its recipe.
     """
     checkpoint = load(newest(path))
@@ -91,7 +91,7 @@ def read_source(path: Path, label: int | None = None) -> Source:
 
 
 def with_one_label(network: Generator, labels: int, label: int | None, path: Path) -> Generator:
-    """A generator told one of its labels; itself if it has none.
+    """Conditions a generator on one of its labels; one without labels stays itself.
 
     Raises PgsrError for a label that is needed and not given, or given and not there.
     """

@@ -189,7 +189,7 @@ def test_gan_zoo_with_labels(tmp_path: Path):
     with pytest.raises(PgsrError, match="3 labels: name one with --label"):
         read_foreign(file)
     kinds["attribKeysOrder"]["eyes"] = {"order": 1, "values": ["d"]}
-    with pytest.raises(PgsrError, match="told 2 kinds of attributes"):
+    with pytest.raises(PgsrError, match="conditioned on 2 kinds of attributes"):
         read_foreign(zoo_saved(tmp_path / "y.pt", False, t, t, **kinds))
 
 

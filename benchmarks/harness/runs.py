@@ -57,7 +57,7 @@ def finish(
     recipe: Recipe,
     data: Path,
     device: torch.device,
-    report: Callable[[str], None] = lambda line: None,  # is told before anything is trained
+    report: Callable[[str], None] = lambda line: None,  # called before anything is trained
 ) -> Run:
     """A run trained to its end, wherever it stood.
 

@@ -64,7 +64,7 @@ def measure(
     contenders: Sequence[Contender],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-    report: Callable[[int], None] = lambda round_number: None,  # is told how many rounds are done
+    report: Callable[[int], None] = lambda round_number: None,  # gets how many rounds are done
 ) -> dict[str, Timing]:
     """Calls each once to warm up, then one after the other in every round.
 

@@ -34,7 +34,7 @@ from pgsr.trainer.step.pixels import stacked
 
 from ..harness.runs import finish
 
-Report = Callable[[str], None]  # is told what is going on
+Report = Callable[[str], None]  # gets a line on what is going on
 
 MODES = 1000
 SYSTEMS = ("gan", "wgan-gp", "norm", "stddev")  # columns of Table 4 that are recipes here

@@ -29,7 +29,7 @@ from ..harness.runs import opened, require_same
 from .cells import CELLS, Cell, Settings, recipe_of
 from .scores import Pixels, TestSet, Trained, generated, held_out, measured
 
-Report = Callable[[str], None]  # is told what is going on
+Report = Callable[[str], None]  # gets a line on what is going on
 
 
 class StopAt(StopRequest):

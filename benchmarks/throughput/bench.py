@@ -44,7 +44,7 @@ from .settings import (
 )
 from .systems import System, new_system
 
-Report = Callable[[str], None]  # is told what is going on
+Report = Callable[[str], None]  # gets a line on what is going on
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ..harness.machine import THREAD_VARIABLES, Machine, describe
 from ..harness.timing import Contender, Timing, measure
 from .contender import Job, recipe_name
 
-Report = Callable[[str], None]  # is told what is going on
+Report = Callable[[str], None]  # gets a line on what is going on
 
 CONVOLUTIONS = ("vanilla", "separable")
 PICTURES = 64  # in the drawn data set

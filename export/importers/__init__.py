@@ -88,7 +88,7 @@ def _names(tree: Any) -> list[str]:
 def read_foreign(path: Path, label: int | None = None) -> Source:
     """A file of another project as a source.
 
-    `label` is for a generator that is told labels: the one it shall draw.
+    `label` is for a generator conditioned on labels: the one it shall draw.
     Raises PgsrError if the file cannot be read as data alone, is of no known layout, or does not fit it.
     """
     result = import_file(path, label)

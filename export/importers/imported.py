@@ -22,7 +22,7 @@ class Imported:
     state: Mapping[str, Tensor]  # its weights, in float64
     options: Mapping[str, Any]  # that describe it
     latent_size: int = 0  # 0 of an upscaler
-    labels: int = 0  # told behind the latent
+    labels: int = 0  # classes of the condition, one-hot behind the latent
     grown_resolution: int = 0  # of a generator
     scale: int = 1  # of an upscaler
     takes_label: bool = False  # whether --label was used up in the conversion

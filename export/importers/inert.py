@@ -36,7 +36,7 @@ class Inert:
 
     name: Name
     args: tuple[Any, ...]
-    state: Any = None  # what it would have been told by __setstate__
+    state: Any = None  # what __setstate__ would have got
     items: list[Any] = field(default_factory=list)  # what would have been appended to it
     pairs: list[tuple[Any, Any]] = field(default_factory=list)  # what would have been stored in it
 
@@ -176,7 +176,7 @@ class Machine:
         self.put({})
         self.store(values)
 
-    def last(self, n: int) -> list[Any]:
+    def pop_many(self, n: int) -> list[Any]:
         values = [self.pop() for _ in range(n)]
         return values[::-1]
 
@@ -208,21 +208,21 @@ OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "TUPLE": lambda m, a: m.put(tuple(m.to_mark())),
     "FROZENSET": lambda m, a: m.put(frozenset(m.to_mark())),
     "DICT": lambda m, a: m.dict_(),
-    "TUPLE1": lambda m, a: m.put(tuple(m.last(1))),
-    "TUPLE2": lambda m, a: m.put(tuple(m.last(2))),
-    "TUPLE3": lambda m, a: m.put(tuple(m.last(3))),
-    "APPEND": lambda m, a: m.append(m.last(1)),
+    "TUPLE1": lambda m, a: m.put(tuple(m.pop_many(1))),
+    "TUPLE2": lambda m, a: m.put(tuple(m.pop_many(2))),
+    "TUPLE3": lambda m, a: m.put(tuple(m.pop_many(3))),
+    "APPEND": lambda m, a: m.append(m.pop_many(1)),
     "APPENDS": lambda m, a: m.append(m.to_mark()),
     "ADDITEMS": lambda m, a: m.append(m.to_mark()),
-    "SETITEM": lambda m, a: m.store(m.last(2)),
+    "SETITEM": lambda m, a: m.store(m.pop_many(2)),
     "SETITEMS": lambda m, a: m.store(m.to_mark()),
     "GLOBAL": Machine.global_,
     "STACK_GLOBAL": lambda m, a: m.stack_global(),
     "INST": Machine.instance,
     "OBJ": lambda m, a: m.object_(),
-    "REDUCE": lambda m, a: m.make(*m.last(2)),
-    "NEWOBJ": lambda m, a: m.make(*m.last(2)),
-    "NEWOBJ_EX": lambda m, a: m.make(*m.last(3)),
+    "REDUCE": lambda m, a: m.make(*m.pop_many(2)),
+    "NEWOBJ": lambda m, a: m.make(*m.pop_many(2)),
+    "NEWOBJ_EX": lambda m, a: m.make(*m.pop_many(3)),
     "BUILD": lambda m, a: m.build(),
     "PERSID": lambda m, a: m.refer(a),
     "BINPERSID": lambda m, a: m.refer(m.pop()),

@@ -249,7 +249,9 @@ def gan_zoo(tree: Any, label: int | None = None) -> Imported | None:
     attributes = config("attribKeysOrder", None) or {}
     labels = int(config("categoryVectorDim", 0) or 0)
     if labels and len(attributes) > 1:
-        raise PgsrError(f"it is told {len(attributes)} kinds of attributes; one kind can be imported")
+        raise PgsrError(
+            f"it is conditioned on {len(attributes)} kinds of attributes; one kind can be imported"
+        )
     grown = 4 << len(layers.blocks)
     options = layers.options(
         labels=labels,

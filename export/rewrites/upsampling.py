@@ -95,7 +95,7 @@ def _is_upsampled(steps: Steps, i: int, side: int, depthwise: bool = False) -> b
 
 
 # The same for a depthwise convolution. The pointwise one behind it commutes with interleaving, and so does
-# what bends or normalises single pixels: then only its maps, often half as many, are interleaved.
+# an activation or normalisation of single pixels: then only its maps, often half as many, are interleaved.
 def depthwise_four(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Computes upsampling and a depthwise convolution as four, interleaved behind what acts on single
     pixels."""

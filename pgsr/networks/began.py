@@ -2,7 +2,7 @@
 
 U-shaped without skip connections: 3 x 3 convolutions with ELU, subsampling by stride 2, upsampling by
 replication; the encoder's maps grow by n at each subsampling, the decoder has n throughout; between them a
-dense layer that nothing bends. The generator is such a decoder.
+dense layer without an activation. The generator is such a decoder.
 """
 
 from __future__ import annotations

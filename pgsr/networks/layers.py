@@ -107,7 +107,7 @@ class SeparableConv2d(nn.Module):
     convolution times 1/N + 1/k**2 (its equation 3).
 
     Each half has the equalized constant of its own fan-in. The gain of the activation that follows
-    belongs to the pointwise half; between the two nothing is bent, so the depthwise half has gain 1.
+    belongs to the pointwise half; between the two is no activation, so the depthwise half has gain 1.
     """
 
     def __init__(

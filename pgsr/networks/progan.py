@@ -128,7 +128,7 @@ class ProGANGenerator(Generator):
         feature_max: int = 512,  # no more than this
         convolution: str = "vanilla",  # or "separable" (paper 1, section IV)
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 first layer too
-        labels: int = 0,  # kinds of pictures that it is told apart
+        labels: int = 0,  # classes that it is conditioned on
         # The rest is for the ladder of paper 2's Table 1 (section A.2).
         normalize_latents: bool = True,  # to the hypersphere
         normalization: str = "pixel",  # or "batch", "none", "pixel-before"

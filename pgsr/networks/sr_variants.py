@@ -35,8 +35,8 @@ LAST_DEVIATION = 0.02
 RESIDUAL_SCALE = math.sqrt(1e-3)
 
 
-def last(layer: nn.Module) -> nn.Module:
-    """A generator's last layer."""
+def near_grey(layer: nn.Module) -> nn.Module:
+    """Gives a generator's last layer small weights, so that its images begin near grey."""
     assert isinstance(layer.weight, Tensor)
     nn.init.normal_(layer.weight, 0.0, LAST_DEVIATION)
     return layer
@@ -138,7 +138,7 @@ def _deconvolutions(features: int, kernel: int, norm: str, activation: str) -> l
     for factor in (8, 4, 2):
         layer = deconvolution(factor * features, factor * features // 2, kernel, activation)
         steps += normed(layer, norm, activation)
-    return [*steps, last(deconvolution(features, 3, kernel)), nn.Tanh()]
+    return [*steps, near_grey(deconvolution(features, 3, kernel)), nn.Tanh()]
 
 
 class ShortcutBlock(nn.Module):
@@ -187,7 +187,7 @@ class ResNetUpscaler(Generator):
             activation_of(activation),
             convolution(features, features, 1, 1, activation),
             activation_of(activation),
-            last(convolution(features, 3, 1)),
+            near_grey(convolution(features, 3, 1)),
             nn.Tanh(),
         )
 
@@ -213,7 +213,7 @@ class MLPUpscaler(Generator):
         widths = (3 * input_size**2, *[8 * features] * 3)
         self.layers = nn.Sequential(
             *_dense_layers(widths, _batch(batch_norm), activation),
-            last(dense(8 * features, 3 * self.side**2)),
+            near_grey(dense(8 * features, 3 * self.side**2)),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .latents import Source, Window
 STDOUT = Path("-")
 
 
-Report = Callable[[int], None]  # is told how many of the images are made or were there
+Report = Callable[[int], None]  # gets how many of the images are made or were there
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def make_video(
     synthesizer: Synthesizer,
     film: VideoJob,
     threads: int = 0,  # that encode; 0 is one a core, 8 at most
-    report: Callable[[int], None] = lambda count: None,  # is told how many frames are made
+    report: Callable[[int], None] = lambda count: None,  # gets how many frames are made
 ) -> float:
     """Writes the film; gives back the seconds that it took.
 

@@ -273,7 +273,7 @@ def without_last(photographs: Photographs, held_out: int, source: Source) -> Pho
 
 
 def labels_of(photographs: Photographs, kinds: int, source: Source) -> NDArray[np.int64] | None:
-    """The photographs' labels for a generator that is told `kinds` of them; None where it is told none.
+    """The photographs' labels for a generator conditioned on `kinds` classes; None for an unconditional one.
 
     Raises PgsrError if there are none, or others.
     """

@@ -252,7 +252,7 @@ class Recipe:
         return dict(zip(names, self.critics, strict=True))
 
     def _check_labels(self) -> None:
-        """Raises PgsrError if the critic does not name the labels that the generator is told."""
+        """Raises PgsrError if generator and critic are conditioned on different numbers of labels."""
         labels, critic_labels = (network.get("labels", 0) for network in (self.generator, self.discriminator))
         if labels != critic_labels:
             raise PgsrError(f"generator.labels is {labels}, but discriminator.labels is {critic_labels}")

@@ -215,7 +215,7 @@ class Trainer:
         """Both from one pass of the critic over one batch of fakes.
 
         What the critic wants of them is what the generator wants, negated (a zero-sum game), so the critic's
-        gradient at the fakes, turned round, is the generator's. Three passes of eighteen are saved.
+        gradient at the fakes, negated, is the generator's. Three passes of eighteen are saved.
         """
         assert self.state.critic_optimizer is not None
         batch = self.batches.for_critic(stage, stage.images_shown)

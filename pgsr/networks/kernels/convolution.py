@@ -1,7 +1,7 @@
 """Stride-1 convolutions whose gradients, and gradients of gradients, are themselves fast convolutions.
 
 A convolution is bilinear in images and weights, so three maps are closed under differentiation: images by
-weights, images by turned weights (the transposed convolution) and the weights' gradient. Each is written
+weights, images by flipped weights (the transposed convolution) and the weights' gradient. Each is written
 here once, as a Function whose backward calls the others; WGAN-GP differentiates twice, where PyTorch's own
 second derivative runs a grouped convolution group by group and a vanilla one with kernels as large as the
 image.
@@ -153,7 +153,7 @@ Kind = type[Depthwise] | type[Vanilla] | type[Winograd]
 
 
 class Convolve(torch.autograd.Function):
-    """(images, weights) -> images; with `turned`, the transposed convolution."""
+    """(images, weights) -> images; with `transposed`, the transposed convolution."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, kind: Kind, padding: int, transposed: bool) -> Tensor:
