@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
+import decimal
+import functools
 import io
 import pickle
 import random
 import struct
+import subprocess
 import sys
+import types
+import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +30,8 @@ from pgsr.export.importers import import_file
 from pgsr.export.importers.contents import contents
 from pgsr.export.importers.inert import Inert, Name, Persistent, read
 from pgsr.export.importers.plain import Plain, Storages
+
+ROOT = Path(__file__).parents[1]
 
 
 class Runs:
@@ -347,3 +356,117 @@ def test_other_files(data: bytes, tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(PgsrError, match=r"x\.bin cannot be imported: "):
         import_file(path)
+
+
+# ----------------------------------------------------------------------------
+# Small files that would take for ever, fill the memory or overflow the stack: each in a process of its own.
+
+SHARED = b")" + b"2\x86" * 40  # (), then forty times the pair of it and itself
+DEEP = b")" + b"\x85" * 300_000  # a tuple in a tuple in a tuple ...
+
+
+def named(module: str, attribute: str) -> bytes:
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def sharing_modules() -> bytes:
+    """Thirty-one records of modules, each of which holds the one before twice."""
+    record = named("mine", "Net") + b")\x81}U\x08_modules"
+    out = record + b"}sbq\x00"
+    for i in range(1, 32):
+        out += (
+            b"0" + record + b"}(U\x01ah" + bytes([i - 1]) + b"U\x01bh" + bytes([i - 1]) + b"usbq" + bytes([i])
+        )
+    return out + b"."
+
+
+COLLIDING = b"".join(b"\x8a\x0a" + (1 + i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(20_000))
+EXHAUSTING = {
+    "a shared tuple as a key": b"}" + SHARED + b"Ns.",
+    "a shared tuple in a set": b"\x80\x04\x8f(" + SHARED + b"\x90.",
+    "a shared tuple in a frozen set": b"\x80\x04(" + SHARED + b"\x91.",
+    "a deep tuple as a key": b"}" + DEEP + b"Ns.",
+    "a deep tuple as a value": b"}K\x00" + DEEP + b"s.",
+    "a shared tuple as a data type": named("numpy", "dtype") + SHARED + b"\x85R.",
+    "a shared tuple as a coding": named("_codecs", "encode") + b"U\x01a" + SHARED + b"\x86R.",
+    "keys that collide": b"}(" + COLLIDING + b"u.",
+    "a memo of two thousand million": b"Nr\xff\xff\xff\x7f.",
+    "a terabyte of bytes": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+    "modules that share": sharing_modules(),
+}
+
+IMPORT = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_CPU, (40, 40))
+import torch
+from pgsr.errors import PgsrError
+from pgsr.export.importers import import_file
+before = resource.getrusage(resource.RUSAGE_SELF)
+try:
+    import_file(Path(sys.argv[1]))
+except PgsrError as error:
+    print("refused:", error)
+after = resource.getrusage(resource.RUSAGE_SELF)
+seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(seconds, (after.ru_maxrss - before.ru_maxrss) // 1024)
+"""
+
+
+@pytest.mark.parametrize("form", ["pickle", "zip"])
+@pytest.mark.parametrize("what", EXHAUSTING)
+def test_small_files_that_exhaust_are_refused_at_once(what: str, form: str, tmp_path: Path):
+    file = tmp_path / "weights.pth"
+    if form == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in {
+                "data.pkl": EXHAUSTING[what],
+                "version": b"3\n",
+                "byteorder": b"little",
+            }.items():
+                archive.writestr(f"a/{name}", data)
+    else:
+        file.write_bytes(EXHAUSTING[what])
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    refusal, numbers = done.stdout.strip().rsplit("\n", 1)
+    assert refusal.startswith("refused: ")
+    assert "\n" not in refusal
+    seconds, mebibytes = numbers.split()
+    assert float(seconds) < 8
+    assert int(mebibytes) < 500
+
+
+def test_a_tensor_of_stride_0_is_not_grown(tmp_path: Path):
+    """4.6 kB that stand for gigabytes, as a view of one number."""
+    file = tmp_path / "weights.pth"
+    torch.save({"weight": torch.ones(1).expand(2**31)}, file)
+    with pytest.raises(PgsrError, match="larger than its storage"):
+        import_file(file)
+
+
+HARMLESS = {
+    "deque": collections.deque([1, 2]),
+    "namespace": types.SimpleNamespace(width=3),
+    "path": Path("here"),
+    "date": datetime.date(2020, 1, 1),
+    "uuid": uuid.UUID(int=1),
+    "partial": functools.partial(dict, width=1),
+    "generator": np.random.default_rng(0),
+    "decimal": decimal.Decimal("1.5"),
+    "version": torch.__version__,
+    "text": np.array(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_stands_beside_weights_is_ignored(what: str, tmp_path: Path):
+    """Something harmless beside the tensors does not make a file one that is not to be trusted."""
+    file = tmp_path / "weights.pth"
+    torch.save({"beside": HARMLESS[what], "weight": torch.ones(2)}, file)
+    with pytest.raises(PgsrError) as caught:
+        import_file(file)
+    assert "do not trust" not in str(caught.value)
+    assert "of no layout" in str(caught.value)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pgsr.errors import PgsrError
 
 from . import inert
-from .plain import STORED, Plain, Record, Storages, state_dict
+from .plain import MOST_REPEATED, STORED, Plain, Record, Storages, state_dict
 
 DAMAGE = (
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, SafetensorError),
@@ -56,11 +56,23 @@ def _contents(path: Path) -> Any:
 def _only_weights(path: Path) -> Any:
     """Returns what PyTorch's own restricted reader makes of a file; None if it holds classes."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(tree)
+        return tree
     except pickle.UnpicklingError:
         return None
     except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise PgsrError(f"it is damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _check_sizes(tree: Any) -> None:
+    """Raises PgsrError for a tensor that stands for more numbers than the file holds."""
+    for value in _walk(tree):
+        strided = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not strided or value.numel() <= MOST_REPEATED:
+            continue
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise PgsrError("it is damaged (a tensor larger than its storage)")
 
 
 def _zipped(path: Path) -> Any:
@@ -73,6 +85,8 @@ def _zipped(path: Path) -> Any:
         tops = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
         if len(tops) != 1:
             raise PgsrError("it is an archive of something else than PyTorch's weights")
+        with archive.open(f"{tops[0]}data.pkl") as file:
+            inert.read(file, guarded=False)  # so that PyTorch's reader meets no key that takes for ever
         weights = _only_weights(path)
         if weights is not None:
             return weights
@@ -90,9 +104,13 @@ def _stream(path: Path) -> Any:
         first = inert.read(file)
         if first != LEGACY_MAGIC:
             return Plain().of(first)
+        place = file.tell()
+        for _ in range(3):
+            inert.read(file, guarded=False)  # so that PyTorch's reader meets no key that takes for ever
         weights = _only_weights(path)
         if weights is not None:
             return weights
+        file.seek(place)
         inert.read(file)  # version
         machine = inert.read(file)
         if not isinstance(machine, dict) or not machine.get("little_endian", True):

@@ -2,9 +2,12 @@
 
 A pickle is a program for a small stack machine, and Python's own reader runs what it names. Here a name is
 only written down (`Name`), and where the program would call it or make an object of it there stands a record
-of that (`Made`): what was to be called, on what, and the state that was to be set. Which records mean arrays
+of that (`Inert`): what was to be called, on what, and the state that was to be set. Which records mean arrays
 or tensors is decided in plain.py. A program that names part of Python, numpy or PyTorch beyond what saved
 weights need is refused by that name, so that a file that was made to do harm is reported as one.
+
+Python hashes a key as deep as it goes: a tuple that holds another twice, forty times over, takes for ever,
+and a deep one overflows the stack. So keys are text, numbers, names and short flat tuples of them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import pickletools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -55,12 +58,14 @@ MARK = object()
 
 GUARDED = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "exceptions", "numpy", "torch"}
 PERMITTED = re.compile(
-    r"collections\.(OrderedDict|defaultdict|Counter)"
+    r"collections\.(OrderedDict|defaultdict|Counter|deque)"
     r"|copyreg\._reconstructor|copy_reg\._reconstructor"
     r"|_codecs\.encode"
     r"|(builtins|__builtin__)\.(object|dict|list|tuple|set|frozenset|int|float|bool|str|bytes|bytearray|complex"
     r"|slice|long|unicode)"
-    r"|argparse\.Namespace|pathlib\.\w*Path|datetime\.(datetime|timedelta)"
+    r"|argparse\.Namespace|types\.SimpleNamespace|pathlib\.(_local\.)?\w*Path|functools\.partial"
+    r"|datetime\.(date|time|datetime|timedelta|timezone)|uuid\.(UUID|SafeUUID)|decimal\.Decimal"
+    r"|fractions\.Fraction|numpy\.random\._pickle\.__\w+_ctor|numpy\.random\.\w+\.\w+"
     r"|numpy\.(ndarray|dtype)|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)"
     r"|numpy\.(core|_core)\.numeric\._frombuffer"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
@@ -69,7 +74,7 @@ PERMITTED = re.compile(
     r"|torch\.(cuda\.)?(\w+Tensor)|torch\.serialization\._get_layout"
     r"|torch\.nn\.(parameter\.(Parameter|Buffer)|Parameter)"
     r"|torch\.nn\.modules\.\w+\.\w+|torch\.nn\.parallel\.\w+\.\w+|torch\.optim\.\w+\.\w+"
-    r"|torch\.autograd\.variable\.Variable|torch\.nn\.functional\.(tanh|relu|leaky_relu)|torch\.tanh"
+    r"|torch\.torch_version\.TorchVersion|torch\.autograd\.variable\.Variable|torch\.nn\.functional\.(tanh|relu|leaky_relu)|torch\.tanh"
 )
 
 
@@ -85,15 +90,36 @@ def name(module: str, attribute: str) -> Name:
 
 
 # ----------------------------------------------------------------------------
+# Keys of dicts and members of sets.
+
+LARGEST_KEY = 2**61 - 1  # Python hashes integers modulo this: larger ones can be made to collide
+LONGEST_KEY = 8  # parts of a tuple
+
+Scalar = str | bytes | int | float | bool | None | Name
+
+
+def hashable(values: Iterable[Any]) -> None:
+    """Raises ValueError unless each value can be hashed in a moment."""
+    for value in values:
+        parts = value if type(value) is tuple and len(value) <= LONGEST_KEY else (value,)
+        for part in parts:
+            if not isinstance(part, Scalar | Inert):
+                raise ValueError(f"a key of type {type(part).__name__}, which weights have no need of")
+            if isinstance(part, int) and abs(part) >= LARGEST_KEY:
+                raise ValueError("a key that is too large a number")
+
+
+# ----------------------------------------------------------------------------
 # The machine.
 
 
 class Machine:
-    """The stack and the memo of one pickle."""
+    """The stack and the memo of one pickle; `guarded` refuses names that weights have no need of."""
 
-    def __init__(self) -> None:
+    def __init__(self, guarded: bool = True) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.name = name if guarded else Name
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -114,13 +140,13 @@ class Machine:
 
     def global_(self, argument: str) -> None:
         module, _, attribute = argument.partition(" ")
-        self.stack.append(name(module, attribute))
+        self.stack.append(self.name(module, attribute))
 
     def stack_global(self) -> None:
         attribute, module = self.pop(), self.pop()
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError("a name that is not text")
-        self.stack.append(name(module, attribute))
+        self.stack.append(self.name(module, attribute))
 
     def make(self, called: Any, args: Any, more: Any = None) -> None:
         """Records a call that Python would make here."""
@@ -150,6 +176,7 @@ class Machine:
         elif isinstance(into, list):
             into.extend(values)
         elif isinstance(into, set):
+            hashable(values)
             into.update(values)
         else:
             raise ValueError("values for something that is no list")
@@ -158,8 +185,10 @@ class Machine:
         into = self.stack[-1]
         pairs = list(zip(values[::2], values[1::2], strict=True))
         if isinstance(into, Inert):
+            hashable(values[::2])
             into.pairs.extend(pairs)
         elif isinstance(into, dict):
+            hashable(values[::2])
             into.update(pairs)
         else:
             raise ValueError("pairs for something that is no dict")
@@ -175,6 +204,12 @@ class Machine:
         values = self.to_mark()
         self.put({})
         self.store(values)
+
+    def frozen(self) -> frozenset[Any]:
+        """Pops a frozen set's members."""
+        values = self.to_mark()
+        hashable(values)
+        return frozenset(values)
 
     def pop_many(self, n: int) -> list[Any]:
         values = [self.pop() for _ in range(n)]
@@ -206,7 +241,7 @@ OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "EMPTY_SET": lambda m, a: m.put(set()),
     "LIST": lambda m, a: m.put(m.to_mark()),
     "TUPLE": lambda m, a: m.put(tuple(m.to_mark())),
-    "FROZENSET": lambda m, a: m.put(frozenset(m.to_mark())),
+    "FROZENSET": lambda m, a: m.put(m.frozen()),
     "DICT": lambda m, a: m.dict_(),
     "TUPLE1": lambda m, a: m.put(tuple(m.pop_many(1))),
     "TUPLE2": lambda m, a: m.put(tuple(m.pop_many(2))),
@@ -229,12 +264,13 @@ OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
 }
 
 
-def read(file: IO[bytes]) -> Any:
-    """The value of the pickle at the file's place, which afterwards is behind it.
+def read(file: IO[bytes], guarded: bool = True) -> Any:
+    """Reads the value of the pickle at the file's place, which afterwards is behind it.
 
+    Without `guarded` any name passes, for a file that another reader with a list of its own shall read next.
     Raises PgsrError for a pickle that is damaged, or that names what weights have no need of.
     """
-    machine = Machine()
+    machine = Machine(guarded)
     try:
         for operation, argument, _ in pickletools.genops(file):
             if operation.name == "STOP":

@@ -6,9 +6,10 @@ everything else that a pickle would have made stays a `Record` of its name and s
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ STORED = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+
+MOST_REPEATED = 2**24  # numbers of a tensor that repeats those of a smaller storage by strides of 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +63,13 @@ class Storages:
             raise ValueError("a reference that is no storage")
         if any(part is not None for part in reference[5:]):
             raise ValueError("a view of a storage, which PyTorch no longer writes: save it again")
-        kind, key = reference[1], str(reference[2])
+        kind, key = reference[1], reference[2]
+        if not isinstance(key, (str, int)):
+            raise ValueError("a storage whose key is no text")
+        key = str(key)
         dtype = STORED.get(kind.name) if isinstance(kind, Name) else None
         if dtype is None:
-            raise ValueError(f"a storage of type {kind}")
+            raise ValueError(f"a storage of {_shown(kind)}")
         if key not in self.tensors:
             data = bytearray(self.read(key))
             self.tensors[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -130,28 +137,32 @@ class Plain:
 
     def array(self, value: Inert) -> Any:
         _, shape, dtype, fortran, data = self._of(value.state)
-        return _array(self._raw(data), dtype, shape, "F" if fortran else "C")
+        return None if dtype is None else _array(self._raw(data), dtype, shape, "F" if fortran else "C")
 
     def buffer(self, value: Inert) -> Any:
         data, dtype, shape, order = (self._of(a) for a in value.args)
-        return _array(self._raw(data), dtype, shape, order)
+        return None if dtype is None else _array(self._raw(data), dtype, shape, order)
 
     def scalar(self, value: Inert) -> Any:
         dtype, data = (self._of(a) for a in value.args)
-        return _array(self._raw(data), dtype, (1,), "C")[0].item()
+        return None if dtype is None else _array(self._raw(data), dtype, (1,), "C")[0].item()
 
-    def dtype(self, value: Inert) -> np.dtype[Any]:
-        """Numbers alone: no objects, no fields."""
+    def dtype(self, value: Inert) -> np.dtype[Any] | None:
+        """Numbers alone: no objects, no fields; None for text and dates, whose arrays become None."""
         code = value.args[0]
+        if isinstance(code, str) and re.fullmatch(r"[SU]\d*|[Mm]8", code):
+            return None
         if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1|bool", code):
-            raise ValueError(f"an array of type {code!r}")
+            raise ValueError(
+                f"an array of type {code[:40]!r}" if isinstance(code, str) else "an array of no type"
+            )
         order = value.state[1] if isinstance(value.state, tuple) else "="
         return np.dtype(code).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
 
     def encoded(self, value: Inert) -> bytes:
         text, coding = value.args
         if coding not in ("latin1", "latin-1"):
-            raise ValueError(f"text in {coding!r}")
+            raise ValueError(f"text in {_shown(coding)}")
         return bytes(text, "latin-1")
 
     def builtin(self, value: Inert) -> Any:
@@ -180,7 +191,7 @@ class Plain:
         last = offset + sum((s - 1) * t for s, t in zip(size, stride, strict=True))
         if math.prod(size) == 0:
             return torch.empty(size, dtype=storage.dtype)
-        if offset < 0 or last >= storage.numel():
+        if offset < 0 or last >= storage.numel() or math.prod(size) > max(storage.numel(), MOST_REPEATED):
             raise ValueError("a tensor larger than its storage")
         return storage.as_strided(size, stride, offset)
 
@@ -197,6 +208,11 @@ class Plain:
 
     def size(self, value: Inert) -> Any:
         return tuple(self._of(value.args[0]))
+
+
+def _shown(value: Any) -> str:
+    """Words for a value of a file that is not trusted: text cut short, of anything else its type alone."""
+    return repr(value[:40]) if isinstance(value, str) else f"type {type(value).__name__}"
 
 
 def _class(value: Inert) -> str:
@@ -251,9 +267,19 @@ MAKERS: dict[str, Callable[[Plain, Inert], Any]] = {
 # Modules that were saved whole.
 
 
-def state_dict(record: Record, prefix: str = "", depth: int = 32) -> dict[str, Tensor]:
-    """The parameters and buffers of a module that was not made, by the names PyTorch gives them."""
-    if depth == 0:
+MOST_MODULES = 20_000  # of a file; one that is shared counts as often as it is held
+
+
+def state_dict(record: Record) -> dict[str, Tensor]:
+    """The parameters and buffers of a module that was not made, by the names PyTorch gives them.
+
+    Raises PgsrError for modules that hold one another without end, or too many of them.
+    """
+    return _state_dict(record, "", 32, itertools.count(1))
+
+
+def _state_dict(record: Record, prefix: str, depth: int, counter: Iterator[int]) -> dict[str, Tensor]:
+    if depth == 0 or next(counter) > MOST_MODULES:
         raise PgsrError("its modules hold one another without end")
     tensors: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
@@ -264,5 +290,5 @@ def state_dict(record: Record, prefix: str = "", depth: int = 32) -> dict[str, T
     if isinstance(modules, Mapping):
         for name, module in modules.items():
             if isinstance(module, Record):
-                tensors.update(state_dict(module, f"{prefix}{name}.", depth - 1))
+                tensors.update(_state_dict(module, f"{prefix}{name}.", depth - 1, counter))
     return tensors
