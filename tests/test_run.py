@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pgsr.benchmarks.gpu import slim
 from pgsr.checkpoint import load
 from pgsr.trainer import cli
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish, metrics
@@ -245,6 +247,39 @@ def assert_same_weights(run: Path, reference: Path) -> None:
     a, b = (load(checkpoint(folder, TOTAL)).tensors for folder in (run, reference))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_a_slim_checkpoint_goes_on(moments: str, command, start: Start, whole: Path, tmp_path: Path):
+    """With its second moments kept exact, to the same bits; what it lacks is never read."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "config.json", run)
+    source = sorted((whole / "checkpoints").iterdir())[-2]
+    small = run / "checkpoints" / source.name
+    result = command(slim.main, source, "--out", small, "--moments", moments)
+    assert result.exit_code == 0, result.stderr
+    assert small.stat().st_size < 0.85 * source.stat().st_size
+    assert load(small).tensors.keys() == {k for k in load(source).tensors if not k.endswith("/exp_avg")}
+    finish(start(run, "--resume"))
+    if moments == "float32":
+        assert_same_weights(run, whole)
+    else:
+        a, b = (load(checkpoint(f, TOTAL)).under("generator.") for f in (run, whole))
+        assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
+        assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_first_moments_that_are_read_are_kept(whole: Path):
+    """Adam with beta1 above 0 needs them."""
+    found = load(max((whole / "checkpoints").iterdir()))
+    for which, network in {"generator_optimizer": "generator", "critic_optimizer": "discriminator"}.items():
+        config = {**found.config, which: {**found.config[which], "beta1": 0.5}}
+        kept = slim.slimmed(dataclasses.replace(found, config=config), torch.float32).tensors
+        first = {k for k in found.tensors if k.endswith("/exp_avg")}
+        assert {k for k in kept if k.endswith("/exp_avg")} == {
+            k for k in first if k.startswith(f"optimizer.{network}.")
+        }
 
 
 def test_resuming_without_a_checkpoint_is_for_the_same_recipe(start: Start, whole: Path, tmp_path: Path):

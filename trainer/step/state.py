@@ -251,6 +251,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -
 def _restore_optimizer(
     name: str, network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
+    """A smaller copy of a checkpoint may lack Adam's first moments and hold the second in another type."""
     optimizer.state.clear()
     parameters = dict(network.named_parameters())
     prefix = f"optimizer.{name}."
@@ -258,7 +259,11 @@ def _restore_optimizer(
         if full.startswith(prefix):
             parameter_name, _, key = full.removeprefix(prefix).rpartition("/")
             parameter = parameters[parameter_name]
-            tensor = value.to(parameter.device, copy=True)
+            dtype = value.dtype if key == "step" else parameter.dtype
+            tensor = value.to(parameter.device, dtype, copy=True)
             if key != "step" and parameter.dim() == 4:
                 tensor = tensor.to(memory_format=torch.channels_last)
             optimizer.state[parameter][key] = tensor
+    for parameter, moments in optimizer.state.items():
+        if "exp_avg_sq" in moments:
+            moments.setdefault("exp_avg", torch.zeros_like(parameter))
