@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, write_bytes
+from pgsr.files import write_bytes
 
+from .bundle_folder import check_replaceable, replacing_bundle
 from .graphs import Chain
 from .int8 import BALANCE, quantized
 from .lowering import Grown
@@ -93,11 +92,8 @@ def export_bundle(
     by_kind = {source.kind: source for source in sources}
     if len(by_kind) != len(sources):
         raise PgsrError("name at most one generator and one upscaler to export")
-    if out.exists() and not (out / bundle.MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
-        raise PgsrError(f"{out} exists and is not a bundle: name another folder")
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        folder = make_folder(Path(scratch) / "bundle")
+    check_replaceable(out)
+    with replacing_bundle(out) as folder:
         inputs = _Inputs(by_kind, samples)
         trials = [_trial(plan, inputs) for plan in plans(by_kind)]
         selection = choice or Choice()
@@ -121,7 +117,6 @@ def export_bundle(
             provenance={kind: source.provenance for kind, source in sorted(by_kind.items())},
         )
         bundle.write(result)
-        _replace_folder(folder, out)
     return bundle.read(out)
 
 
@@ -312,20 +307,6 @@ def multiply_adds(module: nn.Module, example: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(example)
     return int(counter.get_total_flops()) // 2
-
-
-def _replace_folder(new: Path, out: Path) -> None:
-    """Puts `new` where `out` is; an older bundle there goes only when the new one stands."""
-    old = new.with_name("old")
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def summary(result: Bundle) -> dict[str, Any]:

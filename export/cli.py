@@ -216,7 +216,7 @@ def _export(
         sources,
         request.out,
         precisions=request.precisions,
-        name=request.name or request.out.name,
+        name=request.name or request.out.resolve().name,
         licence=request.licence,
         samples=request.samples,
         choice=Choice(request.target, request.also, request.without),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from pgsr.errors import PgsrError
@@ -62,16 +61,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     metadata = {"format": FORMAT, "digest": _digest(tensors, texts), **texts}
     with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise _system_error(error) from error
-
-
-def _system_error(error: SafetensorError) -> OSError:
-    """The operating system's error that the library wraps in "I/O error: ... (os error 28)"."""
-    match = re.search(r"os error (\d+)", str(error))
-    return OSError(str(error)) if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
+        temporary.write_bytes(serialized(tensors, metadata=metadata))
 
 
 def load(path: Path) -> Checkpoint:
@@ -111,8 +101,9 @@ def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def files_of(run: Path) -> list[Path]:
-    """A run folder's checkpoints, oldest first; they are named by the images shown."""
-    return sorted((run / "checkpoints").glob("*.safetensors"))
+    """A run folder's checkpoints, oldest first: those named by the images shown; others are the user's."""
+    files = (run / "checkpoints").glob("*.safetensors")
+    return sorted(path for path in files if re.fullmatch(r"[0-9]{9,}", path.stem))
 
 
 def newest(path: Path) -> Path:

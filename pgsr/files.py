@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     though not of the program, may leave a file that is cut short. If the block fails, the temporary file
     is removed and `path` is as it was. Raises PgsrError for a full disk or a folder that cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         if durable:
@@ -46,11 +48,57 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a killed process left behind in a folder: those of `replacing`, and
-    those that safetensors writes before it."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
-        path.unlink(missing_ok=True)
+LONGEST_NAME = 255  # bytes of a file's name, on Linux
+
+
+def temporary_beside(path: Path) -> Path:
+    """Returns the name under which this process writes what becomes `path`: .NAME.PROCESS.tmp beside it."""
+    return _temporary(path, os.getpid())
+
+
+def _temporary(path: Path, process: int) -> Path:
+    name, end = path.name, f".{process}.tmp"
+    if len(os.fsencode(name)) + len(end) >= LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}{end}")
+
+
+def is_temporary(name: str) -> bool:
+    """Returns whether a name is one that `temporary_beside` gives."""
+    return _process_of(name) is not None
+
+
+def remove_leftovers(folder: Path, of: Path | None = None) -> None:
+    """Removes what processes that were killed left half written in a folder; of one path alone, if named.
+
+    Only names that `temporary_beside` gives count, and only those of processes that no longer run. Folders
+    go only where one path is named.
+    """
+    for path in sorted(folder.glob(".*.tmp")):
+        process = _process_of(path.name)
+        if process is None or _is_running(process):
+            continue
+        if of is not None and path.name != _temporary(of, process).name:
+            continue
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif of is not None:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _process_of(name: str) -> int | None:
+    match = re.fullmatch(r"\..+\.([1-9]\d*)\.tmp", name, re.DOTALL)
+    return int(match[1]) if match else None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:

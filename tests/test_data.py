@@ -223,13 +223,38 @@ def test_not_one_usable_picture_is_an_error_and_leaves_no_archive(tmp_path: Path
 
 
 def test_a_failure_leaves_the_old_archive(tmp_path: Path):
-    (tmp_path / "out.zip").write_text("old")
-    with pytest.raises(PgsrError):
+    prepare.prepare([], tmp_path / "out.zip", settings(16), drawn=1)
+    old = (tmp_path / "out.zip").read_bytes()
+    with pytest.raises(PgsrError, match="not one usable picture"):
         prepare.prepare(
             [write_zip(tmp_path / "in.zip", [("a.png", b"")])], tmp_path / "out.zip", settings(16)
         )
-    assert (tmp_path / "out.zip").read_text() == "old"
+    assert (tmp_path / "out.zip").read_bytes() == old
     assert {p.name for p in tmp_path.iterdir()} == {"in.zip", "out.zip"}
+    prepare.prepare([], tmp_path / "out.zip", settings(16), drawn=2)
+    assert (tmp_path / "out.zip").read_bytes() != old
+
+
+def test_what_is_no_archive_of_ours_is_not_replaced(folder: Path, tmp_path: Path):
+    """Least of all the photographs themselves."""
+    photographs = tmp_path / "photographs.zip"
+    with zipfile.ZipFile(photographs, "w") as archive:
+        for picture in folder.iterdir():
+            archive.write(picture, picture.name)
+    (tmp_path / "link.zip").symlink_to(photographs)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = photographs.read_bytes()
+    for out, complaint in {
+        "photographs.zip": "where the pictures come from",
+        "link.zip": "where the pictures come from",
+        "notes.txt": "no archive of pgsr-data",
+    }.items():
+        with pytest.raises(PgsrError, match=complaint):
+            prepare.prepare([photographs], tmp_path / out, settings(16))
+    with pytest.raises(PgsrError, match="no archive of pgsr-data"):
+        prepare.prepare([folder], photographs, settings(16))
+    assert photographs.read_bytes() == before
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_sources_that_are_not_there_or_no_zip_are_named(tmp_path: Path):

@@ -376,5 +376,9 @@ def test_bad_input_is_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> 
     assert "at most one generator" in one_error_line([str(good), str(checkpoints["separable"]), *out])
     assert "not a bundle" in one_error_line([str(good), "--out", str(tmp_path / "full")])
     assert "not a bundle" in one_error_line([str(good), "--out", str(damaged)])
+    (tmp_path / "faces" / "mine").mkdir(parents=True)
+    (tmp_path / "faces" / bundle.MANIFEST).write_text('{"format": "faces"}')
+    assert "another manifest" in one_error_line([str(good), "--out", str(tmp_path / "faces")])
+    assert sorted(p.name for p in (tmp_path / "faces").iterdir()) == [bundle.MANIFEST, "mine"]
     assert (tmp_path / "full" / "file.txt").read_text() == "mine"
     assert not (tmp_path / "b").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,41 @@ def test_sha256_is_hashlibs(tmp_path: Path):
 def test_sha256_of_nothing_is_named(tmp_path: Path):
     with pytest.raises(PgsrError, match=f"cannot read {tmp_path / 'x'}"):
         files.sha256(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127 + "a", "x" * 245 + ".png"])
+def test_a_name_may_be_as_long_as_the_system_allows(name: str, tmp_path: Path):
+    files.write_text(tmp_path / name, "new")
+    assert (tmp_path / name).read_text() == "new"
+    assert os.listdir(tmp_path) == [name]
+
+
+def ended_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_killed_processes_left_is_removed(tmp_path: Path):
+    dead, here = ended_process(), os.getpid()
+    own = {".tmp_notes", ".tmpAbC123", ".draft.tmp", ".a.0.tmp", f".a.{here}.tmp", f"a.{dead}.tmp"}
+    gone = {f".a.{dead}.tmp", f".b c\n.{dead}.tmp"}
+    for name in own | gone:
+        (tmp_path / name).write_text("x")
+    (tmp_path / f".d.{dead}.tmp").mkdir()
+    (tmp_path / f".d.{dead}.tmp" / "file").write_text("x")
+    files.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == own | {f".d.{dead}.tmp"}
+
+
+def test_leftovers_of_one_path_alone(tmp_path: Path):
+    """Beside a user's other files only those of the path that is written."""
+    dead = ended_process()
+    for name in ("d", "e"):
+        (tmp_path / f".{name}.{dead}.tmp").mkdir()
+        (tmp_path / f".{name}.{dead}.tmp" / "file").write_text("x")
+    (tmp_path / f".f.{dead}.tmp").symlink_to(f".e.{dead}.tmp")
+    files.remove_leftovers(tmp_path, of=tmp_path / "d")
+    files.remove_leftovers(tmp_path, of=tmp_path / "f")
+    assert os.listdir(tmp_path) == [f".e.{dead}.tmp"]
+    assert os.listdir(tmp_path / f".e.{dead}.tmp") == ["file"]

@@ -244,7 +244,7 @@ ROOMS = {
     "trainer": ("data", "metrics", "step", "run_folder", "loop", "start", "cli"),
     "export": (
         *("source", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
-        *("bundle_builder", "engines", "explain", "importers", "cli"),
+        *("bundle_folder", "bundle_builder", "engines", "explain", "importers", "cli"),
     ),
     "runtime": (
         *("measured", "truncation", "output", "backends", "pipeline", "autotune"),

@@ -282,6 +282,22 @@ def test_first_moments_that_are_read_are_kept(whole: Path):
         }
 
 
+def test_the_users_own_files_in_a_run_folder_stay(command, start: Start, whole: Path, tmp_path: Path):
+    """Checkpoints and samples by other names are nobody's business; status and resume go on."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    checkpoint(run, TOTAL).rename(run / "checkpoints" / "best-so-far.safetensors")
+    own = ["checkpoints/best-so-far.safetensors", "best.safetensors", ".tmp_notes", "samples/7.png"]
+    own += ["samples/999999999.txt", "checkpoints/.tmpAbC123", "samples/200.png"]
+    for name in own[1:]:
+        (run / name).write_text("mine")
+    before = {name: (run / name).read_bytes() for name in own}
+    assert command(cli.main, "--status", run).exit_code == 0
+    finish(start(run, "--resume"))
+    assert {name: (run / name).read_bytes() for name in own} == before
+    assert_same_weights(run, whole)
+
+
 def test_resuming_without_a_checkpoint_is_for_the_same_recipe(start: Start, whole: Path, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from pgsr.errors import PgsrError
+
 Images = Tensor | tuple[Tensor, ...]  # [N, 3, H, W], or one such tensor a scale, largest first
 
 
@@ -47,4 +49,4 @@ class Discriminator(nn.Module):
 
     def features(self, images: Tensor, depth: int) -> Tensor:
         """The activations after convolution `depth`, counted from 1: [N, 3, H, W] -> [N, C, h, w]."""
-        raise NotImplementedError("a network with a depth of 0 has no features")
+        raise PgsrError("a network with a depth of 0 has no features")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, replacing
+from pgsr.files import make_folder, remove_leftovers, replacing
 
 from ..output.archives import ArchiveFile, members, partial
 from ..output.writers import ArchiveSink, Faces, FolderSink, RawSink, note_json, sample_names
@@ -115,7 +114,7 @@ def survey(synthesizer: Synthesizer, job: Job) -> int:
 def _to_folder(synthesizer: Synthesizer, job: Job, report: Report) -> int:
     sink = FolderSink(job.out, job.encoding, faces_of(synthesizer, job, {}))
     claim(make_folder(job.out), manifest(synthesizer, job))
-    _remove_leftovers(job.out)
+    remove_leftovers(job.out)
     cells = Cells(job)
     count = _make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
     if job.sheet is not None:
@@ -133,24 +132,6 @@ def missing(job: Job, size: int) -> Iterator[int]:
             present = [position for position in chunk if os.path.exists(job.path(position))]
             checks = {p: pool.submit(job.encoding.is_whole, job.path(p), size) for p in present}
             yield from (p for p in chunk if p not in checks or not checks[p].result())
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes had half written; other processes of this machine may be writing."""
-    for path in folder.glob(".*.tmp"):
-        match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-        if match and not _is_running(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # ----------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pgsr.errors import PgsrError
-from pgsr.files import cannot_write, make_folder, replacing
+from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, temporary_beside
 
-from .sources import LABELS, MANIFEST
+from .sources import LABELS, MANIFEST, UNREADABLE
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same pictures make the same archive
 
@@ -45,10 +45,20 @@ class Archive(Protocol):
 @contextmanager
 def zip_archive(path: Path, suffix: str) -> Iterator[Archive]:
     """Opens a zip archive for pictures with names ending in .suffix. Raises PgsrError if it cannot be
-    written."""
-    make_folder(path.parent)
+    written, or something else than such an archive stands there."""
+    if path.exists() and not _is_archive(path):
+        raise PgsrError(f"{path} is there already and no archive of pgsr-data: name another file with --out")
+    remove_leftovers(make_folder(path.parent), of=path)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         yield _Zip(archive, suffix)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "fingerprint" in json.loads(archive.read(MANIFEST))
+    except (*UNREADABLE, TypeError):
+        return False
 
 
 class _Zip:
@@ -80,7 +90,8 @@ def shard_folder(path: Path, pictures: int, suffix: str) -> Iterator[Archive]:
     if path.exists():
         raise PgsrError(f"{path} is there already: remove it, or name another folder with --out")
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path.parent, of=path)
+    temporary = temporary_beside(path)
     try:
         temporary.mkdir()
         shards = _Shards(temporary, pictures, suffix)

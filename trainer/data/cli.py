@@ -140,6 +140,8 @@ def prepare(
     """
     if not sources and not drawn:
         raise PgsrError("name folders or zips of pictures, or how many to draw with --procedural")
+    if out.exists() and any(source.exists() and out.samefile(source) for source in sources):
+        raise PgsrError(f"{out} is where the pictures come from: name another file with --out")
     pictures = [open_source(source) for source in sources]
     if selection is not None:
         pictures = [_selected(source, selection) for source in pictures]

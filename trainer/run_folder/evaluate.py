@@ -109,6 +109,8 @@ def _conditions(line: Mapping[str, Any]) -> tuple[Any, ...]:
 def point_at(run: Path, images_shown: int | None) -> None:
     """Lets RUN/best.safetensors be the checkpoint of that many images, or none where there is none of it."""
     link, target = run / BEST, Path("checkpoints") / f"{images_shown or 0:09d}.safetensors"
+    if link.exists() and not link.is_symlink():
+        return  # the user's own
     if images_shown is None or not (run / target).exists():
         link.unlink(missing_ok=True)
     elif not link.is_symlink() or os.readlink(link) != str(target):

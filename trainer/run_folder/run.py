@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -100,8 +101,8 @@ class Run:
         state = self.trainer.state
         records.forget_after(self.metrics, state.images_shown, state.learning_rate_scale)
         for path in (self.folder / "samples").glob("*.png"):
-            images_shown = path.stem.removesuffix("-scales")
-            if images_shown.isdigit() and int(images_shown) > state.images_shown:
+            match = re.fullmatch(r"([0-9]{9,})(-scales)?", path.stem)
+            if match and int(match[1]) > state.images_shown:
                 path.unlink()
         self._find_best()
 

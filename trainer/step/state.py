@@ -264,6 +264,6 @@ def _restore_optimizer(
             if key != "step" and parameter.dim() == 4:
                 tensor = tensor.to(memory_format=torch.channels_last)
             optimizer.state[parameter][key] = tensor
-    for parameter, moments in optimizer.state.items():
+    for own, moments in optimizer.state.items():
         if "exp_avg_sq" in moments:
-            moments.setdefault("exp_avg", torch.zeros_like(parameter))
+            moments.setdefault("exp_avg", torch.zeros_like(own))
