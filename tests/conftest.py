@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGSR_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def precision() -> Iterator[str]:
+    """Recipes train in float32 on every machine, or in what PGSR_PRECISION says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGSR_PRECISION", os.environ.get("PGSR_PRECISION") or "float32")
+        yield os.environ["PGSR_PRECISION"]
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, cache: Path, precision: str) -> Iterator[Server]:
     """Starts real pgsr-train processes quickly."""
     with serving(tmp_path_factory.mktemp("output")) as found:
         yield found

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pgsr.errors import PgsrError
 from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import trainer
+from pgsr.trainer.step.trainer import chosen_precision
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -229,3 +232,23 @@ def test_a_schedule_cut_short_may_keep_what_it_says_of_later_resolutions():
     """--set schedule.resolution=8 on a recipe that goes to 16."""
     data = small(schedule={"resolution": 8, "at": {"16": {"batch": 4}}})
     assert config.from_dict(data).schedule.resolutions == [4, 8]
+
+
+@pytest.mark.parametrize("said", ["float32", "bfloat16", "float64"])
+def test_the_environment_says_what_auto_means(said: str, monkeypatch: pytest.MonkeyPatch):
+    """And only that: a recipe that names a precision keeps it."""
+    monkeypatch.setenv("PGSR_PRECISION", said)
+    cpu = torch.device("cpu")
+    assert chosen_precision("auto", cpu) == getattr(torch, said)
+    assert chosen_precision("float32", cpu) == torch.float32
+    monkeypatch.setenv("PGSR_PRECISION", "half")
+    with pytest.raises(PgsrError, match="PGSR_PRECISION = 'half' is not one of"):
+        chosen_precision("auto", cpu)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_bfloat16_where_the_processor_has_it(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PGSR_PRECISION")
+    monkeypatch.setattr(trainer, "multiplies_bfloat16", lambda: there)
+    expected = torch.bfloat16 if there else torch.float32
+    assert chosen_precision("auto", torch.device("cpu")) == expected

@@ -8,6 +8,7 @@ and resumes makes the same weights as one that never stopped.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
+from pgsr.errors import check_choice
 from pgsr.machine import multiplies_bfloat16
 from pgsr.networks.interfaces import Images
 from pgsr.networks.precision import at_least_float32
@@ -36,7 +38,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": t
 
 
 def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
-    """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware."""
+    """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware.
+
+    The environment's PGSR_PRECISION says what "auto" means. Raises PgsrError if it names none.
+    """
+    if wish == "auto":
+        wish = os.environ.get("PGSR_PRECISION") or "auto"
+        check_choice("PGSR_PRECISION", wish, ("auto", *PRECISIONS))
     if wish == "auto":
         wish = "bfloat16" if device.type == "cuda" or multiplies_bfloat16() else "float32"
     return PRECISIONS[wish]
