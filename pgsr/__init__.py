@@ -5,7 +5,11 @@ The core of the package: what trainer, export, runtime and benchmarks share. It 
 
 from pathlib import Path
 
+from .privacy import silence_onnxruntime
+
 __version__ = "0.1.0"
+
+silence_onnxruntime()
 
 # In a checkout the folders trainer/, export/, runtime/ and benchmarks/ stand beside this one and are
 # imported as pgsr.trainer and so on, exactly as they are named in an installed package.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pgsr.errors import PgsrError
 from pgsr.gpu import find_gpu
 from pgsr.machine import installed_versions
+from pgsr.privacy import silent_openvino
 
 from . import BACKENDS
 from .choice import is_installed
@@ -46,7 +47,8 @@ def _presence(name: str) -> Presence:
     if not is_installed(entry.library):
         return Presence(name, "", (), install)
     try:
-        library = importlib.import_module(entry.library)
+        with silent_openvino():
+            library = importlib.import_module(entry.library)
     except (ImportError, OSError) as error:
         return Presence(name, "", (), f"it is installed but does not load ({error}): {install}")
     versions = installed_versions(*entry.packages).values()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
+from pgsr.privacy import silent_openvino
 
 from .. import measured
 from . import Settings
@@ -99,7 +100,8 @@ def _filled(part: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:
     """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
     path = str(bundle.path(graph))
-    import openvino
+    with silent_openvino():
+        import openvino
 
     core = openvino.Core()
     hint = _precision(core, graph.precision)
