@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import re
 import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,6 +144,45 @@ def sha256(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Returns where what can be made again is kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
+    """Returns where what can be made again is kept: $PGSR_CACHE, or pgsr in the user's cache directory.
+
+    A user without a home, or with one where nothing can be made, has a folder among the temporary ones.
+    """
     base = os.environ.get("PGSR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pgsr"
-    return Path(base).expanduser()
+    return _kept_in(str(base), must_write=False)
+
+
+def writable_cache(name: str) -> Path:
+    """Returns a folder of the cache in which files can be made; a temporary one where the cache is closed."""
+    base = cache_root()
+    return make_folder(_kept_in(str(base), must_write=True) / name)
+
+
+@functools.lru_cache
+def _kept_in(base: str, must_write: bool) -> Path:
+    """A folder of the cache that can be used, or a temporary one, which is said once."""
+    try:
+        folder = Path(base).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not must_write or os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        why = f"{folder} cannot be written"
+    except RuntimeError:
+        why = "this user has no home"
+    except OSError as error:
+        why = f"{error.filename or base}: {error.strerror}"
+    temporary = _temporary_cache()
+    sentence = f"note: no cache ({why}); it is in {temporary} instead: PGSR_CACHE names another"
+    print(sentence, file=sys.stderr)
+    return temporary
+
+
+def _temporary_cache() -> Path:
+    """Returns pgsr-USER among the temporary folders, if it is this user's alone, or a new one."""
+    folder = Path(tempfile.gettempdir()) / f"pgsr-{os.getuid()}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+        if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="pgsr-"))

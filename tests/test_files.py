@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pwd
+import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,3 +134,83 @@ def test_leftovers_of_one_path_alone(tmp_path: Path):
     files.remove_leftovers(tmp_path, of=tmp_path / "f")
     assert os.listdir(tmp_path) == [f".e.{dead}.tmp"]
     assert os.listdir(tmp_path / f".e.{dead}.tmp") == ["file"]
+
+
+# ----------------------------------------------------------------------------
+# The cache.
+
+
+@pytest.fixture
+def temporary_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    for name in ("PGSR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    files._kept_in.cache_clear()
+    yield folder
+    files._kept_in.cache_clear()
+
+
+def test_the_cache_is_where_the_environment_says(temporary_folders: Path, monkeypatch: pytest.MonkeyPatch):
+    home = temporary_folders.parent / "home"
+    monkeypatch.setenv("HOME", str(home))
+    assert files.cache_root() == home / ".cache" / "pgsr"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+    assert files.cache_root() == home / "xdg" / "pgsr"
+    monkeypatch.setenv("PGSR_CACHE", "~/mine")
+    assert files.cache_root() == home / "mine"
+    assert files.writable_cache("data") == home / "mine" / "data"
+    assert (home / "mine" / "data").is_dir()
+
+
+def test_a_user_without_a_home_has_a_cache(
+    temporary_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    expected = temporary_folders / f"pgsr-{os.getuid()}"
+    assert files.cache_root() == files.cache_root() == expected
+    assert files.writable_cache("data") == expected / "data"
+    assert stat.S_IMODE(expected.stat().st_mode) == 0o700
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"note: no cache (this user has no home); it is in {expected} instead: PGSR_CACHE names another"
+    ]
+
+
+@pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
+def test_a_home_where_nothing_can_be_made(
+    home: str, temporary_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HOME", home)
+    assert files.cache_root() == temporary_folders / f"pgsr-{os.getuid()}"
+    assert capsys.readouterr().err.startswith(f"note: no cache ({home}")
+
+
+def test_a_cache_that_may_only_be_read_is_read(temporary_folders: Path, monkeypatch: pytest.MonkeyPatch):
+    """Images of containers may hold one; what must be written goes elsewhere."""
+    monkeypatch.setenv("HOME", str(temporary_folders.parent))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert files.cache_root() == temporary_folders.parent / ".cache" / "pgsr"
+    assert files.writable_cache("data") == temporary_folders / f"pgsr-{os.getuid()}" / "data"
+
+
+def test_a_temporary_cache_of_somebody_else_is_not_used(
+    temporary_folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither a folder in which others may write nor a link they have put there."""
+    monkeypatch.setenv("HOME", "/proc/none")
+    theirs = temporary_folders / f"pgsr-{os.getuid()}"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    mine = files.cache_root()
+    assert mine != theirs
+    assert mine.parent == temporary_folders
+    files._kept_in.cache_clear()
+    theirs.rmdir()
+    theirs.symlink_to(temporary_folders.parent)
+    assert files.cache_root() not in (theirs, temporary_folders.parent)

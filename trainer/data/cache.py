@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
-from pgsr.files import cache_root, make_folder, replacing
+from pgsr.files import replacing, writable_cache
 
 from .sources import LABELS, MAX_DAMAGED, UNREADABLE, Damage, Pictures, open_pictures, reading
 
@@ -180,7 +180,7 @@ def _mapped(cached: Path) -> NDArray[np.uint8] | None:
 
 def cache_folder() -> Path:
     """Returns where decoded data sets are kept: $PGSR_CACHE, or pgsr in the user's cache directory."""
-    return make_folder(cache_root() / "data")
+    return writable_cache("data")
 
 
 def _decode_all(pictures: Pictures, size: int, cached: Path, skipped: list[str]) -> None:
