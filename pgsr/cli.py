@@ -6,9 +6,10 @@ stdout carries results, stderr progress. Exit 0 done, 1 a named error, 2 wrong u
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -47,7 +48,45 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-class Command(click.Command):
+class Streams(click.Command):
+    """A command that works with standard streams that are closed, full or of a narrow encoding."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        open_streams()
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_stdout()
+            sys.exit(1)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            _discard_stdout()
+            fail(f"the standard output cannot be written: {error.strerror or error}")
+
+
+def open_streams() -> None:
+    """Puts the null device where a stream is closed; a letter that a stream lacks is written \\xNN."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _discard_stdout() -> None:
+    """Lets what stdout still holds go to the null device as the process ends, without another error."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+class Command(Streams):
     """A command that prints a PgsrError as one line on stderr and exits with 1, and whose --help groups
     options under their headings."""
 
@@ -70,7 +109,7 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
-class Modes(click.Group):
+class Modes(Streams, click.Group):
     """A command with a default mode, and others that its first word names: each has its own options.
 
     `pgsr-x --count 3` is the default mode, `pgsr-x video FILE` another. The options by which modes were once
@@ -178,7 +217,7 @@ def packages(needed_by: str, extra: str) -> Iterator[None]:
         raise missing_package(needed_by, extra, error) from error
 
 
-class Group(click.Group):
+class Group(Streams, click.Group):
     """A group whose subcommands are `Command`s."""
 
     command_class = Command
