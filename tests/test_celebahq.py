@@ -449,7 +449,7 @@ def test_processes_and_interruptions_change_nothing(whole: Path, tmp_path: Path)
     log = (out / "made.jsonl").read_bytes().splitlines(keepends=True)
     (out / "made.jsonl").write_bytes(b"".join(log[:6]) + log[6][:20])  # killed while it wrote the seventh
     (out / "images.jsonl").unlink()
-    (out / "pictures" / ".000009.png.77.tmp").write_bytes(b"half a picture")
+    (out / "pictures" / ".000009.png.99999999.tmp").write_bytes(b"half a picture")
     run(Drawn(10), SMALL, out, keep=4)
     assert files(out) == files(whole)
 

@@ -245,7 +245,7 @@ def _rows(rows: Sequence[tuple[str, Pixels]]) -> bytes:
         page.paste(Image.fromarray(strip), (left, top))
         figure.text(0.97, 1 - (top + strip.shape[0] / 2) / height, title, ha="right", va="center", fontsize=9)
         top += strip.shape[0]
-    with Image.open(io.BytesIO(_png(figure))) as titles:
+    with Image.open(io.BytesIO(_png(figure)), formats=("PNG",)) as titles:
         page.paste(titles.convert("RGB").resize((left, height)), (0, 0))
     buffer = io.BytesIO()
     page.save(buffer, "PNG")

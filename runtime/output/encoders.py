@@ -26,6 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pgsr.errors import check_choice, missing_package
+from pgsr.pictures import open_picture
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
 EXTRAS = {"imagecodecs": "jxl"}  # what installs an encoder; of the others, "fast"
@@ -208,11 +209,11 @@ def decoded(data: bytes, format: str) -> Picture:
     """
     if format == "jxl":
         return _decoded_jxl(data)
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_picture(data) as picture:
         if picture.format != format.upper():
             raise OSError(f"a {picture.format} file")
         picture.verify()  # the chunks' checksums; the decoder skips them
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_picture(data) as picture:
         return np.asarray(picture.convert("RGB"))
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
 from pgsr.errors import PgsrError
+from pgsr.pictures import open_picture
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -48,7 +49,7 @@ class Photograph:
 def read_photograph(data: bytes, name: str) -> Photograph:
     """Raises PgsrError if it is not a still picture that can be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data) as image:
             kind = (image.format or "").lower()
             if getattr(image, "is_animated", False) and kind != "mpo":
                 raise PgsrError(f"{name} moves: only still pictures are upscaled")
@@ -116,7 +117,7 @@ def encode_photograph(
 def held_note(path: Path) -> Any:
     """The note in a file that `encode_photograph` made, or None."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             picture.load()
             if picture.format == "PNG":
                 return json.loads(picture.info["pgsr"])

@@ -6,7 +6,6 @@ fingerprint, so a second run starts at once and memory holds only the pages in u
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import replacing, writable_cache
+from pgsr.pictures import open_picture
 
 from .sources import LABELS, MAX_DAMAGED, UNREADABLE, Damage, Pictures, open_pictures, reading
 
@@ -44,7 +44,7 @@ UNREAD = "cannot be read"  # how the reason begins where a picture is damaged
 def decode(data: bytes, turn: bool = True) -> Image.Image:
     """A whole RGB picture, turned as its EXIF says unless `turn` is false. Raises OSError or ValueError if it
     is damaged."""
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_picture(data) as picture:
         picture.load()
         return (ImageOps.exif_transpose(picture) if turn else picture).convert("RGB")
 

@@ -1,0 +1,76 @@
+"""Only the formats that are meant are decoded, whatever a file is called."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from pgsr.errors import PgsrError
+from pgsr.pictures import FORMATS, open_picture
+from pgsr.runtime.upscale.photographs import read_photograph
+from pgsr.trainer.data import cache
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(%s) (w) file closefile\n%%EOF\n"
+LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "PPM", "TGA", "WEBP", "JPEG2000")
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture().save(buffer, format, **({"lossless": True} if format == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", LOSSLESS)
+def test_formats_that_are_meant(format: str, tmp_path: Path):
+    expected = np.asarray(picture())
+    assert np.array_equal(np.asarray(open_picture(encoded(format)).convert("RGB")), expected)
+    (tmp_path / "x.dat").write_bytes(encoded(format))
+    with open_picture(tmp_path / "x.dat") as opened:
+        assert np.array_equal(np.asarray(opened.convert("RGB")), expected)
+
+
+@pytest.mark.parametrize("format", ["EPS", "ICNS", "ICO", "PCX", "SGI", "SPIDER"])
+def test_others_are_not_opened(format: str):
+    buffer = io.BytesIO()
+    (picture().convert("F") if format == "SPIDER" else picture()).save(buffer, format)
+    assert format not in FORMATS
+    with pytest.raises(UnidentifiedImageError):
+        open_picture(buffer.getvalue())
+
+
+def test_postscript_in_a_png_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Ghostscript that notes its calls stands in the path; Pillow alone calls it, and we do not."""
+    called = tmp_path / "called"
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\necho called >> {called}\n")
+    ghostscript.chmod(0o755)
+    (tmp_path / "x.png").write_bytes(POSTSCRIPT)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:/usr/bin:/bin")
+    programs = {
+        False: "from pgsr.trainer.data.cache import problem; print(problem(open(PATH, 'rb').read(), 4)[1])",
+        True: "import PIL.Image; PIL.Image.open(PATH).load()",
+    }
+    for runs, program in programs.items():
+        program = program.replace("PATH", repr(str(tmp_path / "x.png")))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert called.exists() == runs, done.stderr
+        assert runs or "cannot identify image file" in done.stdout
+
+
+def test_the_upscaler_and_the_data_name_it(tmp_path: Path):
+    with pytest.raises(PgsrError, match=r"x\.png cannot be read as a picture"):
+        read_photograph(POSTSCRIPT, "x.png")
+    decoded, why = cache.problem(POSTSCRIPT, 4)
+    assert decoded is None
+    assert "cannot identify image file" in why
