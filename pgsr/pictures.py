@@ -17,6 +17,11 @@ FORMATS = (
     "TGA",  # the last, since it is not known by its first bytes
 )
 
+SUFFIXES = {  # of files of these formats, in lower case
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".tga"),
+}
+
 
 def open_picture(source: Path | bytes) -> Image.Image:
     """Opens a file, or the bytes of one, in one of `FORMATS`; its pixels are read when they are asked for.

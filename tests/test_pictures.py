@@ -13,8 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pgsr.errors import PgsrError
 from pgsr.pictures import FORMATS, open_picture
-from pgsr.runtime.upscale.photographs import read_photograph
+from pgsr.runtime.upscale.photographs import read_photograph, tasks
 from pgsr.trainer.data import cache
+from pgsr.trainer.data.sources import open_pictures
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(%s) (w) file closefile\n%%EOF\n"
 LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "PPM", "TGA", "WEBP", "JPEG2000")
@@ -74,3 +75,14 @@ def test_the_upscaler_and_the_data_name_it(tmp_path: Path):
     decoded, why = cache.problem(POSTSCRIPT, 4)
     assert decoded is None
     assert "cannot identify image file" in why
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".jpe", ".jfif", ".pgm", ".jp2", ".tga"])
+def test_rarer_names_are_found(suffix: str, tmp_path: Path):
+    """By training and by the upscaler alike."""
+    file = tmp_path / f"a{suffix}"
+    names = {".PNG": "PNG", ".jpe": "JPEG", ".jfif": "JPEG", ".pgm": "PPM", ".jp2": "JPEG2000", ".tga": "TGA"}
+    file.write_bytes(encoded(names[suffix]))
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert list(open_pictures(tmp_path).names) == [file.name]
+    assert [task.source for task in tasks([str(tmp_path)])] == [file]

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
+from pgsr import pictures
 from pgsr.errors import PgsrError
 from pgsr.pictures import open_picture
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-READ = (*FORMATS, ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jfif", ".avif")  # in folders
 QUALITY = {"jpeg": 95, "webp": 90}
 
 EXIF_SOFTWARE = 0x0131
@@ -169,7 +169,7 @@ def tasks(arguments: Iterable[str]) -> list[UpscaleTask]:
 
 
 def _in_folder(folder: Path) -> list[UpscaleTask]:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READ and p.is_file())
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
     visible = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not visible:
         raise PgsrError(f"{folder} holds no pictures")

@@ -22,14 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgsr.errors import PgsrError, missing_package
+from pgsr.pictures import SUFFIXES
 
 # What reading a member raises where it is damaged, encrypted or packed in a way Python does not know.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 LABELS = "labels.json"  # in a prepared archive: {"names": one a label, "labels": one a picture, in order}
 MANIFEST = "manifest.json"
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 MAX_DAMAGED = 100  # pictures of a source that may be damaged before it is given up
 
