@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -388,3 +390,36 @@ def test_the_tensorrt_provider_that_is_not_there(small: Bundle) -> None:
         pytest.skip("this ONNX Runtime has TensorRT")
     with pytest.raises(PgsrError, match=r"no TensorRT: .*'pgsr\[gpu\]' 'tensorrt<11'"):
         open_runner(small, "cuda", backend="onnxruntime-tensorrt")
+
+
+FIRST_LOOKS = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from pgsr.bundle import read
+from pgsr.runtime.backends import open_runner
+
+bundle = read(Path(sys.argv[1]))
+barrier = threading.Barrier(3)
+with open_runner(bundle, "cpu", "fp32", "openvino", threads=1, batch=4) as runner:
+    def look():
+        barrier.wait()
+        runner.run(np.zeros((2, bundle.latent_size), np.float32))
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+"""
+
+
+def test_threads_that_begin_at_once_do_not_wait_for_each_other(tmp_path: Path):
+    """On one core half of all starts hung, while two threads filled OpenVINO's tables of types at a time."""
+    folder = tiny.write_bundle(tmp_path / "bundle")
+    core = str(min(os.sched_getaffinity(0)))
+    for _ in range(4):
+        done = subprocess.run(
+            ["taskset", "-c", core, sys.executable, "-c", FIRST_LOOKS, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr

@@ -97,11 +97,21 @@ def _filled(part: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(part)
 
 
+def _settle(openvino: Any) -> None:
+    """Lets OpenVINO fill its tables of types while there is one thread.
+
+    It fills them at the first look at a tensor's data. Two threads that look first at the same time wait for
+    ever: one holds the table's lock and wants Python's, the other the other way round.
+    """
+    openvino.Tensor(np.zeros((1, 1), np.float32)).data[:] = 0.0
+
+
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:
     """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
     path = str(bundle.path(graph))
     with silent_openvino():
         import openvino
+    _settle(openvino)
 
     core = openvino.Core()
     hint = _precision(core, graph.precision)
