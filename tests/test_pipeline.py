@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import zipfile
@@ -449,10 +450,23 @@ def test_what_is_remembered(own_cache: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured goes among the temporary files, and nowhere if there is no room there."""
     (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("PGSR_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     remember("a", {}, 1)
-    assert recall("a", {}) is None
+    assert recall("a", {}) == 1
+    assert [p.name for p in (tmp_path / "temporary").glob("pgsr-*/measured/*")] == [
+        remembered._path("a", {}).name
+    ]
+
+    def no_room(path: Path, text: str) -> None:
+        raise PgsrError(f"no space left for {path}")
+
+    monkeypatch.setattr(remembered, "write_text", no_room)
+    remember("b", {}, 1)
+    assert recall("b", {}) is None
 
 
 def test_the_machine_is_part_of_the_key() -> None:
