@@ -62,21 +62,25 @@ def replacing_bundle(out: Path) -> Iterator[Path]:
     have left beside it is removed first. Raises PgsrError if `out` cannot be written or is something else.
     """
     out = Path(os.path.realpath(out))
-    new = temporary_beside(out / out.name if _stays(out) else out)
+    stays = _stays(out)
+    new = temporary_beside(out / out.name if stays else out)
     try:
         remove_leftovers(make_folder(new.parent), of=out)
         make_folder(new)
         yield new
         check_replaceable(out)
-        if _stays(out):
+        older = None
+        if stays:
             _move_into(new, out)
         else:
-            _exchange(new, out)
+            older = _exchange(new, out)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, OSError):
             raise cannot_write(out, error) from error
         raise
+    if older is not None:
+        _remove(older)
 
 
 def _stays(out: Path) -> bool:
@@ -84,6 +88,14 @@ def _stays(out: Path) -> bool:
     if not out.is_dir():
         return False
     return os.path.samefile(out, os.curdir) or os.path.ismount(out) or not os.access(out.parent, os.W_OK)
+
+
+def _remove(older: Path) -> None:
+    """Removes a bundle's parts and its folder, which stays if something else was put there."""
+    for name in parts(older):
+        (older / name).unlink()
+    with suppress(OSError):
+        older.rmdir()
 
 
 def _move_into(new: Path, out: Path) -> None:
@@ -97,24 +109,21 @@ def _move_into(new: Path, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _exchange(new: Path, out: Path) -> None:
-    """Lets the two names change places at once, where the file system can, and removes the older bundle."""
+def _exchange(new: Path, out: Path) -> Path | None:
+    """Lets the two names change places at once, if the file system can; returns where the older bundle is."""
     if not out.exists() or not os.listdir(out):
         os.rename(new, out)
-        return
-    if not _renamed_both(new, out):
-        older = temporary_beside(new)
-        os.rename(out, older)
-        try:
-            os.rename(new, out)
-        except OSError:
-            os.rename(older, out)
-            raise
-        new = older
-    for name in parts(new):
-        (new / name).unlink()
-    with suppress(OSError):  # something was put there since it was looked at: it stays
-        new.rmdir()
+        return None
+    if _renamed_both(new, out):
+        return new
+    older = temporary_beside(new)
+    os.rename(out, older)
+    try:
+        os.rename(new, out)
+    except OSError:
+        os.rename(older, out)
+        raise
+    return older
 
 
 def _renamed_both(a: Path, b: Path) -> bool:

@@ -5,6 +5,7 @@ stdout carries results, stderr progress. Exit 0 done, 1 a named error, 2 wrong u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -48,6 +49,9 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of a stream
+
+
 class Streams(click.Command):
     """A command that works with standard streams that are closed, full or of a narrow encoding."""
 
@@ -62,7 +66,7 @@ class Streams(click.Command):
             _discard_stdout()
             sys.exit(1)
         except OSError as error:
-            if error.filename is not None:
+            if error.filename is not None or error.errno not in UNWRITABLE:
                 raise
             _discard_stdout()
             fail(f"the standard output cannot be written: {error.strerror or error}")
