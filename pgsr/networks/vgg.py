@@ -7,7 +7,7 @@ features(images, depth=16)                          # [N, 3, H, W] in [-1, 1] ->
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,12 +40,18 @@ class VGG19(nn.Module):
 
     def forward(self, images: Tensor, depth: int = len(LAYERS)) -> Tensor:
         """The output of convolution `depth` after its ReLU and before a pool: 16 is SRGAN's VGG54."""
-        x = ((images + 1) / 2 - self.mean) / self.std
-        for i in range(depth):
+        return self.layers(images, (depth,))[0]
+
+    def layers(self, images: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """The outputs of several convolutions, in rising order of their depths."""
+        x, outputs = ((images + 1) / 2 - self.mean) / self.std, []
+        for i in range(max(depths)):
             if i in POOLED:
                 x = F.max_pool2d(x, 2)
             x = F.relu(F.conv2d(x, self.weights[i], self.biases[i], padding=1))
-        return x
+            if i + 1 in depths:
+                outputs.append(x)
+        return outputs
 
 
 def load_vgg19(path: Path) -> VGG19:

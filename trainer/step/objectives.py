@@ -137,8 +137,8 @@ class ObjectiveConfig:
     balance: float = 0.5  # gamma of BEGAN: low for likeness, high for variety
     balance_rate: float = 0.001  # lambda_k of BEGAN (paper 5)
     label_weight: float = 1.0  # of the cross-entropy of labels, where the critic has logits
-    content: str = "none"  # or "critic", or a file of VGG19's weights: whose features are compared (SRGAN)
-    content_depth: int = 0  # which convolution's, counted from 1; 0: the last (VGG54, of VGG19)
+    content: str = "none"  # or "critic", "lite0" or a file of VGG19's weights: whose features (SRGAN)
+    content_depth: int = 0  # which convolution's (scale's of lite0), from 1; 0: the last (VGG54, of VGG19)
     content_weight: float = 0.006  # of their mean squared difference: 1 / 12.75**2 (SRGAN, section 3.2)
 
     def __post_init__(self) -> None:
