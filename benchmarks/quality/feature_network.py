@@ -33,6 +33,7 @@ Outputs = tuple[Tensor, Tensor | None]  # features [N, D] and logits [N, classes
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in 0 ... 1
 LITE0 = Path("lite0")  # in the place of a file
 LITE0_SIDE = 128  # of its images, where nobody says another
+INCEPTION_SIDE = 299  # of other networks' images, where neither the file nor anybody says another
 LEAST = 1e-30  # of a probability: its logarithm is finite
 
 # What the network's input means: uint8 [N, 3, H, W] -> float32, or as it is.
@@ -52,14 +53,14 @@ class Settings:
     """Which network, and how it wants its images. Raises PgsrError for unknown words."""
 
     path: Path  # or LITE0
-    side: int = 299  # pixels that images are resized to; 0: as they are
+    side: int | None = None  # pixels that images are resized to; 0: as they are; None: the network's own
     resize: str = "bicubic"  # one of FILTERS, by Pillow, which reduces without aliasing (Parmar et al. 2022)
     range: str = "auto"  # one of RANGES; auto: bytes where the network says that it takes them
 
     def __post_init__(self) -> None:
         check_choice("--feature-filter", self.resize, FILTERS)
         check_choice("--feature-range", self.range, ("auto", *RANGES))
-        if self.side < 0:
+        if self.side is not None and self.side < 0:
             raise PgsrError(f"--feature-side {self.side} is below 0")
 
 
@@ -68,6 +69,7 @@ class Network:
     """An opened network."""
 
     settings: Settings
+    side: int  # pixels that images are resized to; 0: as they are
     sha256: str
     range: str
     call: Callable[[Tensor], Outputs]  # of images in the network's range
@@ -76,7 +78,7 @@ class Network:
     @property
     def conditions(self) -> dict[str, Any]:
         """Returns what a score by these features must say of them."""
-        side = self.settings.side
+        side = self.side
         resize = f"{self.settings.resize} to {side}" if side else "none"
         return {"features": self.sha256, "feature resize": resize, "feature range": self.range}
 
@@ -85,7 +87,7 @@ class Network:
 
         Raises PgsrError if the network fails, or gives something else.
         """
-        images = torch.from_numpy(resized(pixels, self.settings.side, self.settings.resize))
+        images = torch.from_numpy(resized(pixels, self.side, self.settings.resize))
         try:
             features, logits = self.call(RANGES[self.range](images.permute(0, 3, 1, 2)))
         except PgsrError:
@@ -118,16 +120,27 @@ def open_network(settings: Settings, device: torch.device | str = "cpu") -> Netw
         return _open_lite0(settings, torch.device(device))
     digest = sha256(settings.path)  # also says if it cannot be read
     open_file = _open_onnx if settings.path.suffix.lower() == ".onnx" else _open_torchscript
-    call, takes_bytes = open_file(settings.path, torch.device(device))
+    opened = open_file(settings.path, torch.device(device))
     range_ = settings.range
     if range_ == "auto":
-        if not takes_bytes:
+        if not opened.takes_bytes:
             raise PgsrError(
                 f"{settings.path} does not say what its input means: add --feature-range "
                 "255, unit (0 to 1), signed (-1 to 1) or imagenet"
             )
         range_ = "bytes"
-    return Network(settings, digest, range_, call)
+    side = opened.side if settings.side is None else settings.side
+    return Network(settings, side, digest, range_, opened.call, opened.distance)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a file holds."""
+
+    call: Callable[[Tensor], Outputs]
+    takes_bytes: bool
+    side: int = INCEPTION_SIDE
+    distance: str = "FID"
 
 
 def _open_lite0(settings: Settings, device: torch.device) -> Network:
@@ -142,11 +155,11 @@ def _open_lite0(settings: Settings, device: torch.device) -> Network:
         features, logits = network.pooled(images.to(device))
         return features.cpu(), logits.cpu()
 
-    return Network(settings, network.digest, "signed", call, distance="FD")
+    side = LITE0_SIDE if settings.side is None else settings.side
+    return Network(settings, side, network.digest, "signed", call, distance="FD")
 
 
-def _open_torchscript(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Outputs], bool]:
-    """The network, and whether it takes bytes."""
+def _open_torchscript(path: Path, device: torch.device) -> _Opened:
     network = load_torchscript(path, device)
     has_features = has_argument(network, "return_features")
 
@@ -158,7 +171,7 @@ def _open_torchscript(path: Path, device: torch.device) -> tuple[Callable[[Tenso
         features = network(images, return_features=True)
         return features.cpu(), network(images).clamp_min(LEAST).log().cpu()  # log p are logits of p
 
-    return call, has_features
+    return _Opened(call, has_features)
 
 
 def load_torchscript(path: Path, device: torch.device | str) -> Any:
@@ -183,8 +196,8 @@ def _pair(outputs: Any, path: Path) -> Outputs:
     return tensors[0].cpu(), tensors[1].cpu() if len(tensors) == 2 else None
 
 
-def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Outputs], bool]:
-    """The network, and whether it takes bytes."""
+def _open_onnx(path: Path, device: torch.device) -> _Opened:
+    """The side is the graph's own where that is fixed; a file that pgsr wrote is not Inception's."""
     try:
         from pgsr.export.sessions import open_session
     except ImportError as error:
@@ -205,7 +218,10 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Out
         array = images.numpy() if images.dtype == torch.uint8 else images.float().numpy()
         return _pair([torch.from_numpy(x) for x in session.run(None, {taken.name: array})], path)
 
-    return call, taken.type == "tensor(uint8)"
+    height = taken.shape[2] if len(taken.shape) == 4 else None
+    side = height if isinstance(height, int) else INCEPTION_SIDE
+    distance = "FD" if session.get_modelmeta().producer_name == "pgsr" else "FID"
+    return _Opened(call, taken.type == "tensor(uint8)", side, distance)
 
 
 def _last_line(error: Exception) -> str:
