@@ -25,7 +25,7 @@ PURPOSES = {
     "picture": 6,  # the procedural data set
     "generator latent": 7,  # latents the generator is trained on
     "noise": 8,  # on super-resolution inputs
-    "noise strength": 9,
+    "degradation": 9,  # how strong the noise on those is, and their blur and filter
     "swd": 11,  # patches and directions of the sliced Wasserstein distance
     "step": 10,  # what networks draw inside a training step
     "stack": 12,  # the three pictures whose channels make one stacked image
@@ -38,6 +38,7 @@ PURPOSES = {
     "augment real": 19,  # transforms of the photographs that critics see
     "augment fake": 20,  # of the generated images in the critics' updates
     "augment generator": 21,  # and in the generator's
+    "coarse noise": 22,  # on super-resolution inputs, of blocks
 }
 
 

@@ -36,7 +36,7 @@ def test_purposes_keep_their_numbers():
         "picture": 6,
         "generator latent": 7,
         "noise": 8,
-        "noise strength": 9,
+        "degradation": 9,
         "step": 10,
         "swd": 11,
         "stack": 12,
@@ -49,6 +49,7 @@ def test_purposes_keep_their_numbers():
         "augment real": 19,
         "augment fake": 20,
         "augment generator": 21,
+        "coarse noise": 22,
     }
 
 

@@ -209,7 +209,7 @@ class CropBatches(Batches):
         if not strongest:
             return 0.0
         seed, side = self.recipe.seed, self.crop // self.scale
-        strength = [strongest * draws.uniforms(seed, "noise strength", p, 1)[0] for p in positions]
+        strength = [strongest * draws.uniforms(seed, "degradation", p, 1)[0] for p in positions]
         rows = draws.normals(seed, "noise", positions, 3 * side**2)
         rows *= np.array(strength, dtype=np.float32)[:, None]
         return self.tensor(rows).view(-1, 3, side, side)

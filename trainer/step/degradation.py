@@ -1,0 +1,96 @@
+"""Inputs of super-resolution that look like a generator's images rather than like reduced photographs.
+
+An upscaler that has seen only photographs reduced by one filter sharpens whatever a generator leaves in its
+images. So what it learns from is made worse at random, as Wang et al. (2021, Real-ESRGAN, section 3.1) do for
+old photographs: another filter, blur, noise of single pixels, and noise of blocks of 2 x 2, which is what a
+generator's last doubling leaves. How strong each is, every crop draws for itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgsr import draws
+
+STORED = "stored"  # as the archive has them: by Lanczos
+REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "area": lambda high, scale: F.avg_pool2d(high, scale),
+    "bilinear": lambda high, scale: _interpolated(high, scale, "bilinear"),
+    "bicubic": lambda high, scale: _interpolated(high, scale, "bicubic").clamp(-1, 1),
+}
+FILTERS = (STORED, *REDUCTIONS)
+
+DEVIATIONS = 3  # of a Gaussian, on either side, that its kernel has
+
+
+def degraded(
+    low: Tensor,  # [N, 3, h, w] in [-1, 1], the stored reductions
+    high: Tensor,  # [N, 3, s h, s w], the photographs
+    seed: int,
+    positions: range,
+    filters: Sequence[str] = (STORED,),  # of FILTERS, one for each crop
+    blur: float = 0.0,  # the most, as a Gaussian's standard deviation in pixels of `low`
+    noise: float = 0.0,  # the most, as a standard deviation in [-1, 1]
+    coarse_noise: float = 0.0,  # the same, of blocks of 2 x 2
+) -> Tensor:
+    """[N, 3, h, w], a function of (seed, position)."""
+    shares = np.stack([draws.uniforms(seed, "degradation", p, 4) for p in positions])  # [N, 4]
+    chosen = [filters[int(share * len(filters))] for share in shares[:, 3]]
+    low = reduced(low, high, chosen)
+    if blur:
+        low = blurred(low, blur * shares[:, 2], blur)
+    if noise:
+        low = low + _noise(low, seed, "noise", positions, noise * shares[:, 0], 1)
+    if coarse_noise:
+        low = low + _noise(low, seed, "coarse noise", positions, coarse_noise * shares[:, 1], 2)
+    return low
+
+
+def reduced(low: Tensor, high: Tensor, chosen: Sequence[str]) -> Tensor:
+    """The photographs by the filter chosen for each: [N, 3, h, w]."""
+    result, scale = low.clone(), high.shape[-1] // low.shape[-1]
+    for name in set(chosen) - {STORED}:
+        rows = [i for i, filter in enumerate(chosen) if filter == name]
+        result[rows] = REDUCTIONS[name](high[rows], scale)
+    return result
+
+
+def _interpolated(high: Tensor, scale: int, mode: str) -> Tensor:
+    size = (high.shape[2] // scale, high.shape[3] // scale)
+    return F.interpolate(high, size, mode=mode, antialias=True, align_corners=False)
+
+
+def blurred(images: Tensor, deviations: NDArray[np.float64], most: float) -> Tensor:
+    """Each image by a Gaussian of its own, edges repeated; kernels are as wide as for `most`."""
+    n, channels, height, width = images.shape
+    radius = math.ceil(DEVIATIONS * most)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    sigma = torch.from_numpy(deviations).clamp(min=1e-3)[:, None]
+    kernels = torch.exp(-0.5 * (offsets / sigma).square())  # [N, 2 radius + 1]
+    kernels = kernels / kernels.sum(1, keepdim=True)
+    weights = kernels.to(images).repeat_interleave(channels, 0)[:, None]  # [3 N, 1, 2 radius + 1]
+    x = F.pad(images, (radius,) * 4, mode="replicate").reshape(1, n * channels, height + 2 * radius, -1)
+    x = F.conv2d(x, weights[:, :, :, None], groups=n * channels)
+    x = F.conv2d(x, weights[:, :, None, :], groups=n * channels)
+    return x.view(n, channels, height, width)
+
+
+def _noise(
+    like: Tensor, seed: int, purpose: str, positions: range, strengths: NDArray[np.float64], block: int
+) -> Tensor:
+    """Normal noise, the same within blocks: [N, 3, h, w]."""
+    height, width = like.shape[-2:]
+    rows_high, rows_wide = -(-height // block), -(-width // block)
+    rows = draws.normals(seed, purpose, positions, 3 * rows_high * rows_wide)
+    rows *= strengths.astype(np.float32)[:, None]
+    blocks = torch.from_numpy(rows).to(like).view(-1, 3, rows_high, rows_wide)
+    if block == 1:
+        return blocks
+    return F.interpolate(blocks, scale_factor=block, mode="nearest")[..., :height, :width]
