@@ -39,7 +39,7 @@ class Process:
         if not self.ended():
             os.kill(self.id, signal)
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = 600.0) -> int:
         """Its exit code; minus the signal that killed it."""
         if not self.ended(seconds):
             os.kill(self.id, 9)
@@ -97,7 +97,7 @@ def serving(folder: Path) -> Iterator[Server]:
         yield Server(folder, server)
     finally:
         server.stdin.close()
-        server.wait(timeout=60)
+        server.wait(timeout=600)
 
 
 # ----------------------------------------------------------------------------

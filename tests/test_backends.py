@@ -420,6 +420,6 @@ def test_threads_that_begin_at_once_do_not_wait_for_each_other(tmp_path: Path):
             ["taskset", "-c", core, sys.executable, "-c", FIRST_LOOKS, str(folder)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr

@@ -44,6 +44,7 @@ RECIPE: dict[str, Any] = {
     "generator_optimizer": {"learning_rate": 0.001},
     "critic_optimizer": {"learning_rate": 0.001},
     "data": {"mirror": False},
+    "run": {"precision": "float32"},
 }
 
 

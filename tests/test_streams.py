@@ -22,7 +22,7 @@ def shell(program: str, redirection: str, **environment: str) -> subprocess.Comp
         text=True,
         encoding="latin-1",
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), **environment},
-        timeout=120,
+        timeout=600,
     )
 
 

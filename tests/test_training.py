@@ -286,11 +286,11 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_to_go_on(recipes: Path, toy
     out = tmp_path / "with space"
     long = "--set", "schedule.stable_images=1000000"
     process = start(recipes, toy, out, *long)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (out / "metrics.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     (name,) = checkpoints(out)

@@ -46,7 +46,7 @@ def test_a_wrong_call_in_any_direction_is_found(copy: Path):
         file = copy / path
         file.write_text(f"{file.read_text()}\n\n{code}\n")
     done = subprocess.run(
-        [sys.executable, str(copy / "tests/types_view.py")], capture_output=True, text=True, timeout=500
+        [sys.executable, str(copy / "tests/types_view.py")], capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 1, done.stdout + done.stderr
     missed = [path for path in PLANTED if f"{path}:" not in done.stdout]
