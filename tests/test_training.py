@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -204,6 +205,8 @@ def test_a_run_writes_what_contract_1_says(uninterrupted: Path):
     assert last.progress["step"] == 4 + 8 + 4 + 16 + 8
     assert last.provenance["data"]["pictures"] == 40
     written = json.loads((uninterrupted / "config.json").read_text())
+    chosen = written.pop("chosen")
+    assert chosen == {"device": "cpu", "precision": os.environ["PGSR_PRECISION"], "residency": "host"}
     assert written == last.config == config.from_dict(written).as_dict()
     assert "/" not in json.dumps(last.provenance)  # no path of this machine
 
