@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -98,6 +99,15 @@ def test_it_is_written_where_it_is_wanted_and_only_by_that_command(tmp_path: Pat
     report = json.loads((tmp_path / "mine.json").read_text())
     assert report["summary"] == {"passed": 1, "failed": 0, "skipped": 0}
     assert "-k" in report["selected"]
+
+
+def test_the_page_names_every_file_with_such_tests():
+    page = (TESTS.parent / "docs" / "gpu.md").read_text()
+    named = re.findall(r"`(tests/test_\S+\.py)`", page)
+    marked = [p for p in TESTS.rglob("test_*.py") if "mark.gpu" in p.read_text() and p != Path(__file__)]
+    assert len(marked) >= 5
+    for path in marked:
+        assert any(path.match(pattern) for pattern in named), path.name
 
 
 def test_without_a_gpu_it_does_not_pass(tmp_path: Path):

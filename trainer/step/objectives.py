@@ -279,19 +279,24 @@ def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, 
 
 
 def _image_gradients(scores: Tensor, images: tuple[Tensor, ...]) -> list[Tensor]:
-    """D sum of scores / d image, differentiable, in float32 at least.
+    """Gradients of the scores' sum at images, differentiable, in float32 at least.
 
     A gradient of norm 1 spreads over an image's pixels: at a side of R each has about 1 / R. In float16 that
     is small, so the scores are multiplied by R, a power of two, and the gradients divided by it.
     """
-    device = images[0].device.type
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if not half:
+    if not _in_float16(images[0].device.type):
         gradients = torch.autograd.grad(scores.sum(), images, create_graph=True)
         return [at_least_float32(g) for g in gradients]
     factor = float(max(x.shape[-1] for x in images))
     gradients = torch.autograd.grad(scores.sum() * factor, images, create_graph=True)
     return [at_least_float32(g) / factor for g in gradients]
+
+
+def _in_float16(device: str) -> bool:
+    """Returns whether networks compute in float16 here."""
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return False
+    return torch.get_autocast_dtype(device) == torch.float16
 
 
 # ----------------------------------------------------------------------------
