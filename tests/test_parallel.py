@@ -18,6 +18,7 @@ from pgsr.checkpoint import load
 from pgsr.errors import PgsrError
 from pgsr.networks.layers import minibatch_stddev
 from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step.parallel import Ranks, local_device
 
 ROOT = Path(__file__).parents[1]
@@ -312,6 +313,19 @@ def test_every_rank_has_a_gpu_of_its_own(
         monkeypatch.setenv(name, value)
     with pytest.raises(PgsrError, match=message):
         local_device(torch.device(device))
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    """Events and streams that name none are made on the current one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert chosen_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen_device("auto") == torch.device("cuda")
+    assert current == [torch.device("cuda", 1)]
+    with pytest.raises(PgsrError, match="there is no GPU 2: this machine has 2, numbered from 0"):
+        chosen_device("cuda:2")
 
 
 def test_shares_are_all_images_once():

@@ -565,7 +565,7 @@ def test_a_missing_data_option_is_one_line(command, recipes: Path):
     assert "name the photographs with --data and the run's folder with --out" in error_line(result)
 
 
-@pytest.mark.parametrize("device", ["tpu9", "nonsense", "cuda:99"])
+@pytest.mark.parametrize("device", ["tpu9", "nonsense", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(train, tmp_path: Path, device: str):
     assert "--device" in error_line(train("progan", tmp_path / "run", "--device", device))
 
