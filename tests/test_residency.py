@@ -69,7 +69,7 @@ def test_the_choice(
     found = chosen_residency(wish, pixel_bytes, GPU)
     assert found.place == place
     assert asked == [GPU]
-    assert f"{free_bytes / GIB:.2f} GiB of the GPU were free" in str(found)
+    assert f"{free_bytes / GIB:.2f} GiB of the GPU free" in str(found)
     assert chosen_residency(wish, pixel_bytes, CPU).place == "host"
 
 

@@ -136,7 +136,7 @@ class Residency:
     def __str__(self) -> str:
         pixels, free = (n / 2**30 for n in (self.pixel_bytes, self.free_bytes))
         where = "in the GPU's memory" if self.place == "device" else "in the host's memory"
-        return f"photographs {where} ({pixels:.2f} GiB; {free:.2f} GiB of the GPU were free)"
+        return f"photographs {where} ({pixels:.2f} GiB; {free:.2f} GiB of the GPU free)"
 
 
 def chosen_residency(wish: str, pixel_bytes: int, device: torch.device) -> Residency:
