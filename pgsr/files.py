@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from pgsr.errors import PgsrError
 
@@ -75,12 +79,12 @@ def is_temporary(name: str) -> bool:
 def remove_leftovers(folder: Path, of: Path | None = None) -> None:
     """Removes what processes that were killed left half written in a folder; of one path alone, if named.
 
-    Only names that `temporary_beside` gives count, and only those of processes that no longer run. Folders
-    go only where one path is named.
+    Only names that `temporary_beside` gives count, and only those of processes that no longer run and do not
+    hold them (`hold`), on another machine perhaps. Folders go only where one path is named.
     """
     for path in sorted(folder.glob(".*.tmp")):
         process = _process_of(path.name)
-        if process is None or _is_running(process):
+        if process is None or _is_running(process) or _is_held(path):
             continue
         if of is not None and path.name != _temporary(of, process).name:
             continue
@@ -103,6 +107,46 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         pass  # another user's
     return True
+
+
+def hold(file: IO[Any]) -> None:
+    """Marks an open file as in use until it is closed, for the machines that share its folder: they do not
+    see each other's processes."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the program inside the block as an exception does, so that what is half
+    written is removed. Handlers that somebody else has set, and other threads, are left alone."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)  # as shells tell of a signal
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from gpu_report import pytest_addoption, pytest_configure  # noqa: F401  # hooks
 from processes import Server, serving
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that.

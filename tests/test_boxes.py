@@ -85,7 +85,7 @@ def test_previews_are_of_the_middle(toy: Path):
     expected = pixels.mean(axis=(1, 2)) / 127.5 - 1
     np.testing.assert_allclose(batches.preview(3)[:, :, 0, 0], expected, atol=1e-5)
     assert hasattr(batches, "pixels")
-    assert middle_boxes(batches.pixels[:3], recipe(), CPU).shape == (3, 3, 4, 4)
+    assert middle_boxes(batches.pixels, 3, recipe()).shape == (3, 3, 4, 4)
 
 
 def test_noise_to_face_takes_boxes_too(toy: Path):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pgsr.errors import PgsrError
+from pgsr.trainer.step import precision
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step import trainer
-from pgsr.trainer.step.trainer import chosen_precision
+from pgsr.trainer.step.precision import chosen_precision
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -85,7 +85,7 @@ def test_the_resolved_recipe_holds_every_option():
         ({"objective": {"pixel": "l3"}}, "objective.pixel = 'l3' is not one of 'mse', 'l1', 'none'"),
         ({"objective": {"critic_steps": 0}}, "objective.critic_steps is 0"),
         ({"objective": {"penalty_every": 0}}, "objective.penalty_every is 0"),
-        ({"run": {"precision": "float16"}}, "run.precision = 'float16' is not one of"),
+        ({"run": {"precision": "half"}}, "run.precision = 'half' is not one of"),
         ({"run": {"log_images": 0}}, "run.log_images is 0"),
         ({"generator_optimizer": {"kind": "sgd"}}, "optimizer.kind = 'sgd' is not one of 'adam'"),
         ({"generator_optimizer": {"learning_rate_from": {"later": 0.1}}}, "learning_rate_from.later"),
@@ -234,7 +234,7 @@ def test_a_schedule_cut_short_may_keep_what_it_says_of_later_resolutions():
     assert config.from_dict(data).schedule.resolutions == [4, 8]
 
 
-@pytest.mark.parametrize("said", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("said", ["float32", "bfloat16", "float16", "float64"])
 def test_the_environment_says_what_auto_means(said: str, monkeypatch: pytest.MonkeyPatch):
     """And only that: a recipe that names a precision keeps it."""
     monkeypatch.setenv("PGSR_PRECISION", said)
@@ -249,6 +249,6 @@ def test_the_environment_says_what_auto_means(said: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("there", [True, False])
 def test_auto_is_bfloat16_where_the_processor_has_it(there: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PGSR_PRECISION")
-    monkeypatch.setattr(trainer, "multiplies_bfloat16", lambda: there)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: there)
     expected = torch.bfloat16 if there else torch.float32
     assert chosen_precision("auto", torch.device("cpu")) == expected

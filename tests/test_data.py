@@ -600,8 +600,8 @@ def test_crops_do_not_depend_on_the_batch(placed: Path, noise: float):
 
 def test_the_low_half_of_a_pair_is_the_picture_reduced(folder: Path, own_cache: Path):
     source = batches.CropBatches(config.from_dict(CROPS), folder, CPU)
-    assert (source.low.numpy() == np.stack([reduced(i, 8) for i in IN_ORDER])).all()
-    assert (source.high.numpy() == np.stack([reduced(i, 16) for i in IN_ORDER])).all()
+    assert (source.low.pixels.numpy() == np.stack([reduced(i, 8) for i in IN_ORDER])).all()
+    assert (source.high.pixels.numpy() == np.stack([reduced(i, 16) for i in IN_ORDER])).all()
 
 
 def test_crops_that_do_not_fit_are_an_error(toy: Path):

@@ -123,6 +123,17 @@ def test_only_what_killed_processes_left_is_removed(tmp_path: Path):
     assert set(os.listdir(tmp_path)) == own | {f".d.{dead}.tmp"}
 
 
+def test_what_another_machine_writes_is_not_left_over(tmp_path: Path):
+    """Its processes cannot be seen from here, but that it holds the file can."""
+    path = tmp_path / f".pixels.npy.{ended_process()}.tmp"
+    with open(path, "wb") as file:
+        files.hold(file)
+        files.remove_leftovers(tmp_path)
+        assert path.exists()
+    files.remove_leftovers(tmp_path)
+    assert not path.exists()
+
+
 def test_leftovers_of_one_path_alone(tmp_path: Path):
     """Beside a user's other files only those of the path that is written."""
     dead = ended_process()

@@ -24,6 +24,7 @@ from pgsr.trainer.data.mnist_cifar import open_native
 from pgsr.trainer.metrics import digits
 from pgsr.trainer.step import batches, pixels
 from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.residency import Pixels
 from pgsr.trainer.step.schedule import build as build_schedule
 from pictures import write_zip
 
@@ -75,23 +76,27 @@ def archive(tmp_path: Path) -> Path:
 # Stacked images.
 
 
-def marked(count: int, side: int = 4) -> torch.Tensor:
+def marked(count: int, side: int = 4) -> Pixels:
     """Picture n has 3n in red, 3n + 1 in green, 3n + 2 in blue: [N, side, side, 3]."""
     values = torch.arange(3 * count, dtype=torch.uint8).view(count, 1, 1, 3)
-    return values.expand(count, side, side, 3).contiguous()
+    return Pixels(values.expand(count, side, side, 3).contiguous(), CPU)
+
+
+def stacked(source: Pixels, seed: int, positions: range) -> torch.Tensor:
+    return pixels.stacked(source, pixels.stack_cuts(source, seed, positions))
 
 
 def test_channels_are_those_of_three_pictures_drawn_by_position():
-    images = pixels.stacked(marked(60), 5, range(100, 140), CPU)
+    images = stacked(marked(60), 5, range(100, 140))
     assert images.shape == (40, 3, 4, 4)
     values = ((images + 1) * 127.5).round().int()
     assert (values == values[:, :, :1, :1]).all()
     for image, position in zip(values[:, :, 0, 0], range(100, 140), strict=True):
         chosen = [int(u * 60) for u in draws.uniforms(5, "stack", position, 3)]
         assert image.tolist() == [3 * n + channel for channel, n in enumerate(chosen)]
-    parts = [pixels.stacked(marked(60), 5, range(a, a + 20), CPU) for a in (100, 120)]
+    parts = [stacked(marked(60), 5, range(a, a + 20)) for a in (100, 120)]
     assert torch.equal(torch.cat(parts), images)
-    assert not torch.equal(pixels.stacked(marked(60), 6, range(100, 140), CPU), images)
+    assert not torch.equal(stacked(marked(60), 6, range(100, 140)), images)
 
 
 def test_the_three_are_independent_and_even():
@@ -105,9 +110,8 @@ def test_a_recipe_trains_on_stacks(archive: Path, own_cache: Path):
     recipe = config.load("mnist-modes-gan-k4", ["schedule.batch=6", "seed=3"])
     source = batches.LatentBatches(recipe, archive, CPU)
     reals = source.for_critic(build_schedule(recipe.schedule).at(12), 12).reals
-    expected = pixels.stacked(
-        torch.from_numpy(load_photographs(archive, 28).pixels.copy()), 3, range(12, 18), CPU
-    )
+    photographs = Pixels(torch.from_numpy(load_photographs(archive, 28).pixels.copy()), CPU)
+    expected = stacked(photographs, 3, range(12, 18))
     assert torch.equal(reals, expected)
     assert not torch.equal(reals[:, 0], reals[:, 1])
 

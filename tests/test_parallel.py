@@ -17,7 +17,9 @@ import torch
 from pgsr.checkpoint import load
 from pgsr.errors import PgsrError
 from pgsr.networks.layers import minibatch_stddev
-from pgsr.trainer.step.parallel import Ranks
+from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.start import chosen_device
+from pgsr.trainer.step.parallel import Ranks, local_device
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +71,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(count: int, recipe: Path, toy: Path, out: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def start(
+    count: int,
+    recipe: Path,
+    toy: Path,
+    out: Path,
+    *arguments: str,
+    program: tuple[str, ...] = ("-m", "pgsr.trainer"),
+    device: str = "cpu",
+) -> list[subprocess.Popen[str]]:
     """As torchrun would start them."""
     port = str(free_port())
     processes = []
@@ -78,10 +88,10 @@ def start(count: int, recipe: Path, toy: Path, out: Path, *arguments: str) -> li
         if count > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "pgsr.trainer", str(recipe), "--data", str(toy), "--out", str(out)]
+        command = [sys.executable, *program, str(recipe), "--data", str(toy), "--out", str(out)]
         processes.append(
             subprocess.Popen(
-                [*command, "--device", "cpu", *arguments],
+                [*command, "--device", device, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -190,6 +200,132 @@ def test_a_rank_that_dies_stops_the_others_and_the_run_goes_on(
     (going_on,) = start(1, recipe, toy, out, *longer, "--resume", "--minutes", "0.02")
     (text,) = finish([going_on])
     assert int(text.split(": ")[1].split()[0]) >= shown
+
+
+# ----------------------------------------------------------------------------
+# One process works for all.
+
+# Ranks that lose patience after four seconds, where each picture takes so long to decode and each checkpoint
+# to write. The rest is the command as it is.
+SLOW = """
+import sys, threading, time
+from datetime import timedelta
+from pgsr.trainer.cli import main
+from pgsr.trainer.data import cache
+from pgsr.trainer.run_folder import run
+from pgsr.trainer.step import parallel
+
+parallel.PATIENCE, parallel.SAID_AFTER = timedelta(seconds=4), 0.5
+one_at_a_time = threading.Lock()
+
+def slower(function, seconds):
+    def slowly(*arguments, **options):
+        with one_at_a_time:
+            time.sleep(seconds)
+        return function(*arguments, **options)
+    return slowly
+
+cache.decode = slower(cache.decode, DECODING)
+run.save = slower(run.save, WRITING)
+main()
+"""
+
+
+def slow(decoding: float, writing: float = 0.0) -> tuple[str, ...]:
+    """The command that takes so many seconds for each picture and each checkpoint."""
+    return "-c", SLOW.replace("DECODING", str(decoding)).replace("WRITING", str(writing))
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "data").glob("*")) if folder.exists() else []
+
+
+def test_decoding_and_writing_may_take_longer_than_ranks_have_patience(
+    alone: Path, recipe: Path, toy: Path, tmp_path: Path, own_cache: Path
+):
+    """Decoding 40 pictures takes 6 s here and a checkpoint 5 s, and ranks wait for 4 in a step."""
+    out = tmp_path / "run"
+    first, second = start(2, recipe, toy, out, *EVEN, program=slow(0.15, writing=5.0))
+    assert first.communicate(timeout=180)[0] == f"{out}: 128 images shown\n"
+    _, stderr = second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0), stderr
+    assert "rank 1 waits for the photographs of 8x8, which another process reads (" in stderr
+    assert "rank 1 waits for the process that writes the run's folder (" in stderr
+    assert difference(alone, out) < 1e-9
+    (name,) = cached(own_cache)
+    assert name.endswith("-8.npy")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_decoding_that_is_killed_leaves_nothing_behind(
+    number: signal.Signals, recipe: Path, toy: Path, tmp_path: Path, own_cache: Path
+):
+    """torchrun sends SIGTERM. What nothing can answer to is cleared away as the next process decodes."""
+    first, second = start(2, recipe, toy, tmp_path / "run", program=slow(1.0))
+    deadline = time.monotonic() + 60
+    while not cached(own_cache) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [name[-4:] for name in cached(own_cache)] == [".tmp"]
+    first.send_signal(number)
+    first.communicate(timeout=60)
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 1
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "another process of this run is gone" in lines[0]
+    assert "Traceback" not in stderr
+    if number == signal.SIGTERM:
+        assert first.returncode == 128 + signal.SIGTERM
+        assert cached(own_cache) == []
+    load_photographs(toy, 8)
+    (name,) = cached(own_cache)
+    assert name.endswith("-8.npy")
+
+
+def test_what_is_wrong_with_photographs_is_said_by_one_process(recipe: Path, tmp_path: Path):
+    first, second = start(2, recipe, tmp_path, tmp_path / "run")
+    errors = [process.communicate(timeout=60)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert errors[0].startswith(f"error: {tmp_path} holds no pictures")
+    assert errors[1].startswith(
+        "error: rank 1 waited for the photographs of 8x8, which another process reads"
+    )
+    assert [error.count("\n") for error in errors] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "message"),
+    [
+        ("cuda:1", {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "--device cuda:1: each process of a run takes"),
+        ("cuda", {"WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "there is no GPU 3: this machine has 2, numbered"),
+    ],
+)
+def test_every_rank_has_a_gpu_of_its_own(
+    device: str, environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_device(torch.device("cuda")) == torch.device("cuda", 1) == current[-1]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PgsrError, match=message):
+        local_device(torch.device(device))
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    """Events and streams that name none are made on the current one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert chosen_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen_device("auto") == torch.device("cuda")
+    assert current == [torch.device("cuda", 1)]
+    with pytest.raises(PgsrError, match="there is no GPU 2: this machine has 2, numbered from 0"):
+        chosen_device("cuda:2")
 
 
 def test_shares_are_all_images_once():

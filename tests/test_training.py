@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -204,6 +205,8 @@ def test_a_run_writes_what_contract_1_says(uninterrupted: Path):
     assert last.progress["step"] == 4 + 8 + 4 + 16 + 8
     assert last.provenance["data"]["pictures"] == 40
     written = json.loads((uninterrupted / "config.json").read_text())
+    chosen = written.pop("chosen")
+    assert chosen == {"device": "cpu", "precision": os.environ["PGSR_PRECISION"], "residency": "host"}
     assert written == last.config == config.from_dict(written).as_dict()
     assert "/" not in json.dumps(last.provenance)  # no path of this machine
 
@@ -562,7 +565,7 @@ def test_a_missing_data_option_is_one_line(command, recipes: Path):
     assert "name the photographs with --data and the run's folder with --out" in error_line(result)
 
 
-@pytest.mark.parametrize("device", ["tpu9", "nonsense", "cuda:99"])
+@pytest.mark.parametrize("device", ["tpu9", "nonsense", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(train, tmp_path: Path, device: str):
     assert "--device" in error_line(train("progan", tmp_path / "run", "--device", device))
 

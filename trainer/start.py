@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -22,10 +21,11 @@ from .run_folder.run import Run, provenance
 from .step import recipe as config
 from .step.allocator import keep_freed_memory
 from .step.batches import batches_for
-from .step.parallel import ALONE, Ranks, local_device, ranks_of_run
+from .step.parallel import ALONE, Ranks, local_device, ranks_of_run, use_gpu
+from .step.precision import chosen_precision, measured_worthwhile
 from .step.schedule import build as build_schedule
 from .step.state import load_weights
-from .step.trainer import Trainer
+from .step.trainer import Trainer, device_name
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,22 @@ class Options:
 
 
 def chosen_device(wish: str) -> torch.device:
-    """auto, cpu or cuda[:N]. Raises PgsrError for a device that is not there."""
+    """auto, cpu or cuda[:N]; a GPU that is named becomes the current one, as events and streams expect.
+
+    Raises PgsrError for a device that is not there.
+    """
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wish)
     except RuntimeError:
-        raise PgsrError(f"--device {wish!r} is not auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PgsrError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise PgsrError(f"--device {wish!r} is not auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise PgsrError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        use_gpu(device)
     return device
 
 
@@ -85,19 +92,12 @@ def checkpoint_to_resume(recipe: config.Recipe, folder: Path) -> Path | None:
         return checkpoints.newest(folder)
     config_file = folder / "config.json"
     if config_file.is_file():
-        if _recipe_in(config_file) != recipe.as_dict():
+        if config.of_run(folder).as_dict() != recipe.as_dict():
             raise PgsrError(f"{folder} holds another recipe and no checkpoint: begin again without --resume")
     elif not folder.is_dir() or any(not p.name.endswith(".tmp") for p in folder.iterdir()):
         raise PgsrError(f"{folder} holds no checkpoint to resume from")
     print(f"note: {folder} holds no checkpoint yet: beginning again", file=sys.stderr)
     return None
-
-
-def _recipe_in(config_file: Path) -> object:
-    try:
-        return json.loads(config_file.read_text())
-    except ValueError as error:
-        raise PgsrError(f"{config_file} is not a run's: {error}") from error
 
 
 def open_run(
@@ -107,8 +107,21 @@ def open_run(
     keep_freed_memory()
     batches = batches_for(recipe, data, device, ranks)
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps, batches.count)
-    trainer = Trainer(recipe, schedule, batches, device, ranks)
+    trainer = Trainer(recipe, schedule, batches, device, ranks, _precision(recipe, folder, device, ranks))
     return Run(folder, trainer, provenance(trainer))
+
+
+def _precision(recipe: config.Recipe, folder: Path, device: torch.device, ranks: Ranks) -> torch.dtype:
+    """The precision of all ranks. One that was measured before in this folder on such a device is kept, so
+    that a run goes on in it."""
+    before = config.chosen_by(folder)
+
+    def half_is_worthwhile() -> bool:
+        if before.get("device") == device_name(device) and before.get("precision") in ("float16", "float32"):
+            return bool(before["precision"] == "float16")
+        return measured_worthwhile(device)
+
+    return ranks.agreed(chosen_precision(recipe.run.precision, device, half_is_worthwhile))
 
 
 def start(options: Options) -> None:
@@ -157,7 +170,7 @@ def _train(
     elif options.start_from is not None:
         _start_from(options.start_from, run)
     if ranks.rank == 0:
-        print(f"training {recipe.name} on {device} in {str(trainer.precision)[6:]}", file=sys.stderr)
+        print(beginning(trainer), file=sys.stderr)
     with StopRequest(options.minutes) as stop:
         finished = train(run, stop, options.on_nan)
     images_shown = trainer.state.images_shown
@@ -166,6 +179,12 @@ def _train(
     if not finished:
         text += f"; to go on: {_command_to_go_on(ranks, images_shown)}"
     return result, text
+
+
+def beginning(trainer: Trainer) -> str:
+    """Returns what is said of a training as it begins."""
+    text = f"training {trainer.recipe.name} on {trainer.device} in {trainer.chosen['precision']}"
+    return f"{text}, {trainer.batches.residency}" if trainer.device.type == "cuda" else text
 
 
 def _command_to_go_on(ranks: Ranks, images_shown: int) -> str:

@@ -34,12 +34,13 @@ def gpu_bandwidth_gbs(device: str, size: int = 2**30) -> float:
 
 
 def _seconds(device: str, call: Callable[[], object]) -> float:
-    """Times one call, after a warm-up."""
-    call()
-    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    began.record()
-    for _ in range(CALLS):
+    """Times one call, after a warm-up. Events belong to the current GPU: that is the one asked for."""
+    with torch.cuda.device(device):
         call()
-    ended.record()
-    torch.cuda.synchronize(device)
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began.record()
+        for _ in range(CALLS):
+            call()
+        ended.record()
+        ended.synchronize()
     return float(began.elapsed_time(ended)) / 1e3 / CALLS

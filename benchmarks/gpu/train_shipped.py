@@ -75,10 +75,11 @@ def _prepared(piece: TrainingStretch, folder: Path) -> Run:
 def _trained(run: Run, minutes: float) -> dict[str, Any]:
     """Trains until the minutes or the schedule are over; what is worth knowing of it."""
     from pgsr.trainer.loop import StopRequest, train
+    from pgsr.trainer.start import beginning
 
     trainer = run.trainer
-    before, precision = trainer.state.images_shown, str(trainer.precision).removeprefix("torch.")
-    print(f"training {trainer.recipe.name} on {trainer.device} in {precision}", file=sys.stderr)
+    before = trainer.state.images_shown
+    print(beginning(trainer), file=sys.stderr)
     began = time.monotonic()
     with StopRequest(minutes) as stop:
         finished = train(run, stop)
@@ -89,8 +90,7 @@ def _trained(run: Run, minutes: float) -> dict[str, Any]:
     run.write_samples()  # of where it stopped, between two sheets that were due
     return {
         "recipe": trainer.recipe.name,
-        "device": _device_name(trainer),
-        "precision": precision,
+        **trainer.chosen,
         "batch": trainer.stage().batch,
         "images_shown_before": before,
         "images_shown": images_shown,
@@ -111,14 +111,6 @@ def _keep(folder: Path, out: Path) -> list[Path]:
             shutil.copyfile(source, temporary)
         files.append(out / source.name)
     return files
-
-
-def _device_name(trainer: Trainer) -> str:
-    import torch
-
-    if trainer.device.type == "cuda":
-        return torch.cuda.get_device_name(trainer.device)
-    return str(trainer.device)
 
 
 def _peak_memory_bytes(trainer: Trainer) -> int:

@@ -30,7 +30,8 @@ from pgsr.trainer.metrics import digits
 from pgsr.trainer.metrics.digits import Trained, classify
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
-from pgsr.trainer.step.pixels import stacked
+from pgsr.trainer.step.pixels import stack_cuts, stacked
+from pgsr.trainer.step.residency import Pixels
 
 from ..harness.runs import finish
 
@@ -160,9 +161,9 @@ def real_row(photographs: Photographs, classifier: Trained, count: int) -> dict[
 
 def reals(photographs: Photographs, count: int) -> Iterable[Tensor]:
     """Stacked digits as training sees them, in batches."""
-    pixels = torch.from_numpy(np.array(photographs.pixels))
+    pixels = Pixels(torch.from_numpy(np.array(photographs.pixels)), torch.device("cpu"))
     for start in range(0, count, BATCH):
-        yield stacked(pixels, 0, range(start, min(start + BATCH, count)), torch.device("cpu"))
+        yield stacked(pixels, stack_cuts(pixels, 0, range(start, min(start + BATCH, count))))
 
 
 # ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pgsr.images import to_uint8
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step import residency as training
 from pgsr.trainer.step.pixels import middle_boxes
 from pgsr.trainer.step.trainer import Trainer
 
@@ -47,8 +48,8 @@ class TestSet:
 def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) -> TestSet:
     """The last pictures of the data set, as training would box and reduce them."""
     photographs = load_photographs(settings.data, recipe.data.resolution or recipe.data.box)
-    pixels = torch.from_numpy(np.array(photographs.pixels[-settings.held_out :]))
-    labels = middle_boxes(pixels, recipe, device)
+    last = torch.from_numpy(np.array(photographs.pixels[-settings.held_out :]))
+    labels = middle_boxes(training.Pixels(last.to(device), device), len(last), recipe)
     inputs = F.avg_pool2d(labels, 4)
     side = labels.shape[-1]
     small = to_uint8(inputs.cpu().numpy())

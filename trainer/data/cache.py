@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
-from pgsr.files import replacing, writable_cache
+from pgsr.files import ending_cleanly, hold, remove_leftovers, replacing, writable_cache
 from pgsr.pictures import open_picture
 
 from .sources import LABELS, MAX_DAMAGED, UNREADABLE, Damage, Pictures, open_pictures, reading
@@ -190,7 +190,9 @@ def _decode_all(pictures: Pictures, size: int, cached: Path, skipped: list[str])
         return np.asarray(square(picture, size, Image.Resampling.LANCZOS))
 
     count = 0
-    with replacing(cached) as temporary, open(temporary, "wb") as file:
+    remove_leftovers(cached.parent)
+    with ending_cleanly(), replacing(cached) as temporary, open(temporary, "wb") as file:
+        hold(file)
         _npy_header(file, len(pictures), size)
         for name, array, why in each_picture(pictures, size, pixels):
             if array is None:

@@ -23,7 +23,7 @@ from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, w
 from pgsr.lock import holding_lock
 
 from ..step.content_loss import content_provenance
-from ..step.recipe import from_dict
+from ..step.recipe import CHOSEN, from_dict
 from ..step.schedule import Stage
 from ..step.state import restore, state_tensors
 from ..step.trainer import Trainer
@@ -71,7 +71,7 @@ class Run:
                 failure = cannot_write(Path(error.filename or self.folder), error)
             except PgsrError as error:
                 failure = error
-        if self.trainer.ranks.any(failure is not None):
+        if self.trainer.ranks.meet(failure is not None, "the process that writes the run's folder"):
             raise failure or PgsrError("the process that writes the run's folder could not go on")
 
     # ------------------------------------------------------------------------
@@ -87,7 +87,8 @@ class Run:
             yield
 
     def _begin(self) -> None:
-        write_text(self.folder / "config.json", json.dumps(self.trainer.recipe.as_dict(), indent=1) + "\n")
+        config = self.trainer.recipe.as_dict() | {CHOSEN: self.trainer.chosen}
+        write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
         for folder in ("checkpoints", "samples"):
             make_folder(self.folder / folder)
             remove_leftovers(self.folder / folder)

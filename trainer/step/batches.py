@@ -1,7 +1,8 @@
 """Training batches: which photographs and which latents, as a function of (seed, images shown).
 
 There is one class for each sort of generator input. Each gives the loop the same two things: what the
-generator takes, and the real images to compare with; under torchrun, of this rank's share.
+generator takes, and the real images to compare with; under torchrun, of this rank's share. Since that is a
+function of the images shown, the pixels of the next batch are fetched while a step computes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pgsr.networks.progan import fade_reals
 
 from ..data.cache import Noise, Photographs, Source, load_photographs
 from .parallel import ALONE, Ranks
-from .pixels import boxes, data_indices, gather, middle_boxes, mirror, mirrored, resident, stacked
+from .pixels import box_cuts, boxes, data_indices, middle_boxes, mirror, mirrored, stack_cuts, stacked
 from .recipe import Recipe
+from .residency import Cuts, Pixels, Residency, chosen_residency, placed, whole
 from .schedule import Stage
 
 
@@ -43,6 +45,7 @@ class TrainingBatches(Protocol):
     paired: bool  # whether reals are what the generator should make of the inputs
     fingerprint: str  # of the photographs
     count: int  # of the photographs
+    residency: Residency  # of the photographs
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
         """Puts values on the device, in the networks' own precision."""
@@ -65,6 +68,7 @@ class Batches:
     """The parts that all kinds of batches share."""
 
     paired: bool
+    residency: Residency
 
     def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.device, self.ranks = recipe, device, ranks
@@ -75,15 +79,22 @@ class Batches:
         values = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
         return values.to(self.device, self.dtype, non_blocking=True)
 
+    def place(self, *arrays: NDArray[np.uint8]) -> list[Pixels]:
+        """Puts pixels where the recipe and the memory let them lie."""
+        total = sum(pixels.nbytes for pixels in arrays)
+        self.residency = chosen_residency(self.recipe.run.residency, total, self.device)
+        return [placed(pixels, self.residency, self.device) for pixels in arrays]
+
+    def following(self, stage: Stage, start: int) -> range:
+        """The positions of this rank in the batch after the one that begins at `start`."""
+        return self.ranks.share(start + stage.batch, stage.batch)
+
     def photographs(self, source: Source, side: int) -> Photographs:
-        """Read by one rank first, so that the others find its cache."""
+        """Read by one rank of a machine first, so that the others find its cache."""
         if isinstance(source, Noise):
             return source.photographs(side)
-        if self.ranks.rank > 0:
-            self.ranks.wait()
-        photographs = load_photographs(source, side)
-        if self.ranks.rank == 0:
-            self.ranks.wait()
+        what = f"the photographs of {side}x{side}, which another process reads"
+        photographs = self.ranks.in_turn(lambda: load_photographs(source, side), what)
         return without_last(photographs, self.recipe.data.held_out, source)
 
 
@@ -97,7 +108,7 @@ class LatentBatches(Batches):
         side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
         photographs = self.photographs(source, side)
         self.fingerprint, self.count = photographs.fingerprint, len(photographs)
-        self.pixels = resident(photographs.pixels, device)
+        (self.pixels,) = self.place(photographs.pixels)
         self.latent_size: int = recipe.generator["latent_size"]
         self.kinds: int = recipe.generator.get("labels", 0)
         self.labels = labels_of(photographs, self.kinds, source)
@@ -116,17 +127,25 @@ class LatentBatches(Batches):
         """Latents, each followed by its label as a one-hot vector: [N, latent_size + kinds]."""
         return torch.cat([latents, F.one_hot(labels, self.kinds).to(latents.dtype)], dim=1)
 
-    def reals(self, stage: Stage, positions: range) -> Tensor:
-        seed = self.recipe.seed
-        indices = data_indices(seed, positions, self.count)
+    def cuts(self, positions: range) -> Cuts:
+        """The pixels that the real images shown at positions are made of."""
+        if self.recipe.data.stacked:
+            return stack_cuts(self.pixels, self.recipe.seed, positions)
+        indices = data_indices(self.recipe.seed, positions, self.count)
         if self.recipe.data.box:
-            images = self.tensor(boxes(self.pixels, indices, seed, positions, self.recipe, self.device))
+            return box_cuts(self.pixels.side, indices, positions, self.recipe)
+        return whole(indices, self.pixels.side)
+
+    def reals(self, stage: Stage, positions: range) -> Tensor:
+        cuts = self.cuts(positions)
+        if self.recipe.data.box:
+            images = self.tensor(boxes(self.pixels, cuts, self.recipe))
         elif self.recipe.data.stacked:
-            images = self.tensor(stacked(self.pixels, seed, positions, self.device))
+            images = self.tensor(stacked(self.pixels, cuts))
         else:
-            images = self.tensor(gather(self.pixels, indices, self.device))
+            images = self.tensor(from_pixels(self.pixels.cut(cuts)))
         if self.recipe.data.mirror:
-            images = mirror(images, mirrored(seed, positions))
+            images = mirror(images, mirrored(self.recipe.seed, positions))
         factor = images.shape[-1] // stage.resolution
         if factor > 1:
             images = F.avg_pool2d(images, factor)
@@ -135,7 +154,9 @@ class LatentBatches(Batches):
     def for_critic(self, stage: Stage, start: int) -> Batch:
         positions = self.ranks.share(start, stage.batch)
         pictures = data_indices(self.recipe.seed, positions, self.count)
-        return self.batch(self.latents("critic latent", positions), self.reals(stage, positions), pictures)
+        reals = self.reals(stage, positions)
+        self.pixels.expect(lambda: self.cuts(self.following(stage, start)))
+        return self.batch(self.latents("critic latent", positions), reals, pictures)
 
     def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """Latents of its own, labels as often as pictures have them; `seen` (the critic's last batch) lends
@@ -183,22 +204,28 @@ class CropBatches(Batches):
                 f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}"
             )
         self.fingerprint, self.count = high.fingerprint, len(high)
-        self.high, self.low = resident(high.pixels, device), resident(low.pixels, device)
+        self.high, self.low = self.place(high.pixels, low.pixels)
 
-    def for_critic(self, stage: Stage, start: int) -> Batch:
+    def cuts(self, positions: range) -> tuple[Cuts, Cuts]:
+        """The crops at positions, of high and of low resolution."""
         seed, low_crop = self.recipe.seed, self.crop // self.scale
-        positions = self.ranks.share(start, stage.batch)
         lows, highs = [], []
         for p, index in zip(positions, data_indices(seed, positions, self.count), strict=True):
-            steps = self.low.shape[1] - low_crop + 1
+            steps = self.low.side - low_crop + 1
             top, left = (int(u * steps) for u in draws.uniforms(seed, "crop", p, 2))
-            lows.append(self.low[index, top : top + low_crop, left : left + low_crop])
-            top, left = top * self.scale, left * self.scale
-            highs.append(self.high[index, top : top + self.crop, left : left + self.crop])
-        low = self.tensor(from_pixels(torch.stack(lows).to(self.device))) + self._noise(positions)
-        high = self.tensor(from_pixels(torch.stack(highs).to(self.device)))
+            lows.append((index, top, left))
+            highs.append((index, top * self.scale, left * self.scale))
+        return Cuts(tuple(highs), self.crop), Cuts(tuple(lows), low_crop)
+
+    def for_critic(self, stage: Stage, start: int) -> Batch:
+        positions = self.ranks.share(start, stage.batch)
+        of_high, of_low = self.cuts(positions)
+        low = self.tensor(from_pixels(self.low.cut(of_low))) + self._noise(positions)
+        high = self.tensor(from_pixels(self.high.cut(of_high)))
+        self.high.expect(lambda: self.cuts(self.following(stage, start))[0])
+        self.low.expect(lambda: self.cuts(self.following(stage, start))[1])
         if self.recipe.data.mirror:
-            flips = mirrored(seed, positions)
+            flips = mirrored(self.recipe.seed, positions)
             low, high = mirror(low, flips), mirror(high, flips)
         return Batch(low, high, self.paired)
 
@@ -220,7 +247,7 @@ class CropBatches(Batches):
 
     def preview(self, count: int) -> Tensor:
         """The first photographs of the set, reduced."""
-        return self.tensor(from_pixels(self.low[: min(count, self.count)].to(self.device)))
+        return self.tensor(from_pixels(self.low.cut(whole(range(min(count, self.count)), self.low.side))))
 
 
 class BoxBatches(Batches):
@@ -233,14 +260,19 @@ class BoxBatches(Batches):
         self.scale: int = recipe.generator["scale"]
         photographs = self.photographs(source, recipe.data.resolution or recipe.data.box)
         self.fingerprint, self.count = photographs.fingerprint, len(photographs)
-        self.pixels = resident(photographs.pixels, device)
+        (self.pixels,) = self.place(photographs.pixels)
+
+    def cuts(self, positions: range) -> Cuts:
+        """The boxes at positions."""
+        indices = data_indices(self.recipe.seed, positions, self.count)
+        return box_cuts(self.pixels.side, indices, positions, self.recipe)
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
-        seed, positions = self.recipe.seed, self.ranks.share(start, stage.batch)
-        indices = data_indices(seed, positions, self.count)
-        reals = self.tensor(boxes(self.pixels, indices, seed, positions, self.recipe, self.device))
+        positions = self.ranks.share(start, stage.batch)
+        reals = self.tensor(boxes(self.pixels, self.cuts(positions), self.recipe))
+        self.pixels.expect(lambda: self.cuts(self.following(stage, start)))
         if self.recipe.data.mirror:
-            reals = mirror(reals, mirrored(seed, positions))
+            reals = mirror(reals, mirrored(self.recipe.seed, positions))
         return Batch(F.avg_pool2d(reals, self.scale), reals, self.paired)
 
     def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
@@ -249,7 +281,7 @@ class BoxBatches(Batches):
 
     def preview(self, count: int) -> Tensor:
         """The boxes in the middle of the first photographs, reduced."""
-        images = middle_boxes(self.pixels[: min(count, self.count)], self.recipe, self.device)
+        images = middle_boxes(self.pixels, min(count, self.count), self.recipe)
         return self.tensor(F.avg_pool2d(images, self.scale))
 
 

@@ -258,8 +258,7 @@ def paired_losses(
 
 def squared_gradient(scores: Tensor, images: Images) -> Tensor:
     """|d score / d image|**2 of each image, the mean over scales: [N]."""
-    gradients = torch.autograd.grad(scores.sum(), scales(images), create_graph=True)
-    return _mean([at_least_float32(g).square().sum(dim=(1, 2, 3)) for g in gradients])
+    return _mean([g.square().sum(dim=(1, 2, 3)) for g in _image_gradients(scores, scales(images))])
 
 
 def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, target: float) -> Tensor:
@@ -275,9 +274,29 @@ def gradient_penalty(score: Score, reals: Images, fakes: Images, blend: Tensor, 
         for real, fake in zip(scales(reals), scales(fakes), strict=True)
     )
     scores, _ = _split(score(between if isinstance(reals, tuple) else between[0]))
-    gradients = torch.autograd.grad(scores.sum(), between, create_graph=True)
-    norms = [torch.linalg.vector_norm(at_least_float32(g).flatten(1), dim=1) for g in gradients]
+    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in _image_gradients(scores, between)]
     return _mean([(norm - target).square().mean() for norm in norms]) / target**2
+
+
+def _image_gradients(scores: Tensor, images: tuple[Tensor, ...]) -> list[Tensor]:
+    """Gradients of the scores' sum at images, differentiable, in float32 at least.
+
+    A gradient of norm 1 spreads over an image's pixels: at a side of R each has about 1 / R. In float16 that
+    is small, so the scores are multiplied by R, a power of two, and the gradients divided by it.
+    """
+    if not _in_float16(images[0].device.type):
+        gradients = torch.autograd.grad(scores.sum(), images, create_graph=True)
+        return [at_least_float32(g) for g in gradients]
+    factor = float(max(x.shape[-1] for x in images))
+    gradients = torch.autograd.grad(scores.sum() * factor, images, create_graph=True)
+    return [at_least_float32(g) / factor for g in gradients]
+
+
+def _in_float16(device: str) -> bool:
+    """Returns whether networks compute in float16 here."""
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return False
+    return torch.get_autocast_dtype(device) == torch.float16
 
 
 # ----------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,12 @@ from torch import nn
 
 from pgsr.errors import PgsrError
 
-PATIENCE = timedelta(seconds=45)  # how long a rank waits for the others before it gives up
+T = TypeVar("T")
+
+PATIENCE = timedelta(seconds=45)  # how long a rank waits for the others in a step before it gives up
+STARTING = timedelta(minutes=10)  # within which all have come: PyTorch may be read from a slow disk
+UNLIMITED = timedelta(days=365)  # gloo knows no other way to say so
+SAID_AFTER, SAID_EVERY = 5.0, 60.0  # seconds: when a rank that waits for another says so
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,10 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    control: Any = None  # the group in which ranks agree on stopping, on the CPU
+    local_rank: int = 0  # among those of this machine
+    steps: Any = None  # the group in which gradients are averaged
+    control: Any = None  # that in which ranks agree on stopping, on the CPU
+    meeting: Any = None  # and that in which they wait for one that works for all
 
     def share(self, start: int, batch: int) -> range:
         """Returns which of the images start ... start + batch - 1 are this rank's."""
@@ -54,23 +64,74 @@ class Ranks:
             dist.all_reduce(votes, group=self.control)
         return bool(votes.item())
 
+    def agreed(self, precision: torch.dtype) -> torch.dtype:
+        """The most careful precision that any rank has chosen, for all: their gradients are of one scale."""
+        for careful in (torch.float64, torch.float32, torch.float16):
+            if self.meet(precision == careful):
+                return careful
+        return precision
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, on every rank."""
         if self.count > 1:
             with named_failures():
-                dist.all_reduce(values)
+                dist.all_reduce(values, group=self.steps)
         return values
 
-    def wait(self) -> None:
-        """Waits until every rank has come here."""
-        self.any(False)
+    def meet(self, flag: bool = False, waiting_for: str = "the others") -> bool:
+        """Waits until every rank has come here, however long that takes; whether any of them says yes.
+
+        A rank that waits says so on stderr. Raises PgsrError if another process is gone.
+        """
+        if self.count == 1:
+            return flag
+        with named_failures():
+            votes = torch.tensor(int(flag))
+            work = dist.all_reduce(votes, group=self.meeting, async_op=True)
+            self._watch(work, waiting_for)
+            work.wait()
+        return bool(votes.item())
+
+    def _watch(self, work: Any, waiting_for: str) -> None:
+        """Looks at an operation until it is done: soon at first, since most are."""
+        began, pause, next_said = time.monotonic(), 0.0005, SAID_AFTER
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+            waited = time.monotonic() - began
+            if waited >= next_said:
+                print(
+                    f"rank {self.rank} waits for {waiting_for} ({waited:.0f} s)", file=sys.stderr, flush=True
+                )
+                next_said += SAID_EVERY
+
+    def in_turn(self, work: Callable[[], T], waiting_for: str) -> T:
+        """Does the same work on every rank: first on one of each machine, so that the others find its cache.
+
+        Raises what the work raises; where that was another rank's, a PgsrError that says so.
+        """
+        if self.count == 1:
+            return work()
+        results: list[T] = []
+        failure: PgsrError | None = None
+        for turn_of_first in (True, False):
+            if turn_of_first == (self.local_rank == 0):
+                try:
+                    results.append(work())
+                except PgsrError as error:
+                    failure = error
+            if self.meet(failure is not None, waiting_for):
+                raise failure or PgsrError(f"rank {self.rank} waited for {waiting_for}, which failed")
+        return results[0]
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module as DDP runs it: its gradients are the means over ranks."""
-        if self.count == 1 or not any(p.requires_grad for p in module.parameters()):
+        if self.steps is None or not any(p.requires_grad for p in module.parameters()):
             return module
         # Layers that are not grown in yet take no part.
-        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+        return nn.parallel.DistributedDataParallel(
+            module, process_group=self.steps, find_unused_parameters=True
+        )
 
 
 ALONE = Ranks()
@@ -100,17 +161,43 @@ def ranks_of_run(device: torch.device) -> Iterator[Ranks]:
         yield Ranks()
         return
     with named_failures():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=STARTING)
     try:
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), control)
+        with named_failures():
+            ranks = _grouped(device)
+        yield ranks
     finally:
         dist.destroy_process_group()
 
 
+def _grouped(device: torch.device) -> Ranks:
+    """Makes the groups of the processes that have met."""
+    rank = dist.get_rank()
+    steps = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    meeting = dist.new_group(backend="gloo", timeout=UNLIMITED)
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    return Ranks(rank, dist.get_world_size(), local_rank, steps, control, meeting)
+
+
 def local_device(device: torch.device) -> torch.device:
-    """Turns "cuda" into the GPU of this rank."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+    """Turns "cuda" into the GPU of this rank. Raises PgsrError if there is none for it, or ranks would share
+    one."""
+    if device.type != "cuda":
+        return device
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PgsrError(f"--device {device}: each process of a run takes a GPU of its own: name cuda alone")
+    if device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        use_gpu(device)
     return device
+
+
+def use_gpu(device: torch.device) -> None:
+    """Makes a GPU the current one, if its number is given. Raises PgsrError if it is not there."""
+    if device.index is None:
+        return
+    count = torch.cuda.device_count()
+    if device.index >= count:
+        raise PgsrError(f"there is no GPU {device.index}: this machine has {count}, numbered from 0")
+    torch.cuda.set_device(device)

@@ -14,6 +14,7 @@ from pgsr import draws
 from pgsr.networks.pixels import from_pixels
 
 from .recipe import Recipe
+from .residency import Cuts, Pixels, whole
 
 
 @lru_cache(maxsize=2)
@@ -32,25 +33,30 @@ def mirrored(seed: int, positions: range) -> list[bool]:
     return [bool(draws.raw(seed, "mirror", p, 1)[0] & 1) for p in positions]
 
 
-def middle_boxes(pixels: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
-    """The box in the middle of each photograph, reduced as `boxes` does: [N, 3, R, R]."""
+def middle_boxes(pixels: Pixels, count: int, recipe: Recipe) -> Tensor:
+    """The box in the middle of each of the first photographs, reduced as `boxes` does: [N, 3, R, R]."""
     box = recipe.data.box
-    start = (pixels.shape[1] - box) // 2
-    images = from_pixels(pixels[:, start : start + box, start : start + box].to(device))
-    return F.avg_pool2d(images, box // recipe.schedule.resolution)
+    start = (pixels.side - box) // 2
+    return _reduced(pixels.cut(Cuts(tuple((row, start, start) for row in range(count)), box)), recipe)
 
 
-def boxes(
-    pixels: Tensor, indices: list[int], seed: int, positions: range, recipe: Recipe, device: torch.device
-) -> Tensor:
-    """A random box of each photograph, reduced to the schedule's resolution by averaging: [N, 3, R, R]."""
-    box, side = recipe.data.box, pixels.shape[1]
-    cut = []
+def box_cuts(side: int, indices: list[int], positions: range, recipe: Recipe) -> Cuts:
+    """Random boxes of photographs of that side, each by its position."""
+    places = []
     for p, index in zip(positions, indices, strict=True):
-        top, left = (int(u * (side - box + 1)) for u in draws.uniforms(seed, "crop", p, 2))
-        cut.append(pixels[index, top : top + box, left : left + box])
-    images = from_pixels(torch.stack(cut).to(device))
-    return F.avg_pool2d(images, box // recipe.schedule.resolution)
+        steps = side - recipe.data.box + 1
+        top, left = (int(u * steps) for u in draws.uniforms(recipe.seed, "crop", p, 2))
+        places.append((index, top, left))
+    return Cuts(tuple(places), recipe.data.box)
+
+
+def boxes(pixels: Pixels, cuts: Cuts, recipe: Recipe) -> Tensor:
+    """Boxes of photographs, reduced to the schedule's resolution by averaging: [N, 3, R, R]."""
+    return _reduced(pixels.cut(cuts), recipe)
+
+
+def _reduced(cut: Tensor, recipe: Recipe) -> Tensor:
+    return F.avg_pool2d(from_pixels(cut), recipe.data.box // recipe.schedule.resolution)
 
 
 def stack_indices(seed: int, positions: range, count: int) -> list[list[int]]:
@@ -59,35 +65,20 @@ def stack_indices(seed: int, positions: range, count: int) -> list[list[int]]:
     return [[int(u * count) for u in draws.uniforms(seed, "stack", p, 3)] for p in positions]
 
 
-def stacked(pixels: Tensor, seed: int, positions: range, device: torch.device) -> Tensor:
+def stack_cuts(pixels: Pixels, seed: int, positions: range) -> Cuts:
+    """The pictures that make the stacked images at positions, three in a row each."""
+    rows = [row for three in stack_indices(seed, positions, len(pixels)) for row in three]
+    return whole(rows, pixels.side)
+
+
+def stacked(pixels: Pixels, cuts: Cuts) -> Tensor:
     """The red of one picture, the green of another and the blue of a third: [N, 3, H, W] in [-1, 1].
 
     Of grey digits these are the 1000 modes of paper 2, appendix E.
     """
-    rows = torch.tensor(stack_indices(seed, positions, len(pixels)), device=pixels.device).view(-1, 3)
-    channels = torch.arange(3, device=pixels.device)
-    return from_pixels(pixels[rows, :, :, channels].permute(0, 2, 3, 1).to(device))
-
-
-def resident(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """The data set where gathering is cheapest: on the GPU, or the mapped file itself."""
-    if device.type == "cpu":
-        return _without_copy(pixels)
-    return torch.from_numpy(np.asarray(pixels)).to(device)
-
-
-def _without_copy(pixels: NDArray[np.uint8]) -> Tensor:
-    """A tensor over read-only memory; nothing here writes to it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(pixels)
-
-
-def gather(pixels: Tensor, indices: list[int], device: torch.device) -> Tensor:
-    """Rows of uint8 [N, H, W, 3] -> [B, 3, H, W] in [-1, 1]."""
-    return from_pixels(pixels[torch.tensor(indices, device=pixels.device)].to(device))
+    threes = pixels.cut(cuts).view(-1, 3, cuts.side, cuts.side, 3)
+    images = torch.stack([threes[:, channel, :, :, channel] for channel in range(3)], dim=1)
+    return from_pixels(images.permute(0, 2, 3, 1))
 
 
 def mirror(images: Tensor, flips: list[bool]) -> Tensor:

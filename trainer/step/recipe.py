@@ -21,6 +21,8 @@ from pgsr.networks.progan import resolutions_up_to
 
 from .augment import AugmentConfig
 from .objectives import OBJECTIVES, ObjectiveConfig
+from .precision import PRECISIONS
+from .residency import WISHES
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -157,10 +159,12 @@ class RunConfig:
     evaluate_images: int = 0  # between two looks at the sliced Wasserstein distance; 0: none
     swd_images: int = 2_000  # of either set then, at most as many as there are photographs
     explosion: float = 1e6  # a loss beyond it has diverged; 0: none has. WGAN's scores reach thousands
-    precision: str = "auto"  # "float32", "bfloat16", "float64"; auto: bfloat16 where the device has it
+    precision: str = "auto"  # a name in PRECISIONS; auto: bfloat16 where the device has it
+    residency: str = "auto"  # of the photographs: "device", "host"; auto: on the GPU where they fit easily
 
     def __post_init__(self) -> None:
-        check_choice("run.precision", self.precision, ("auto", "float32", "bfloat16", "float64"))
+        check_choice("run.precision", self.precision, ("auto", *PRECISIONS))
+        check_choice("run.residency", self.residency, WISHES)
         counts = ("log_images", "sample_images", "checkpoint_images", "keep_checkpoints", "sample_grid")
         for name in (*counts, "swd_images"):
             if getattr(self, name) < 1:
@@ -293,9 +297,15 @@ class Recipe:
 # Plain data -> dataclasses.
 
 
+CHOSEN = "chosen"  # in a run's config.json, beside the recipe: what its machine made of it
+
+
 def from_dict(data: Mapping[str, Any]) -> Recipe:
-    """Raises PgsrError for unknown, missing or ill-typed keys."""
-    recipe = _build(Recipe, data, "")
+    """The recipe in a config.json, a checkpoint or a TOML file.
+
+    Raises PgsrError for unknown, missing or ill-typed keys.
+    """
+    recipe = _build(Recipe, {key: value for key, value in data.items() if key != CHOSEN}, "")
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -371,6 +381,19 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
 
 def of_run(run: Path, settings: Sequence[str] = ()) -> Recipe:
     """The recipe in a run's config.json, with settings on top. Raises PgsrError if there is none."""
+    return from_dict(with_settings(_config_of(run), settings))
+
+
+def chosen_by(run: Path) -> dict[str, Any]:
+    """What a run's machine made of its recipe, by config.json; nothing if that is not there, or older."""
+    try:
+        chosen = _config_of(run).get(CHOSEN)
+    except PgsrError:
+        return {}
+    return chosen if isinstance(chosen, dict) else {}
+
+
+def _config_of(run: Path) -> dict[str, Any]:
     try:
         data = json.loads((run / "config.json").read_text())
     except OSError as error:
@@ -379,7 +402,7 @@ def of_run(run: Path, settings: Sequence[str] = ()) -> Recipe:
         raise PgsrError(f"{run / 'config.json'} is not a run's: {error}") from error
     if not isinstance(data, dict):
         raise PgsrError(f"{run / 'config.json'} is not a run's: {data!r} is no table")
-    return from_dict(with_settings(data, settings))
+    return data
 
 
 def with_settings(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 from pgsr.networks.interfaces import Discriminator, Generator
 
 from .objectives import OBJECTIVES, ObjectiveConfig
+from .precision import LossScale
 from .recipe import AveragingConfig, OptimizerConfig, Recipe
 from .schedule import Stage
 
@@ -54,6 +55,7 @@ class State:
     generator: Generator
     generator_ema: Generator
     generator_optimizer: torch.optim.Optimizer
+    loss_scale: LossScale
     critics: list[Critic] = field(default_factory=list)  # the recipe's discriminator first
     augmentation: dict[str, Tensor] = field(default_factory=dict)  # scalars
     images_shown: int = 0
@@ -104,6 +106,7 @@ def new_state(recipe: Recipe, device: torch.device, precision: torch.dtype = tor
         generator=generator,
         generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
         generator_optimizer=new_optimizer(generator, recipe.generator_optimizer),
+        loss_scale=LossScale(device, precision),
         critics=critics,
         augmentation=scalars(recipe.augment.initial_state()),
     )
@@ -201,6 +204,7 @@ def state_tensors(state: State) -> dict[str, Tensor]:
         tensors |= {f"{critic.prefix}.{k}": v for k, v in critic.network.state_dict().items()}
         tensors |= _optimizer_tensors(critic.prefix, critic.network, critic.optimizer)
         tensors |= {f"{critic.state_prefix}{k}": v for k, v in critic.objective_state.items()}
+    tensors |= {f"loss_scale.{k}": v for k, v in state.loss_scale.tensors().items()}
     return tensors | {f"augment.{k}": v for k, v in state.augmentation.items()}
 
 
@@ -223,6 +227,8 @@ def restore(
         _restore_critic(critic, tensors)
     for name, value in state.augmentation.items():
         state.augmentation[name] = tensors.get(f"augment.{name}", value).to(value.device)
+    prefix = "loss_scale."
+    state.loss_scale.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     state.images_shown, state.learning_rate_scale = images_shown, learning_rate_scale
 
 

@@ -8,7 +8,6 @@ and resumes makes the same weights as one that never stopped.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
-from pgsr.errors import check_choice
-from pgsr.machine import multiplies_bfloat16
 from pgsr.networks.interfaces import Images
 from pgsr.networks.precision import at_least_float32
 
@@ -26,36 +23,10 @@ from .batches import Batch, TrainingBatches, batches_for
 from .content_loss import content_features
 from .objectives import OBJECTIVES, adversarial_terms, critic_terms, map_scales, paired_losses, scales
 from .parallel import ALONE, Ranks
+from .precision import autocast, chosen_precision
 from .recipe import Recipe
 from .schedule import Schedule, Stage
 from .state import Critic, State, average_decay, new_state, prepare_optimizers, update_average
-
-# ----------------------------------------------------------------------------
-# Precision.
-
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-def chosen_precision(wish: str, device: torch.device) -> torch.dtype:
-    """The recipe's wish made concrete: bfloat16 only where the machine multiplies it in hardware.
-
-    The environment's PGSR_PRECISION says what "auto" means. Raises PgsrError if it names none.
-    """
-    if wish == "auto":
-        wish = os.environ.get("PGSR_PRECISION") or "auto"
-        check_choice("PGSR_PRECISION", wish, ("auto", *PRECISIONS))
-    if wish == "auto":
-        wish = "bfloat16" if device.type == "cuda" or multiplies_bfloat16() else "float32"
-    return PRECISIONS[wish]
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    """Returns the context in which networks compute in a precision."""
-    if precision != torch.bfloat16:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)
-
 
 # ----------------------------------------------------------------------------
 # What each network minimises, as a module: its forward is one loss, its parameters are one network's.
@@ -142,11 +113,17 @@ class Trainer:
     """A recipe, its data and its state, and the step that advances them."""
 
     def __init__(
-        self, recipe: Recipe, schedule: Schedule, batches: TrainingBatches, device: torch.device, ranks: Ranks
+        self,
+        recipe: Recipe,
+        schedule: Schedule,
+        batches: TrainingBatches,
+        device: torch.device,
+        ranks: Ranks,
+        precision: torch.dtype | None = None,  # in place of the recipe's wish
     ) -> None:
         self.recipe, self.schedule, self.batches, self.device = recipe, schedule, batches, device
         self.ranks = ranks
-        self.precision = chosen_precision(recipe.run.precision, device)
+        self.precision = precision or chosen_precision(recipe.run.precision, device)
         self.state = new_state(recipe, device, self.precision)
         self.simultaneous = recipe.objective.updates == "simultaneous"
         if self.simultaneous:
@@ -154,6 +131,15 @@ class Trainer:
         else:
             self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
         self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What was chosen for this machine, where the recipe leaves it open."""
+        return {
+            "device": device_name(self.device),
+            "precision": str(self.precision).removeprefix("torch."),
+            "residency": self.batches.residency.place,
+        }
 
     def stage(self) -> Stage:
         return self.schedule.at(self.state.images_shown)
@@ -235,8 +221,7 @@ class Trainer:
         self._backward(critic.optimizer, losses, batch, stage)
         self.state.generator_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(scales(images), [-x.grad for x in scales(fakes) if x.grad is not None])
-        critic.optimizer.step()
-        self.state.generator_optimizer.step()
+        self.state.loss_scale.step(critic.optimizer, self.state.generator_optimizer)
         terms = losses | {"generator": -scores["fake"]}
         return terms, scores | {"made": scores["fake"]}, stage.images_shown + stage.batch
 
@@ -245,7 +230,7 @@ class Trainer:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, scores = self._critic_losses(critic, batch, reals, fakes, stage, images_shown)
         self._backward(critic.optimizer, losses, batch, stage)
-        critic.optimizer.step()
+        self.state.loss_scale.step(critic.optimizer)
         if critic.objective.clip:
             weights = [p.data for p in critic.network.parameters()]
             torch._foreach_clamp_min_(weights, -critic.objective.clip)
@@ -276,7 +261,7 @@ class Trainer:
         with _frozen(networks), autocast(self.device, self.precision):
             losses, scores = self.generator_loss(batch, stage, change)
         self._backward(self.state.generator_optimizer, losses, batch, stage)
-        self.state.generator_optimizer.step()
+        self.state.loss_scale.step(self.state.generator_optimizer)
         return losses, scores
 
     def _backward(
@@ -286,7 +271,7 @@ class Trainer:
         total = torch.stack(list(losses.values())).sum()
         if self.ranks.count > 1:
             total = total * self.ranks.weight(len(batch.reals), stage.batch)
-        total.backward()
+        self.state.loss_scale.backward(total)
 
     def _seed_torch(self, stage: Stage) -> None:
         """Seeds torch by the images shown, for networks with noise or dropout inside."""
@@ -317,9 +302,11 @@ class Trainer:
         values = {f"watch/score {k}": v for k, v in scores.items() if not k.startswith("sign")}
         if "real" in scores:
             values["watch/Wasserstein estimate"] = scores["real"] - scores["fake"]
-        values["watch/gradient norm generator"] = gradient_norm(self.state.generator)
+        norm = self.state.loss_scale.watched
+        values["watch/gradient norm generator"] = norm(gradient_norm(self.state.generator))
         for critic in self.state.critics_at(stage.resolution):
-            values[f"watch/gradient norm critic {critic.name}".rstrip()] = gradient_norm(critic.network)
+            name = f"watch/gradient norm critic {critic.name}".rstrip()
+            values[name] = norm(gradient_norm(critic.network))
             values |= {f"watch/{k}": v for k, v in critic.labelled(critic.objective_state).items()}
         return values | {f"watch/augment {k}": v for k, v in self.state.augmentation.items()}
 
@@ -347,6 +334,11 @@ def gradient_norm(network: nn.Module) -> Tensor:
     """The 2-norm of all gradients of a network's last update: a scalar."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     return torch.stack(torch._foreach_norm(gradients)).norm()
+
+
+def device_name(device: torch.device) -> str:
+    """cpu, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def make_trainer(
