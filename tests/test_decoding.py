@@ -357,7 +357,7 @@ def test_a_tiff_is_turned_once(orientation: int, compression: str | None) -> Non
 def test_a_tiffs_damaged_directories() -> None:
     """Pillow reads them all before it gives a TIFF's pixels."""
     made = Image.Exif()
-    made.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    made[0x8769] = {0x9003: "2020:01:01 00:00:00"}
     made[decoding.ORIENTATION] = 6
     data = saved(Image.fromarray(COLOUR[:20]), "TIFF", exif=made.tobytes())
     place = data.index(struct.pack("<HHI", 0x8769, 4, 1)) + 8

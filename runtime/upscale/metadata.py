@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ DESCRIPTIVE = frozenset(  # tags of a TIFF that say nothing of how its pixels ar
 MOST_DPI = 65535  # in a JPEG
 MOST_XMP = 65502  # bytes in a segment of a JPEG
 XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_TAG = 700  # of a TIFF
 XMP_KEY = "XML:com.adobe.xmp"  # of a PNG's text
 COMMENT = "Comment"  # the text of a PNG that a JPEG's or a GIF's comment becomes
 
@@ -96,8 +98,17 @@ def _sound(
 
 
 def _xmp(image: Image.Image) -> bytes:
-    found = image.info.get("xmp") or image.info.get(XMP_KEY) or b""
+    found = image.info.get("xmp") or image.info.get(XMP_KEY) or _xmp_of_older_pillow(image)
     return found.encode() if isinstance(found, str) else found if isinstance(found, bytes) else b""
+
+
+def _xmp_of_older_pillow(image: Image.Image) -> Any:
+    """Where Pillow before 11 keeps it."""
+    segments = [body for name, body in getattr(image, "applist", ()) if name == "APP1"]
+    packets = [body.removeprefix(XMP_SEGMENT) for body in segments if body.startswith(XMP_SEGMENT)]
+    with suppress(Exception):  # a TIFF's tags raise what they like where they are damaged
+        packets.append(image.tag_v2[XMP_TAG])  # type: ignore[attr-defined]
+    return packets[0] if packets else b""
 
 
 def _texts(image: Image.Image) -> dict[str, str]:
