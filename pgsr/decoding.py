@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ Levels = NDArray[np.uint8]  # [H, W]
 VERSION = 2  # of what is made of a file's levels: pixels that another one made are decoded again
 MOST_PIXELS = 178_956_970  # of a picture: Pillow's own limit, whatever it is set to
 BACKGROUND = (255, 255, 255)  # over which what is transparent is composed for training
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+PNG_OF_PIXELS = (b"tRNS", b"gAMA", b"sRGB", b"eXIf")  # that say how they are seen
 
 ORIENTATION = 0x0112  # a tag of EXIF and TIFF
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153  # tags of TIFF
@@ -106,12 +112,43 @@ def composed(decoded: Decoded, name: str = "it") -> Image.Image:
 def opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     """A picture with its pixels read, as Pillow has it. Whatever is raised by Pillow, inside the block too,
     becomes a PictureError."""
-    with naming(name), open_picture(source) as image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise Refused(f"is too large: {width}x{height}, and at most {MOST_PIXELS:,} pixels are read")
-        _load(image, source)
+    with naming(name), ExitStack() as files:
+        try:
+            image = _loaded(source, files)
+        except (Refused, Image.DecompressionBombError):
+            raise
+        except Exception:
+            bare = _bare_png(source)
+            if bare is None:
+                raise
+            image = _loaded(bare, files)
         yield image
+
+
+def _loaded(source: Path | bytes, files: ExitStack) -> ImageFile.ImageFile:
+    image = files.enter_context(open_picture(source))
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise Refused(f"is too large: {width}x{height}, and at most {MOST_PIXELS:,} pixels are read")
+    _load(image, source)
+    return image
+
+
+def _bare_png(source: Path | bytes) -> bytes | None:
+    """A PNG without its texts and profiles, over which Pillow refuses a picture if they are damaged or long;
+    None for another file."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    if not data.startswith(PNG_SIGNATURE):
+        return None
+    parts, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        chunk = data[place : place + 12 + length]
+        sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind in PNG_CRITICAL or (kind in PNG_OF_PIXELS and sound):
+            parts.append(chunk)
+        place += 12 + length
+    return b"".join(parts)
 
 
 @contextmanager

@@ -366,6 +366,23 @@ def test_a_tiffs_damaged_directories() -> None:
         assert np.array_equal(found, np.rot90(COLOUR[:20], -1))
 
 
+def test_a_pngs_texts_never_decide_over_it() -> None:
+    """Nor damaged profiles: Pillow refuses a PNG for a text of more than a megabyte, and for any damage."""
+    long = b"workflow\0\0" + zlib.compress(bytes(3_000_000))
+    turned = chunk(b"eXIf", exif(TURNED))
+    for notes in (
+        chunk(b"zTXt", long),
+        chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+        chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(3_000_000))),
+        chunk(b"zTXt", b"a\0\0damaged") + chunk(b"pHYs", b""),
+        chunk(b"tEXt", b"a\0b")[:-4] + b"\0\0\0\0",
+    ):
+        assert np.array_equal(seen(png(8, 0, bits_of(GREY, 8), notes, turned)), np.rot90(as_rgb(GREY), -1))
+    damaged = png(8, 0, bits_of(GREY, 8), chunk(b"tEXt", b"a\0b")[:-4] + b"\0\0\0\0")
+    with pytest.raises(PictureError, match=r"^a\.png cannot be read"):
+        decode(damaged[:-40], "a.png")
+
+
 # ----------------------------------------------------------------------------
 # Whatever a file holds.
 

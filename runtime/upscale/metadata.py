@@ -139,7 +139,11 @@ def saving_options(
     left out of it, in words."""
     lost = list(metadata.lost)
     exif = _exif(metadata, size)
-    options: dict[str, Any] = {"icc_profile": metadata.profile, "dpi": metadata.dpi}
+    profile = metadata.profile
+    if profile and format == "webp" and profile[16:20] == b"GRAY":  # and WebP has colours alone
+        profile = None
+        lost.append("colour profile")
+    options: dict[str, Any] = {"icc_profile": profile, "dpi": metadata.dpi}
     xmp = _resized_xmp(metadata.xmp, size)
     if format == "png":
         options |= {"pnginfo": _png_texts(metadata.texts, xmp, note), "exif": exif if len(exif) else None}

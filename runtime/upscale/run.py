@@ -7,6 +7,7 @@ picture that cannot be made is named at the end and does not stop the others.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -65,9 +66,10 @@ class Run:
     def stream(self, task: UpscaleTask) -> str:
         """One picture to stdout, when it is made."""
         began = time.perf_counter()
-        photograph = read_photograph(_stdin() if task.source == STREAM else task.source, str(task.source))
+        streamed = task.source == STREAM
+        photograph = read_photograph(*((_stdin(), "stdin") if streamed else (task.source, str(task.source))))
         by_contents = photograph.format if photograph.format in SUFFIXES else "png"
-        format = self.format or (by_contents if task.source == STREAM else task.format)
+        format = self.format or (by_contents if streamed else task.format)
         check_format(photograph, format, self.upscaler.scale)
         with tempfile.SpooledTemporaryFile(HELD_BYTES) as file:
             self.write(photograph, self.bands(photograph), file, format)
@@ -149,8 +151,9 @@ class Batch:
 
     def run(self) -> None:
         """Makes what is not there yet."""
-        for folder in {place.parent for place in self._places if os.path.isdir(place.parent)}:
-            remove_leftovers(folder)
+        for place in self._places:
+            if any(place.parent.glob(f".{glob.escape(place.name)}.*.tmp")):
+                remove_leftovers(place.parent, of=place)
         with (
             Finisher(self, limit=SMALL_BEHIND) as finisher,
             closing(prefetch(self._pieces(), BANDS_AHEAD)) as stream,
