@@ -88,3 +88,19 @@ def test_rarer_names_are_found(suffix: str, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no picture")
     assert list(open_pictures(tmp_path).names) == [file.name]
     assert [task.source for task in find([str(tmp_path)]).tasks] == [file]
+
+
+def test_training_takes_levels_as_people_see_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Grey of 16 bits was white in training, floats were black, and hidden colours were seen."""
+    level = np.full((16, 16), 100, np.uint8)
+    hidden = np.dstack([level, 0 * level, level, np.where(np.arange(16) < 8, 255, 0) * np.ones_like(level)])
+    Image.fromarray(level.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    Image.fromarray((level / 255).astype(np.float32)).save(tmp_path / "b.tif")
+    Image.fromarray(hidden.astype(np.uint8)).save(tmp_path / "c.png")
+    Image.fromarray(level.astype(np.int32)).save(tmp_path / "d.tif")
+    pixels = cache.load_photographs(tmp_path, 16).pixels
+    assert pixels.shape == (3, 16, 16, 3)
+    assert (pixels[:2] == 100).all()
+    assert (pixels[2, :, :8] == (100, 0, 100)).all()
+    assert (pixels[2, :, 8:] == 255).all()
+    assert "skipped d.tif: holds signed integers, of which none is surely white" in capsys.readouterr().err

@@ -57,6 +57,16 @@ def test_tiles_are_not_seen(model: Path, tile: int, shape: tuple[int, int]) -> N
     assert np.abs(larger.astype(int) - whole).max() <= 1
 
 
+def test_tiles_of_wide_pictures_are_lower(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a row of them does not take much more memory than it may."""
+    tiled, made = opened(model, tile=128), picture(300, 200)
+    bands = list(tiled.bands(300, 200, lambda top, bottom: made[top:bottom]))
+    monkeypatch.setattr("pgsr.runtime.upscale.upscaler.BAND_BYTES", 200 * SCALE**2 * 3 * 10)
+    lower = list(tiled.bands(300, 200, lambda top, bottom: made[top:bottom]))
+    assert max(map(len, bands)) > 200 > 110 > max(map(len, lower))
+    assert np.abs(np.concatenate(lower).astype(int) - np.concatenate(bands)).max() <= 1
+
+
 def test_tiles_without_a_margin_would_be_seen(model: Path) -> None:
     """The test above can fail."""
     tiled, made = opened(model, tile=32), picture(97, 80)

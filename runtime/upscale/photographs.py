@@ -26,6 +26,7 @@ from .metadata import Metadata, read_metadata, saving_options
 from .row_encoders import check_size, open_encoder
 
 Rows = NDArray[np.uint8]  # [some, W, 3]
+ROWS = 64  # that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,34 @@ def write_photograph(
     with _encoding(photograph.name):
         options, lost = saving_options(photograph.metadata, format, size, note)
         encoder = open_encoder(format, file, size, mode, quality, options)
-    for rows in larger:
+    for rows in _portions(larger):
         with _encoding(photograph.name):
-            picture = Image.fromarray(rows).convert(photograph.colours.mode)
-            if alpha is not None:
-                picture.putalpha(_part(alpha, scale, top, len(rows)))
-            encoder.write(np.asarray(picture))
+            encoder.write(_in_mode(rows, photograph, alpha, scale, top))
         top += len(rows)
     assert top == size[1]
     with _encoding(photograph.name):
         encoder.close()
     return lost
+
+
+def _portions(larger: Iterable[Rows]) -> Iterator[Rows]:
+    """The same rows, fewer at a time, since each is copied some times on its way."""
+    for rows in larger:
+        for start in range(0, len(rows), ROWS):
+            yield rows[start : start + ROWS]
+
+
+def _in_mode(
+    rows: Rows, photograph: Photograph, alpha: Image.Image | None, scale: int, top: int
+) -> NDArray[np.uint8]:
+    """Enlarged rows as the photograph's are: grey, and with alpha."""
+    mode = photograph.colours.mode
+    if mode == "RGB" and alpha is None:
+        return rows
+    picture = Image.fromarray(rows).convert(mode)
+    if alpha is not None:
+        picture.putalpha(_part(alpha, scale, top, len(rows)))
+    return np.asarray(picture)
 
 
 @contextmanager

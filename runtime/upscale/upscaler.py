@@ -30,6 +30,7 @@ from ..backends import Runner, open_runner
 
 TILE = 256  # pixels a side that the network sees at once, at most
 LEAST_TILE = 32
+BAND_BYTES = 2**26  # of what a row of tiles makes, about
 RAMP = 8  # pixels over which a tile takes over from the one before
 
 FIRST_SIDE, LAST_SIDE = 64, 256  # of the pictures by which the reach is measured
@@ -151,7 +152,7 @@ class Upscaler:
 
     def _by_tiles(self, height: int, width: int, rows: Rows) -> Iterator[Picture]:
         """Row by row of tiles. Floats are kept only of what the next row of tiles adds to."""
-        down, across = self._axis(height), self._axis(width)
+        down, across = self._axis(height, self._tile_height(width)), self._axis(width, self._tile)
         overlap = np.zeros((0, width * self.scale, 3), dtype=np.float32)
         for top, end, weights in zip(down.starts, [*down.starts[1:], height], down.weights, strict=True):
             finished = (end - top) * self.scale
@@ -178,8 +179,17 @@ class Upscaler:
             yield slice(left * self.scale, end * self.scale), part[:, :finished]
             overlap = part[:, finished:]
 
-    def _axis(self, length: int) -> Axis:
-        return Axis(length, self._tile, self.reach if length > self._tile else 0, self.scale, self._fixed)
+    def _tile_height(self, width: int) -> int:
+        """Rows of a tile: fewer where a row of tiles would make more than BAND_BYTES, but not so few that
+        most of their arithmetic is for margins."""
+        rows = BAND_BYTES // (3 * self.scale**2 * width)
+        if self._fixed or rows >= self._tile:
+            return self._tile
+        shared = 2 * self.reach + RAMP
+        return min(self._tile, max(rows, shared, LEAST_TILE) + shared)
+
+    def _axis(self, length: int, tile: int) -> Axis:
+        return Axis(length, tile, self.reach if length > tile else 0, self.scale, self._fixed)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()
