@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,6 +58,7 @@ class Streams(click.Command):
 
     def main(self, *args: Any, **options: Any) -> Any:
         open_streams()
+        warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF and the like, which is not used
         try:
             try:
                 return super().main(*args, **options)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF"),
@@ -23,12 +26,56 @@ SUFFIXES = {  # of files of these formats, in lower case
 }
 
 
-def open_picture(source: Path | bytes) -> Image.Image:
+@contextmanager
+def open_picture(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
     """Opens a file, or the bytes of one, in one of `FORMATS`; its pixels are read when they are asked for.
 
     Raises PIL.UnidentifiedImageError (an OSError) for another format, and what Pillow raises for damage.
     """
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_installed())
+    with _Bytes(source) if isinstance(source, bytes) else _File(io.FileIO(source)) as file:
+        yield Image.open(file, formats=_installed())
+
+
+MOST_SECONDS = 60.0  # of a processor, that the decoding of one picture may take
+
+
+class Refused(Exception):
+    """A picture that is not decoded. Its text is the reason, and can follow the name: "is too large"."""
+
+
+class _Clock:
+    """Ends the decoding of a picture that takes too long, where the decoder asks for more of the file.
+
+    A small JPEG may hold thousands of scans of many pixels each, and a text of numbers may be read for hours.
+    The decoders that ask once, for all (WebP, AVIF, JPEG 2000), are bounded by the pixels alone.
+    """
+
+    def _start(self) -> None:
+        self._end = time.thread_time() + MOST_SECONDS
+
+    def _check(self) -> None:
+        if time.thread_time() > self._end:
+            raise Refused(f"takes more than {MOST_SECONDS:g} seconds to decode")
+
+
+class _Bytes(io.BytesIO, _Clock):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._start()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._check()
+        return super().read(size)
+
+
+class _File(io.BufferedReader, _Clock):
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._start()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._check()
+        return super().read(size)
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from pgsr.errors import PgsrError
 from pgsr.pictures import FORMATS, open_picture
-from pgsr.runtime.upscale.photographs import read_photograph, tasks
+from pgsr.runtime.upscale.photographs import read_photograph
+from pgsr.runtime.upscale.tasks import find
 from pgsr.trainer.data import cache
 from pgsr.trainer.data.sources import open_pictures
 
@@ -34,7 +35,8 @@ def encoded(format: str) -> bytes:
 @pytest.mark.parametrize("format", LOSSLESS)
 def test_formats_that_are_meant(format: str, tmp_path: Path):
     expected = np.asarray(picture())
-    assert np.array_equal(np.asarray(open_picture(encoded(format)).convert("RGB")), expected)
+    with open_picture(encoded(format)) as opened:
+        assert np.array_equal(np.asarray(opened.convert("RGB")), expected)
     (tmp_path / "x.dat").write_bytes(encoded(format))
     with open_picture(tmp_path / "x.dat") as opened:
         assert np.array_equal(np.asarray(opened.convert("RGB")), expected)
@@ -45,8 +47,8 @@ def test_others_are_not_opened(format: str):
     buffer = io.BytesIO()
     (picture().convert("F") if format == "SPIDER" else picture()).save(buffer, format)
     assert format not in FORMATS
-    with pytest.raises(UnidentifiedImageError):
-        open_picture(buffer.getvalue())
+    with pytest.raises(UnidentifiedImageError), open_picture(buffer.getvalue()):
+        pass
 
 
 def test_postscript_in_a_png_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,7 +68,7 @@ def test_postscript_in_a_png_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         program = program.replace("PATH", repr(str(tmp_path / "x.png")))
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert called.exists() == runs, done.stderr
-        assert runs or "cannot identify image file" in done.stdout
+        assert runs or "of no format that is read" in done.stdout
 
 
 def test_the_upscaler_and_the_data_name_it(tmp_path: Path):
@@ -74,7 +76,7 @@ def test_the_upscaler_and_the_data_name_it(tmp_path: Path):
         read_photograph(POSTSCRIPT, "x.png")
     decoded, why = cache.problem(POSTSCRIPT, 4)
     assert decoded is None
-    assert "cannot identify image file" in why
+    assert "of no format that is read" in why
 
 
 @pytest.mark.parametrize("suffix", [".PNG", ".jpe", ".jfif", ".pgm", ".jp2", ".tga"])
@@ -85,4 +87,20 @@ def test_rarer_names_are_found(suffix: str, tmp_path: Path):
     file.write_bytes(encoded(names[suffix]))
     (tmp_path / "notes.txt").write_text("no picture")
     assert list(open_pictures(tmp_path).names) == [file.name]
-    assert [task.source for task in tasks([str(tmp_path)])] == [file]
+    assert [task.source for task in find([str(tmp_path)]).tasks] == [file]
+
+
+def test_training_takes_levels_as_people_see_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Grey of 16 bits was white in training, floats were black, and hidden colours were seen."""
+    level = np.full((16, 16), 100, np.uint8)
+    hidden = np.dstack([level, 0 * level, level, np.where(np.arange(16) < 8, 255, 0) * np.ones_like(level)])
+    Image.fromarray(level.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    Image.fromarray((level / 255).astype(np.float32)).save(tmp_path / "b.tif")
+    Image.fromarray(hidden.astype(np.uint8)).save(tmp_path / "c.png")
+    Image.fromarray(level.astype(np.int32)).save(tmp_path / "d.tif")
+    pixels = cache.load_photographs(tmp_path, 16).pixels
+    assert pixels.shape == (3, 16, 16, 3)
+    assert (pixels[:2] == 100).all()
+    assert (pixels[2, :, :8] == (100, 0, 100)).all()
+    assert (pixels[2, :, 8:] == 255).all()
+    assert "skipped d.tif: holds signed integers, of which none is surely white" in capsys.readouterr().err

@@ -6,70 +6,22 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import bundles as tiny
-from pgsr import bundle as contract
-from pgsr.bundle import Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.images import to_float, to_uint8
-from pgsr.runtime.upscale.cli import main
 from pgsr.runtime.upscale.upscaler import RAMP, Axis, Upscaler
+from upscaling import SCALE, command, file_of, made_by, opened, picture, pixels, write_upscaler
 
 ROOT = Path(__file__).resolve().parent.parent
-SCALE, MAPS, LAYERS = 2, 5, 4
-
-
-def write_upscaler(folder: Path, side: int = 0) -> Path:
-    """A bundle with an upscaler of five convolutions, whose reach is 5; for pictures of one side, if any."""
-    tiny.write_bundle(folder)
-    draw = np.random.default_rng(0)
-    nodes, constants, last = [], {}, "images"
-    shapes = [(MAPS, 3), *[(MAPS, MAPS)] * (LAYERS - 1), (3 * SCALE**2, MAPS)]
-    for i, (outputs, inputs) in enumerate(shapes):
-        weight = draw.standard_normal((outputs, inputs, 3, 3)) / np.sqrt(4.5 * inputs)
-        constants[f"w{i}"] = weight.astype(np.float32)
-        nodes.append(helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
-        last = f"c{i}"
-        if i < LAYERS:
-            nodes.append(helper.make_node("LeakyRelu", [last], [f"a{i}"], alpha=0.2))
-            last = f"a{i}"
-    nodes.append(helper.make_node("DepthToSpace", [last], ["upscaled"], blocksize=SCALE, mode="CRD"))
-    sides = [side, side] if side else ["height", "width"]
-    larger = [side * SCALE, side * SCALE] if side else ["taller", "wider"]
-    graph = helper.make_graph(
-        nodes,
-        "upscaler",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, *sides])],
-        [helper.make_tensor_value_info("upscaled", TensorProto.FLOAT, ["n", 3, *larger])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
-        folder / "upscaler.onnx",
-    )
-    bundle = contract.read(folder)
-    upscaler = replace(
-        bundle.graphs[0],
-        name="upscaler",
-        file="upscaler.onnx",
-        sha256=sha256(folder / "upscaler.onnx"),
-        inputs=(Port("images", ("n", 3, *sides), "float32", "[-1, 1]"),),
-        outputs=(Port("upscaled", ("n", 3, *larger), "float32", "[-1, 1]"),),
-    )
-    contract.write(replace(bundle, scale=SCALE, graphs=(*bundle.graphs, upscaler)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -77,48 +29,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_upscaler(tmp_path_factory.mktemp("model"))
 
 
-def opened(model: Path | None, **options: Any) -> Upscaler:
-    return Upscaler(model, **{"device": "cpu", "backend": "onnxruntime", "threads": 1, **options})
-
-
 @pytest.fixture(scope="module")
 def upscaler(model: Path) -> Upscaler:
     return opened(model)
 
 
-def picture(height: int = 40, width: int = 30) -> NDArray[np.uint8]:
-    """Something smooth with edges in it."""
-    y, x = np.mgrid[0:height, 0:width] / 40
-    made = np.stack([x, y, np.sin(9 * x * y) ** 2], axis=-1)
-    made[height // 3 : height // 2, width // 4 : width // 2] = 1 - made[0, 0]
-    return (np.clip(made, 0, 1) * 255).astype(np.uint8)
-
-
 def at_once(upscaler: Upscaler, made: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The whole picture through the network, without tiles."""
     return to_uint8(upscaler._runner.run(np.ascontiguousarray(to_float(made[None]))))[0]
-
-
-def file_of(made: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    made.save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def command(model: Path, *arguments: Any, stdin: bytes = b"") -> Result:
-    options = ["--model", model, "--device", "cpu", "--backend", "onnxruntime", "--threads", 1]
-    return CliRunner().invoke(main, [str(a) for a in (*arguments, *options)], input=stdin)
-
-
-def made_by(model: Path, *arguments: Any) -> dict[str, Any]:
-    result = command(model, *arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return dict(json.loads(result.stdout))
-
-
-def pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as found:
-        return np.asarray(found)
 
 
 # ----------------------------------------------------------------------------
@@ -137,6 +55,16 @@ def test_tiles_are_not_seen(model: Path, tile: int, shape: tuple[int, int]) -> N
     larger, whole = tiled.upscale(made), at_once(tiled, made)
     assert larger.shape == (shape[0] * SCALE, shape[1] * SCALE, 3)
     assert np.abs(larger.astype(int) - whole).max() <= 1
+
+
+def test_tiles_of_wide_pictures_are_lower(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a row of them does not take much more memory than it may."""
+    tiled, made = opened(model, tile=128), picture(300, 200)
+    bands = list(tiled.bands(300, 200, lambda top, bottom: made[top:bottom]))
+    monkeypatch.setattr("pgsr.runtime.upscale.upscaler.BAND_BYTES", 200 * SCALE**2 * 3 * 10)
+    lower = list(tiled.bands(300, 200, lambda top, bottom: made[top:bottom]))
+    assert max(map(len, bands)) > 200 > 110 > max(map(len, lower))
+    assert np.abs(np.concatenate(lower).astype(int) - np.concatenate(bands)).max() <= 1
 
 
 def test_tiles_without_a_margin_would_be_seen(model: Path) -> None:
@@ -217,7 +145,8 @@ def test_alpha_is_kept(model: Path, upscaler: Upscaler, tmp_path: Path) -> None:
     found = written(model, tmp_path, file_of(given), "a.png")
     assert found.mode == "RGBA"
     larger = np.asarray(found)
-    assert np.array_equal(larger[..., :3], upscaler.upscale(picture()))
+    seen = (slice(0, 2 * (20 - 7)), slice(0, 2 * (15 - 7)))  # beyond the network's reach of what is hidden
+    assert np.array_equal(larger[seen][..., :3], upscaler.upscale(picture())[seen])
     assert (larger[:34, :24, 3] == 255).all()
     assert (larger[46:, :, 3] == 0).all()
     found = written(model, tmp_path, file_of(given, "WEBP", lossless=True), "b.webp", "--out", tmp_path / "w")
@@ -385,7 +314,10 @@ def test_one_bad_picture_does_not_stop_the_others(model: Path, photos: Path, tmp
         (["{photos}/a.png", "--out", "{photos}"], "would replace the picture"),
         (["{photos}/a.png", "--format", "gif"], "--format"),
         (["{photos}/a.png", "--tile", "3"], "--tile"),
-        (["{photos}/a.png", "{photos}/a.png"], "would both be"),
+        (["{photos}/a.png", "*.absent"], "no file matches"),
+        (["{photos}/a.png", "--out", "x.tif"], "pictures are written as .png, .jpg, .webp"),
+        (["{photos}/a.png", "--out", "{photos}/notes.txt"], "is a file: name a folder"),
+        (["{photos}/a.png", "{photos}/sub/../a.png", "--out", "{photos}"], "would replace the picture"),
     ],
 )
 def test_one_line_for_what_is_wrong(

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pgsr.decoding import PictureError
 from pgsr.errors import PgsrError, check_choice
 from pgsr.trainer.data import procedural
 from pgsr.trainer.data.cache import FILTERS, decode, square
@@ -142,7 +143,7 @@ def _photographs(source: Path, side: int, count: int) -> list[Image.Image]:
         for name in pictures.names:
             try:
                 picture = decode(read(name))
-            except UNREADABLE:
+            except (*UNREADABLE, PictureError):
                 continue
             side = side or min(picture.size)
             if min(picture.size) >= side:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from pgsr.decoding import naming
 from pgsr.errors import check_choice, missing_package
 from pgsr.pictures import open_picture
 
@@ -79,32 +80,35 @@ def _deflating(deflate: Callable[[Any], bytes]) -> Encode:
     def encode(picture: Picture, quality: int | None, note: Note) -> bytes:
         height, width, channels = picture.shape
         header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-        parts = (_chunk(b"IHDR", header), _text_chunks(note), _chunk(b"IDAT", deflate(filtered(picture))))
-        return b"".join((SIGNATURE, *parts, _chunk(b"IEND", b"")))
+        parts = (chunk(b"IHDR", header), _text_chunks(note), chunk(b"IDAT", deflate(filtered(picture))))
+        return b"".join((SIGNATURE, *parts, chunk(b"IEND", b"")))
 
     return encode
 
 
-def filtered(picture: Picture) -> NDArray[np.uint8]:
+def filtered(picture: Picture, before: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """A picture's lines less the average of left and above (rounded down), each behind its filter's number:
-    uint8 [H, W, C] -> [H, 1 + W * C]."""
+    uint8 [H, W, C] -> [H, 1 + W * C]. `before` is the line above them, [W, C], if they are not the first."""
     height, width, channels = picture.shape
     raw = picture.reshape(height, width * channels)
     left, above = np.zeros_like(raw), np.zeros_like(raw)
     left[:, channels:], above[1:] = raw[:, :-channels], raw[:-1]
+    if before is not None:
+        above[0] = before.reshape(-1)
     lines = np.empty((height, 1 + raw.shape[1]), dtype=np.uint8)
     lines[:, 0] = AVERAGE
     np.subtract(raw, (left & above) + ((left ^ above) >> 1), out=lines[:, 1:])  # in 8 bits, without a carry
     return lines
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG (PNG specification, section 5.3)."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def _text_chunks(note: Note) -> bytes:
     texts = ((f"pgsr:{name}".encode("latin-1"), str(value).encode("latin-1")) for name, value in note.items())
-    return b"".join(_chunk(b"tEXt", name + b"\0" + text) for name, text in texts)
+    return b"".join(chunk(b"tEXt", name + b"\0" + text) for name, text in texts)
 
 
 def _pillow_png() -> Encode:
@@ -192,10 +196,7 @@ def _imagecodecs() -> Encode:
 def _decoded_jxl(data: bytes) -> Picture:
     from imagecodecs import jpegxl_decode
 
-    try:
-        return np.asarray(jpegxl_decode(data, numthreads=1))
-    except (RuntimeError, ValueError) as error:  # its own error is a RuntimeError
-        raise OSError(str(error)) from None
+    return np.asarray(jpegxl_decode(data, numthreads=1))
 
 
 # ----------------------------------------------------------------------------
@@ -205,16 +206,17 @@ def _decoded_jxl(data: bytes) -> Picture:
 def decoded(data: bytes, format: str) -> Picture:
     """A file's picture, uint8 [H, W, 3], checked to its end.
 
-    Raises OSError, SyntaxError, ValueError or PIL.Image.DecompressionBombError, all of which mean damage.
+    Raises PictureError if it is damaged, or of another format.
     """
-    if format == "jxl":
-        return _decoded_jxl(data)
-    with open_picture(data) as picture:
-        if picture.format != format.upper():
-            raise OSError(f"a {picture.format} file")
-        picture.verify()  # the chunks' checksums; the decoder skips them
-    with open_picture(data) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with naming("the picture"):
+        if format == "jxl":
+            return _decoded_jxl(data)
+        with open_picture(data) as picture:
+            if picture.format != format.upper():
+                raise OSError(f"a {picture.format} file")
+            picture.verify()  # the chunks' checksums; the decoder skips them
+        with open_picture(data) as picture:
+            return np.asarray(picture.convert("RGB"))
 
 
 # ----------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pgsr.decoding import PictureError
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import cannot_write, write_bytes
 
@@ -94,7 +94,7 @@ class Encoding:
             return False
         try:
             return decoded(data, self.format).shape == (size, size, 3)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all of them mean damage
+        except PictureError:
             return False
 
 

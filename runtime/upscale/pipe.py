@@ -6,7 +6,7 @@ The bundle's upscaler graph may be of any scale, 1 as well (a network that remov
 The first line on stdout is JSON: {"scale": ..., "sha256": of the graph}. Then for each picture: its height
 and width as two little-endian 32-bit numbers and its RGB bytes, answered in the same form. The end of stdin
 ends it.
-A picture goes through the network in tiles (upscale.py), so that memory does not grow with it.
+A picture goes through the network in tiles (upscaler.py), so that memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from typing import IO
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from pgsr.cli import Command
+from pgsr.decoding import MOST_PIXELS
+from pgsr.errors import PgsrError
 
 from .upscaler import Upscaler
 
@@ -33,11 +36,20 @@ def serve(upscaler: Upscaler, source: IO[bytes], sink: IO[bytes]) -> None:
     sink.write(json.dumps(first).encode() + b"\n")
     sink.flush()
     while header := source.read(HEADER.size):
-        height, width = HEADER.unpack(header)
-        picture = np.frombuffer(source.read(height * width * 3), np.uint8).reshape(height, width, 3)
-        larger = upscaler.upscale(picture)
+        larger = upscaler.upscale(_picture(header, source))
         sink.write(HEADER.pack(*larger.shape[:2]) + larger.tobytes())
         sink.flush()
+
+
+def _picture(header: bytes, source: IO[bytes]) -> NDArray[np.uint8]:
+    """The picture that follows its header. Raises PgsrError if it is cut short or too large."""
+    height, width = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
+    if height * width > MOST_PIXELS:
+        raise PgsrError(f"a picture of {width}x{height} came: at most {MOST_PIXELS:,} pixels are taken")
+    levels = source.read(height * width * 3)
+    if len(header) < HEADER.size or len(levels) < height * width * 3:
+        raise PgsrError("the last picture is cut short: each is height, width and RGB bytes")
+    return np.frombuffer(levels, np.uint8).reshape(height, width, 3)
 
 
 @click.command(cls=Command)

@@ -12,11 +12,11 @@ rounding. A ramp of some pixels hides what is left, for networks whose reach has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from ..backends import Runner, open_runner
 
 TILE = 256  # pixels a side that the network sees at once, at most
 LEAST_TILE = 32
+BAND_BYTES = 2**26  # of what a row of tiles makes, about
 RAMP = 8  # pixels over which a tile takes over from the one before
 
 FIRST_SIDE, LAST_SIDE = 64, 256  # of the pictures by which the reach is measured
@@ -38,6 +39,33 @@ SPARE = 2  # pixels, since another picture may reach a little farther than the o
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Floats = NDArray[np.float32]
+Rows = Callable[[int, int], Picture]  # first and last (not included) -> these rows of a picture
+
+
+def check_levels(picture: Any) -> None:
+    """Raises PgsrError unless this is a picture's levels, uint8 [H, W, 3]: other numbers would be taken for
+    levels that they are not."""
+    kind: Any = getattr(picture, "dtype", type(picture).__name__)
+    shape: tuple[int, ...] = getattr(picture, "shape", ())
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise PgsrError(
+            f"a picture is uint8 [height, width, 3] of levels from 0 to 255, not {kind} {list(shape)}: "
+            "scale it to that first"
+        )
+
+
+class Filled:
+    """A picture continued by its last rows and columns, where it is smaller than a side that is needed."""
+
+    def __init__(self, height: int, width: int, rows: Rows, side: int) -> None:
+        self.height, self.width = max(height, side), max(width, side)
+        self._held, self._missing, self._rows = height, self.width - width, rows
+
+    def rows(self, top: int, bottom: int) -> Picture:
+        """Any rows of it."""
+        held = self._rows(min(top, self._held - 1), min(bottom, self._held))
+        missing = bottom - top - len(held)
+        return np.pad(held, ((0, missing), (0, self._missing), (0, 0)), "edge")
 
 
 class Upscaler:
@@ -96,42 +124,72 @@ class Upscaler:
         return max(0, math.ceil((last + 1) / self.scale) - side // 2)
 
     def upscale(self, picture: Picture) -> Picture:
-        """uint8 [H, W, 3] -> [scale * H, scale * W, 3]. Raises PgsrError if the graph cannot be run."""
-        if self._fixed:
-            height, width = picture.shape[:2]
-            fill = [(0, max(0, self._tile - side)) for side in (height, width)]
-            larger = self._by_tiles(np.pad(picture, (*fill, (0, 0)), "edge"))
-            return larger[: height * self.scale, : width * self.scale]
-        return self._by_tiles(picture)
+        """uint8 [H, W, 3] -> [scale * H, scale * W, 3].
 
-    def _by_tiles(self, picture: Picture) -> Picture:
-        """Row by row of tiles, so that besides the result only one such row is in memory."""
-        rows, columns = (self._axis(side) for side in picture.shape[:2])
-        result = np.empty((picture.shape[0] * self.scale, picture.shape[1] * self.scale, 3), dtype=np.uint8)
-        overlap = np.zeros((0, result.shape[1], 3), dtype=np.float32)  # rows that the next tiles add to
-        for i, (top, weights) in enumerate(zip(rows.starts, rows.weights, strict=True)):
-            band = self._band(picture[top : top + rows.side], columns) * weights[:, None, None]
-            band[: len(overlap)] += overlap
-            end = rows.starts[i + 1] if i + 1 < len(rows.starts) else picture.shape[0]
-            height = (end - top) * self.scale
-            place = slice(top * self.scale, end * self.scale)
-            result[place] = rounded(band[:height])
-            overlap = band[height:]
+        Raises PgsrError for an array of another kind, or if the graph cannot be run.
+        """
+        check_levels(picture)
+        height, width = picture.shape[:2]
+        result = np.empty((height * self.scale, width * self.scale, 3), dtype=np.uint8)
+        top = 0
+        for band in self.bands(height, width, lambda top, bottom: picture[top:bottom]):
+            result[top : top + len(band)] = band
+            top += len(band)
         return result
 
-    def _band(self, strip: Picture, columns: Axis) -> Floats:
-        """Returns what a row of tiles makes together: [h, W, 3] -> float32 [scale * h, scale * W, 3]."""
-        width = strip.shape[1] * self.scale
-        band = np.zeros((strip.shape[0] * self.scale, width, 3), dtype=np.float32)
-        for left, weights in zip(columns.starts, columns.weights, strict=True):
-            tile = np.ascontiguousarray(to_float(strip[None, :, left : left + columns.side]))
-            tile_result = self._runner.run(tile)[0].transpose(1, 2, 0)
-            start = left * self.scale
-            band[:, start : start + len(weights)] += tile_result * weights[:, None]
-        return band
+    def bands(self, height: int, width: int, rows: Rows) -> Iterator[Picture]:
+        """Yields the result from top to bottom, uint8 [some rows, scale * width, 3]: memory holds one row of
+        tiles at a time. `rows` gives any rows of the picture. Raises PgsrError if the graph cannot be run."""
+        if not self._fixed or min(height, width) >= self._tile:
+            yield from self._by_tiles(height, width, rows)
+            return
+        filled = Filled(height, width, rows, self._tile)
+        left = height * self.scale
+        for band in self._by_tiles(filled.height, filled.width, filled.rows):
+            if left > 0:
+                yield band[:left, : width * self.scale]
+            left -= len(band)
 
-    def _axis(self, length: int) -> Axis:
-        return Axis(length, self._tile, self.reach if length > self._tile else 0, self.scale, self._fixed)
+    def _by_tiles(self, height: int, width: int, rows: Rows) -> Iterator[Picture]:
+        """Row by row of tiles. Floats are kept only of what the next row of tiles adds to."""
+        down, across = self._axis(height, self._tile_height(width)), self._axis(width, self._tile)
+        overlap = np.zeros((0, width * self.scale, 3), dtype=np.float32)
+        for top, end, weights in zip(down.starts, [*down.starts[1:], height], down.weights, strict=True):
+            finished = (end - top) * self.scale
+            band = np.empty((finished, width * self.scale, 3), dtype=np.uint8)
+            rest = np.empty((len(weights) - finished, *band.shape[1:]), dtype=np.float32)
+            for columns, part in self._columns(rows(top, top + down.side), across):
+                part *= weights[:, None, None]
+                part[: len(overlap)] += overlap[:, columns]
+                band[:, columns] = rounded(part[:finished])
+                rest[:, columns] = part[finished:]
+            yield band
+            overlap = rest
+
+    def _columns(self, strip: Picture, across: Axis) -> Iterator[tuple[slice, Floats]]:
+        """What a row of tiles makes together: columns of the result, and what is in them, float32
+        [scale * h, some, 3]."""
+        overlap = np.zeros((strip.shape[0] * self.scale, 0, 3), dtype=np.float32)
+        ends = [*across.starts[1:], across.length]
+        for left, end, weights in zip(across.starts, ends, across.weights, strict=True):
+            tile = np.ascontiguousarray(to_float(strip[None, :, left : left + across.side]))
+            part = self._runner.run(tile)[0].transpose(1, 2, 0) * weights[:, None]
+            part[:, : overlap.shape[1]] += overlap
+            finished = (end - left) * self.scale
+            yield slice(left * self.scale, end * self.scale), part[:, :finished]
+            overlap = part[:, finished:]
+
+    def _tile_height(self, width: int) -> int:
+        """Rows of a tile: fewer where a row of tiles would make more than BAND_BYTES, but not so few that
+        most of their arithmetic is for margins."""
+        rows = BAND_BYTES // (3 * self.scale**2 * width)
+        if self._fixed or rows >= self._tile:
+            return self._tile
+        shared = 2 * self.reach + RAMP
+        return min(self._tile, max(rows, shared, LEAST_TILE) + shared)
+
+    def _axis(self, length: int, tile: int) -> Axis:
+        return Axis(length, tile, self.reach if length > tile else 0, self.scale, self._fixed)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()

@@ -18,12 +18,12 @@ from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pgsr import decoding
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import ending_cleanly, hold, remove_leftovers, replacing, writable_cache
-from pgsr.pictures import open_picture
 
 from .sources import LABELS, MAX_DAMAGED, UNREADABLE, Damage, Pictures, open_pictures, reading
 
@@ -42,11 +42,9 @@ UNREAD = "cannot be read"  # how the reason begins where a picture is damaged
 
 
 def decode(data: bytes, turn: bool = True) -> Image.Image:
-    """A whole RGB picture, turned as its EXIF says unless `turn` is false. Raises OSError or ValueError if it
-    is damaged."""
-    with open_picture(data) as picture:
-        picture.load()
-        return (ImageOps.exif_transpose(picture) if turn else picture).convert("RGB")
+    """A whole RGB picture, turned as its EXIF says unless `turn` is false, what is transparent composed over
+    `decoding.BACKGROUND`. Raises PictureError if it cannot be used."""
+    return decoding.composed(decoding.decode(data, turn=turn))
 
 
 def square(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
@@ -63,10 +61,8 @@ def problem(data: bytes, size: int, turn: bool = True) -> tuple[Image.Image | No
     """The decoded picture, or None and why it cannot be used at `size`."""
     try:
         picture = decode(data, turn)
-    except Image.DecompressionBombError as error:
-        return None, f"too large ({error})"
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
-        return None, f"{UNREAD} ({error})"
+    except decoding.PictureError as error:
+        return None, error.reason
     if min(picture.size) < size:
         return None, f"too small ({picture.width}x{picture.height})"
     return picture, ""
@@ -112,7 +108,7 @@ def load_photographs(source: Path, size: int) -> Photographs:
     """
     pictures = open_pictures(source)
     pictures = of_size(pictures, size)
-    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}.npy"
+    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}-{decoding.VERSION}.npy"
     skipped: list[str] = []
     pixels = _mapped(cached)
     if pixels is None:
