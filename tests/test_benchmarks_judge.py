@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,16 +142,20 @@ def test_annotations_of_nothing_are_named(discs: Path, tmp_path: Path, text: str
     assert not out.exists()
 
 
-def test_pictures_that_cannot_be_used_are_named(discs: Path, tmp_path: Path, command):
-    folder = tmp_path / "some"
-    folder.mkdir()
-    for name in ("000.png", "001.png", "002.png"):
-        (folder / name).write_bytes((discs / name).read_bytes())
-    (folder / "003.png").write_bytes(b"not a picture")
-    labels = discs / "labels.csv"
-    result = command(main, "judge", "--data", folder, "--labels", labels, "--out", tmp_path / "j.onnx")
-    assert result.exit_code == 1
-    assert "1 pictures of" in result.stderr.splitlines()[-1]
+def test_annotations_stay_with_their_pictures_where_one_cannot_be_used(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = Path(shutil.copytree(discs, tmp_path / "some"))
+    (folder / "002.png").write_bytes(b"not a picture")
+    asked: list[list[str]] = []
+
+    def known(names, *rest):
+        asked.append(names)
+        return known_of(names, *rest)
+
+    monkeypatch.setattr(judge, "known_of", known)
+    judge.run(Settings(folder, (discs / "labels.csv",), epochs=1), [].append)
+    assert asked == [[f"{i:03d}.png" for i in range(64) if i != 2]]
 
 
 def test_settings_out_of_range():

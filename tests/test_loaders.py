@@ -160,6 +160,22 @@ def test_annotations_nowhere(tmp_path: Path):
         select(open_pictures(tmp_path / "a"), Selection(("Male",)))
 
 
+@pytest.mark.parametrize("listed", [".jpg", ".png"])
+def test_celebas_png_edition_is_known_by_the_lists_of_the_jpeg_one(listed: str, tmp_path: Path):
+    source = write_celeba(tmp_path / "celeba")
+    for path in (tmp_path / "celeba").rglob("*.txt"):
+        path.write_text(path.read_text().replace(".png", listed))
+    chosen = select(open_pictures(source), Selection(("Male",), "val"))
+    assert chosen.names == ("000003.png", "000007.png")
+    assert chosen.labels == (0, 1)
+
+
+def test_names_that_differ_by_their_suffix_alone_are_not_guessed(tmp_path: Path):
+    (tmp_path / "list.csv").write_text("image_id,Male\na.jpg,1\na.jpeg,0\nb.jpg,1\n")
+    table = read_table(tmp_path / "list.csv")
+    assert [name in table for name in ("a.jpg", "a.png", "b.png", "c.png")] == [True, False, True, False]
+
+
 @needs_real
 def test_real_celeba_files():
     """Two forms of the same annotations: CelebA's own and CSV. Its first 20,000 are all of "train"."""
@@ -188,7 +204,10 @@ def test_ffhqs_nested_zip(tmp_path: Path, own_cache: Path):
     junk = [("__MACOSX/images1024x1024/._00000.png", b"junk"), ("LICENSE.txt", b"text")]
     source = write_zip(tmp_path / "ffhq.zip", [*[(n, png(32, i)) for i, n in enumerate(names)][::-1], *junk])
     photographs = data.load_photographs(source, 16)
-    assert photographs.skipped == ()
+    assert [(file.name, file.why) for file in photographs.left_out] == [
+        (junk[0][0], "a note of macOS"),
+        ("LICENSE.txt", "no picture of a format that is read (.txt)"),
+    ]
     assert (photographs.pixels == np.stack([drawn(i) for i in range(6)])).all()
 
 
@@ -242,6 +261,26 @@ def test_lmdbs_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(PgsrError, match=r"pip install 'pgsr\[lmdb\]'"):
         open_pictures(folder)
+
+
+@pytest.mark.parametrize("damage", ["length", "page", "cut", "meta"])
+def test_a_damaged_lmdb_is_a_line_and_not_a_signal(damage: str, tmp_path: Path):
+    """lmdb follows what stands in its file: a wrong length leads beyond the end of what is mapped."""
+    keys = [b"%040d" % i for i in range(30)]
+    source = write_lmdb(tmp_path / "x_lmdb", {key: png(32, i) for i, key in enumerate(keys)})
+    data = bytearray((source / "data.mdb").read_bytes())
+    if damage == "length":  # of a value: in 16 bits low, 16 high, before flags, the key's length, the key
+        at = data.index(keys[17]) - 8
+        data[at + 2 : at + 4] = b"\xff\x7f"
+    elif damage == "page":
+        data[8 * 4096 : 9 * 4096] = bytes(range(256)) * 16
+    elif damage == "cut":
+        del data[-4096:]
+    else:  # the pages' size, in both pages that tell it
+        data[40:44] = data[4096 + 40 : 4096 + 44] = bytes(4)
+    (source / "data.mdb").write_bytes(data)
+    with pytest.raises(PgsrError, match=r"is damaged|is cut short"):
+        open_pictures(source)
 
 
 # ----------------------------------------------------------------------------
@@ -337,11 +376,10 @@ def test_shards_that_cannot_be_read(tmp_path: Path):
 
 
 def test_labels_of_damaged_pictures_in_shards(tmp_path: Path, own_cache: Path):
-    """Training cannot tell whose labels are whose; pgsr-data can."""
+    """Each picture keeps its own."""
     members = [(f"{i}.png", png(32, i) if i != 1 else b"damaged") for i in range(3)]
     source = write_tar(tmp_path / "x.tar", [*members, *[(f"{i}.cls", b"%d" % i) for i in range(3)]])
-    with pytest.raises(PgsrError, match=r"1 labelled pictures in .* cannot be used"):
-        data.load_photographs(source, 16)
+    assert data.load_photographs(source, 16).labels.tolist() == [0, 2]
     prepare.prepare([source], tmp_path / "out.zip", SMALL)
     assert data.load_photographs(tmp_path / "out.zip", 16).labels.tolist() == [0, 2]
 

@@ -19,7 +19,8 @@ from pgsr.benchmarks.modes import measure as modes
 from pgsr.benchmarks.modes import report as modes_report
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
-from pgsr.trainer.data.cache import LABELS, Photographs, load_photographs
+from pgsr.trainer.data.cache import Photographs, load_photographs
+from pgsr.trainer.data.listing import LABELS
 from pgsr.trainer.data.mnist_cifar import open_native
 from pgsr.trainer.metrics import digits
 from pgsr.trainer.step import batches, pixels

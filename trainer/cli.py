@@ -37,6 +37,7 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
     type=click.Path(path_type=Path),
     help="A run or checkpoint to take the generator from.",
 )
+@option("Run", "--verbose", is_flag=True, help="Name every file of the data that is not trained on.")
 @option("Recipe", "--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=8")
 @option("Recipe", "--seed", type=int, help="Short for --set seed=N.")
 @option(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pgsr.cli import emit
 from pgsr.errors import PgsrError
 from pgsr.lock import is_held
 
+from .data.listing import tell
 from .loop import StopRequest, train
 from .run_folder.dry_run import dry_run
 from .run_folder.run import Run, provenance
@@ -23,6 +26,7 @@ from .step.allocator import keep_freed_memory
 from .step.batches import batches_for
 from .step.parallel import ALONE, Ranks, local_device, ranks_of_run, use_gpu
 from .step.precision import chosen_precision, measured_worthwhile
+from .step.schedule import Schedule
 from .step.schedule import build as build_schedule
 from .step.state import load_weights
 from .step.trainer import Trainer, device_name
@@ -43,6 +47,7 @@ class Options:
     minutes: float | None
     on_nan: str
     dry_run: bool
+    verbose: bool
     as_json: bool
 
 
@@ -105,10 +110,36 @@ def open_run(
 ) -> Run:
     """A run in a folder, standing before its first step. Raises PgsrError if the data do not fit."""
     keep_freed_memory()
+    critic_steps = recipe.objective.critic_steps
+    if not recipe.schedule.counts_epochs:
+        check_phases(build_schedule(recipe.schedule, critic_steps), ranks)  # before anything is decoded
     batches = batches_for(recipe, data, device, ranks)
-    schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps, batches.count)
-    trainer = Trainer(recipe, schedule, batches, device, ranks, _precision(recipe, folder, device, ranks))
+    schedule = build_schedule(recipe.schedule, critic_steps, batches.count)
+    check_phases(schedule, ranks)
+    precision = _precision(recipe, folder, device, ranks)
+    with _enough_memory(recipe):
+        trainer = Trainer(recipe, schedule, batches, device, ranks, precision)
     return Run(folder, trainer, provenance(trainer))
+
+
+@contextmanager
+def _enough_memory(recipe: config.Recipe) -> Iterator[None]:
+    """Raises PgsrError if networks are too large for the machine, or for any."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if not any(word in words for word in ("memory", "allocat", "overflow", "storage size")):
+            raise
+        raise PgsrError(
+            f"the networks of {recipe.name} do not fit into memory: lower feature_max or latent_size"
+        ) from error
+
+
+def check_phases(schedule: Schedule, ranks: Ranks) -> None:
+    """Raises PgsrError if a batch of any phase, however late, cannot be shared by the processes."""
+    for phase in schedule.phases:
+        ranks.share(phase.start, phase.batch)
 
 
 def _precision(recipe: config.Recipe, folder: Path, device: torch.device, ranks: Ranks) -> torch.dtype:
@@ -170,6 +201,7 @@ def _train(
     elif options.start_from is not None:
         _start_from(options.start_from, run)
     if ranks.rank == 0:
+        tell(data, trainer.batches.count, trainer.batches.left_out, options.verbose)
         print(beginning(trainer), file=sys.stderr)
     with StopRequest(options.minutes) as stop:
         finished = train(run, stop, options.on_nan)

@@ -27,9 +27,9 @@ from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.export.onnx_file import to_onnx
 from pgsr.files import replacing
-from pgsr.trainer.data.cache import load_photographs, of_size
+from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.data.celeba import PARTS, Table, file_name, read_table
-from pgsr.trainer.data.sources import open_pictures
+from pgsr.trainer.data.sources import of_size, open_pictures
 
 SIDE = 64  # of its images
 WIDTHS = (24, 48, 96, 192)  # maps at 32, 16, 8, 4
@@ -110,7 +110,7 @@ def known_of(names: Sequence[str], tables: Sequence[Table], seed: int) -> Annota
             if path != table.path:
                 continue
             for i, name in enumerate(names):
-                row = table.rows.get(file_name(name))
+                row = table.row(file_name(name))
                 if row is not None:
                     values[i, attributes.index(attribute)] = row[column].strip() == "1"
     known = (values != UNKNOWN).any(axis=1)
@@ -131,9 +131,10 @@ def _in_training(names: Sequence[str], tables: Sequence[Table], seed: int) -> ND
     for table in tables:
         if PARTITION_COLUMN in table.columns:
             column = table.columns.index(PARTITION_COLUMN)
-            parts |= {name: row[column].strip() for name, row in table.rows.items()}
+            rows = {name: table.row(file_name(name)) for name in names}
+            parts |= {name: row[column].strip() for name, row in rows.items() if row is not None}
     if parts:
-        return np.array([parts.get(file_name(name)) == str(PARTS["train"]) for name in names])
+        return np.array([parts.get(name) == str(PARTS["train"]) for name in names])
     training = np.ones(len(names), dtype=bool)
     training[draws.permutation(seed, "evaluation", 1, len(names))[: max(1, round(HELD_OUT * len(names)))]] = (
         False
@@ -151,12 +152,8 @@ def run(settings: Settings, report: Report) -> tuple[Judge, dict[str, Any]]:
     Raises PgsrError if photographs or annotations cannot be used.
     """
     photographs = load_photographs(settings.data, SIDE)
-    names = of_size(open_pictures(settings.data), SIDE).names
-    if len(names) != len(photographs):
-        raise PgsrError(
-            f"{len(names) - len(photographs)} pictures of {settings.data} cannot be used: take them out "
-            "first, for annotations belong to pictures by their names"
-        )
+    every = of_size(open_pictures(settings.data), SIDE).names
+    names = [every[position] for position in photographs.in_listing()]
     known = known_of(names, [read_table(path) for path in settings.labels], settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -18,8 +18,9 @@ from pgsr.errors import PgsrError, check_choice
 from pgsr.images import to_float, to_uint8
 from pgsr.runtime.backends import open_runner
 from pgsr.runtime.synthesizer import check_window
-from pgsr.trainer.data.cache import FILTERS, load_photographs, of_size, problem
-from pgsr.trainer.data.sources import UNREADABLE, open_pictures, reading
+from pgsr.trainer.data.cache import FILTERS, Photographs, load_photographs, problem
+from pgsr.trainer.data.listing import UNREADABLE, tell
+from pgsr.trainer.data.sources import of_size, open_pictures, reading
 from pgsr.trainer.metrics.similarity import PAIRS
 
 from .feature_network import Settings as NetworkSettings
@@ -75,26 +76,28 @@ class Photos:
 
 
 def holds(source: Path, side: int) -> bool:
-    """Returns whether photographs are at least `side` pixels, by the first of them."""
-    return _stored_side(source, side) >= side
-
-
-def _stored_side(source: Path, side: int) -> int:
-    """Pixels of the first picture that can be read, of those that were prepared at `side` if there are such;
-    0 if the first ones cannot."""
+    """Returns whether there are photographs of at least `side` pixels among the first."""
     pictures = of_size(open_pictures(source), side)
     with reading(pictures) as read:
         for name in pictures.names[:TRIES]:
             with contextlib.suppress(*UNREADABLE):
-                picture, _ = problem(read(name), 1)
-                if picture is not None:
-                    return min(picture.size)
-    return 0
+                if problem(read(name), side)[0] is not None:
+                    return True
+    return False
+
+
+def _resize(photographs: Photographs) -> str:
+    """How photographs came to their size: as stored, by Lanczos, or so many of them."""
+    stored, count = photographs.as_stored, len(photographs)
+    if stored in (0, count):
+        return "as stored" if stored else "lanczos"
+    return f"lanczos ({count - stored} of {count})"
 
 
 def open_photos(source: Path, side: int, settings: Settings) -> Photos:
     """Raises PgsrError if there are fewer than four photographs of that size."""
     photographs = load_photographs(source, side)
+    tell(source, len(photographs), photographs.left_out)
     count = min(settings.images, len(photographs) // 2)
     if count < 2:
         raise PgsrError(
@@ -103,7 +106,7 @@ def open_photos(source: Path, side: int, settings: Settings) -> Photos:
     conditions = {
         "images": count,
         "resolution": side,
-        "resize": "as stored" if _stored_side(source, side) == side else "lanczos",
+        "resize": _resize(photographs),
         "photographs": photographs.fingerprint[:16],
         "seed": settings.seed,
     }

@@ -34,7 +34,8 @@ from pgsr.decoding import PictureError
 from pgsr.errors import PgsrError, check_choice
 from pgsr.trainer.data import procedural
 from pgsr.trainer.data.cache import FILTERS, decode, square
-from pgsr.trainer.data.sources import UNREADABLE, open_pictures, reading
+from pgsr.trainer.data.listing import UNREADABLE
+from pgsr.trainer.data.sources import open_pictures, reading
 
 from ..harness.machine import describe
 from ..harness.timing import Contender, measure

@@ -58,6 +58,9 @@ DISCRIMINATORS: dict[str, type[Discriminator]] = {
 Network = TypeVar("Network", bound=nn.Module)
 
 
+LARGEST_OPTION = 2**20  # of channels, pixels or layers
+
+
 def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with every default filled in, `kind` first. Raises PgsrError for what is unknown."""
     values = dict(options)
@@ -75,6 +78,12 @@ def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -
         if type(value) is not expected:
             description = "a list of integers" if expected is tuple else expected.__name__
             raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {description}")
+        if expected is int:
+            least = min(1, parameters[name].default)  # 0 where it means that there are none
+            if not least <= value <= LARGEST_OPTION:
+                raise PgsrError(
+                    f"option {name} of {kind!r} is {value}, but must be from {least} to {LARGEST_OPTION}"
+                )
     return {"kind": kind, **{name: _plain(values.get(name, p.default)) for name, p in parameters.items()}}
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from pgsr.errors import PgsrError
 from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, temporary_beside
 
-from .sources import LABELS, MANIFEST, UNREADABLE
+from .listing import LABELS, MANIFEST, UNREADABLE
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same pictures make the same archive
 

@@ -6,15 +6,12 @@ fingerprint, so a second run starts at once and memory holds only the pages in u
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +20,12 @@ from PIL import Image
 from pgsr import decoding
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
-from pgsr.files import ending_cleanly, hold, remove_leftovers, replacing, writable_cache
+from pgsr.files import ending_cleanly, remove_leftovers, writable_cache
+from pgsr.machine import usable_cores
 
-from .sources import LABELS, MAX_DAMAGED, UNREADABLE, Damage, Pictures, open_pictures, reading
+from .listing import UNREADABLE, LeftOut, Pictures, fingerprint_of
+from .pixel_file import PixelFile, open_pixels, writing_pixels
+from .sources import MAX_DAMAGED, Damage, of_size, open_pictures, reading
 
 T = TypeVar("T")
 
@@ -74,12 +74,25 @@ class Photographs:
 
     pixels: NDArray[np.uint8]  # [N, size, size, 3], memory-mapped
     fingerprint: str
-    skipped: tuple[str, ...]  # "name: why"
+    left_out: tuple[LeftOut, ...]  # of everything that was looked at
     labels: NDArray[np.int64] | None = None  # [N], where the archive has them
     label_names: tuple[str, ...] = ()
+    positions: NDArray[np.int64] | None = None  # [N], in the source's listing; None: all of it
+    older_fingerprint: str = ""  # that pgsr 0.1 gave these files
+    as_stored: int = 0  # pictures that had this very size, so that nothing was resampled
+    file: PixelFile | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def in_listing(self) -> NDArray[np.int64]:
+        """The position of each in the source's listing: [N]."""
+        return np.arange(len(self)) if self.positions is None else self.positions
+
+    def check_length(self) -> None:
+        """Raises PgsrError if the file behind the pixels has been cut short."""
+        if self.file is not None:
+            self.file.check_length()
 
 
 @dataclass(frozen=True)
@@ -106,72 +119,46 @@ def load_photographs(source: Path, size: int) -> Photographs:
     centred square and reduced by Lanczos. Pictures that are damaged or too small are named on stderr.
     Raises PgsrError if fewer than two are left, or labels do not fit the pictures.
     """
-    pictures = open_pictures(source)
-    pictures = of_size(pictures, size)
-    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}-{decoding.VERSION}.npy"
-    skipped: list[str] = []
-    pixels = _mapped(cached)
-    if pixels is None:
-        _decode_all(pictures, size, cached, skipped)
-        pixels = np.load(cached, mmap_mode="r")
-    if len(pixels) < 2:
+    whole = open_pictures(source)
+    pictures = of_size(whole, size)
+    if whole.sizes and max(whole.sizes) < size:
         raise PgsrError(
-            f"{source} has {len(pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
+            f"{source} was prepared at {','.join(map(str, whole.sizes))}, which is too small for {size}: "
+            f"prepare it with pgsr-data --sizes {size}"
         )
-    labels, names = load_labels(pictures, len(pixels))
-    return Photographs(pixels, pictures.fingerprint, tuple(skipped), labels, names)
+    file = _pixel_file(pictures, size)
+    if len(file.pixels) < 2:
+        raise PgsrError(
+            f"{source} has {len(file.pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
+        )
+    labels = None if pictures.labels is None else np.array(pictures.labels, np.int64)[file.positions]
+    return Photographs(
+        file.pixels,
+        pictures.fingerprint,
+        (*pictures.left_out, *file.left_out),
+        labels,
+        pictures.label_names,
+        file.positions,
+        pictures.identity.older,
+        file.as_stored,
+        file,
+    )
 
 
-def of_size(pictures: Pictures, size: int) -> Pictures:
-    """The pictures of that size alone, where pgsr-data prepared it: SIZE/KEY.png in a zip, KEY.SIZE.png in
-    tar shards; else all."""
-    if pictures.kind == "shards":
-        ends = tuple(f".{size}.{suffix}" for suffix in ("png", "jpg"))
-        own = [i for i, name in enumerate(pictures.names) if name.endswith(ends)]
-    else:
-        own = [i for i, name in enumerate(pictures.names) if name.startswith(f"{size}/")]
-    if not own:
-        return pictures
-    labels = None if pictures.labels is None else tuple(pictures.labels[i] for i in own)
-    return replace(pictures, names=tuple(pictures.names[i] for i in own), labels=labels)
-
-
-def load_labels(pictures: Pictures, usable: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """The label of each picture and the labels' names; (None, ()) if the archive has none.
-
-    Raises PgsrError if they are damaged, or a picture is not usable, so that it is unknown whose is whose.
-    """
-    if pictures.labels is not None:
-        if len(pictures.labels) != usable:
-            raise PgsrError(
-                f"{len(pictures) - usable} labelled pictures in {pictures.source} cannot be used, so it "
-                "is unknown whose labels are whose: prepare them with pgsr-data"
-            )
-        return np.array(pictures.labels, dtype=np.int64), pictures.label_names
-    if pictures.kind != "zip":
-        return None, ()
-    try:
-        with zipfile.ZipFile(pictures.source) as archive:
-            if LABELS not in archive.namelist():
-                return None, ()
-            content = json.loads(archive.read(LABELS))
-        names = tuple(map(str, content["names"]))
-        every = np.array(content["labels"], dtype=np.int64)
-        labels = every[[int(Path(name).stem) for name in pictures.names]]
-        if labels.shape != (usable,) or labels.min() < 0 or labels.max() >= len(names):
-            raise ValueError(f"{len(every)} labels of {len(names)} names for {usable} pictures")
-    except (*UNREADABLE, IndexError, TypeError, OverflowError) as error:
-        raise PgsrError(f"{LABELS} of {pictures.source} does not fit ({error}): prepare it again") from error
-    return labels, names
-
-
-def _mapped(cached: Path) -> NDArray[np.uint8] | None:
-    """The decoded array, or None if there is none or it is damaged."""
-    try:
-        pixels: NDArray[np.uint8] = np.load(cached, mmap_mode="r")
-        return pixels
-    except (OSError, ValueError, EOFError):
-        return None
+def _pixel_file(pictures: Pictures, size: int) -> PixelFile:
+    """The decoded pictures, from the cache or anew."""
+    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}-{decoding.VERSION}.npy"
+    content = fingerprint_of([pictures.fingerprint, *pictures.names])  # and which of its pictures
+    file = open_pixels(cached, content, size)
+    if file is not None:
+        return file
+    if cached.exists():
+        print(f"note: {cached} is damaged, or of an older version: decoding again", file=sys.stderr)
+    _decode_all(pictures, size, cached, content)
+    file = open_pixels(cached, content, size)
+    if file is None:
+        raise PgsrError(f"{cached} does not hold what was written to it: is the disk sound?")
+    return file
 
 
 def cache_folder() -> Path:
@@ -179,33 +166,20 @@ def cache_folder() -> Path:
     return writable_cache("data")
 
 
-def _decode_all(pictures: Pictures, size: int, cached: Path, skipped: list[str]) -> None:
-    """Decodes into one .npy; a picture that fails is reported in `skipped` and on stderr."""
+def _decode_all(pictures: Pictures, size: int, cached: Path, content: str) -> None:
+    """Decodes into one file; a picture that fails is reported in it and on stderr."""
 
-    def pixels(picture: Image.Image) -> NDArray[np.uint8]:
-        return np.asarray(square(picture, size, Image.Resampling.LANCZOS))
+    def pixels(picture: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+        return np.asarray(square(picture, size, Image.Resampling.LANCZOS)), min(picture.size) == size
 
-    count = 0
     remove_leftovers(cached.parent)
-    with ending_cleanly(), replacing(cached) as temporary, open(temporary, "wb") as file:
-        hold(file)
-        _npy_header(file, len(pictures), size)
-        for name, array, why in each_picture(pictures, size, pixels):
-            if array is None:
-                skipped.append(f"{name}: {why}")
+    with ending_cleanly(), writing_pixels(cached, content, size) as file:
+        for position, (name, decoded, why) in enumerate(each_picture(pictures, size, pixels)):
+            if decoded is None:
+                file.left_out.append(LeftOut(name, why))
                 print(f"skipped {name}: {why}", file=sys.stderr)
             else:
-                file.write(array.tobytes())
-                count += 1
-        file.seek(0)
-        _npy_header(file, count, size)  # numpy pads headers so that the first axis may change
-    if skipped:
-        print(f"skipped {len(skipped)} of {len(pictures)} pictures", file=sys.stderr)
-
-
-def _npy_header(file: IO[bytes], count: int, size: int) -> None:
-    shape = (count, size, size, 3)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                file.add(position, *decoded)
 
 
 def each_picture(
@@ -226,7 +200,7 @@ def each_picture(
 
     damage = Damage(max_damaged)
     progress = progress_bar(len(pictures), "decoding")
-    workers = ThreadPoolExecutor(max_workers=os.cpu_count())
+    workers = ThreadPoolExecutor(max_workers=usable_cores())
     with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):
             chunk = pictures.names[start : start + 256]

@@ -12,8 +12,10 @@ from __future__ import annotations
 import csv
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from pgsr.errors import PgsrError, check_choice
 
-from .sources import Pictures
+from .listing import Pictures
 
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
@@ -41,12 +43,30 @@ class Table:
     columns: tuple[str, ...]
     rows: dict[str, tuple[str, ...]]  # of a picture's file name: its values, in the order of the columns
 
+    def __contains__(self, name: str) -> bool:
+        return self.row(name) is not None
+
+    def row(self, name: str) -> tuple[str, ...] | None:
+        """What is said of a picture: in the line of its file's name, or of the same name with another suffix,
+        since CelebA's PNG edition has the lists of the JPEG one; None if there is neither."""
+        if name in self.rows:
+            return self.rows[name]
+        return self.rows.get(self._by_stem.get(PurePosixPath(name).stem, ""))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        """Rows by their names without suffix, where that tells them apart."""
+        stems = Counter(PurePosixPath(name).stem for name in self.rows)
+        return {stem: name for name in self.rows if stems[stem := PurePosixPath(name).stem] == 1}
+
     def integers(self, name: str, columns: Sequence[str]) -> list[int]:
         """Values of one picture. Raises PgsrError if one is not a whole number."""
-        values = self.rows[name]
+        values = self.row(name)
+        if values is None:
+            raise KeyError(name)
         try:
             return [int(float(values[self.columns.index(column)])) for column in columns]
-        except ValueError:
+        except (ValueError, OverflowError):
             raise PgsrError(f"{self.path}: the line of {name} holds something other than numbers") from None
 
     def need(self, columns: Sequence[str]) -> None:
@@ -173,7 +193,8 @@ def select(pictures: Pictures, selection: Selection) -> Pictures:
 
 def _in_table(pictures: Pictures, table: Table) -> Pictures:
     """Keeps the pictures that the table has a line for."""
-    pictures_in_table = _only(pictures, [file_name(name) in table.rows for name in pictures.names])
+    mask = [file_name(name) in table for name in pictures.names]
+    pictures_in_table = _only(pictures, mask, f"not in {table.path.name}")
     if not pictures_in_table.names:
         raise PgsrError(
             f"{table.path} knows none of the pictures in {pictures.source}: is it of another set?"
@@ -184,5 +205,5 @@ def _in_table(pictures: Pictures, table: Table) -> Pictures:
     return pictures_in_table
 
 
-def _only(pictures: Pictures, mask: Sequence[bool]) -> Pictures:
-    return replace(pictures, names=tuple(itertools.compress(pictures.names, mask)), labels=None)
+def _only(pictures: Pictures, mask: Sequence[bool], why: str | None = None) -> Pictures:
+    return replace(pictures.only(mask, why), labels=None)

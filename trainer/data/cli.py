@@ -32,8 +32,12 @@ from . import procedural
 from .archive_writer import shard_folder, zip_archive
 from .cache import FILTERS, each_picture, square
 from .celeba import PARTS, Selection, select
+from .listing import Pictures, by_reason, tell
 from .mnist_cifar import Native, open_native
-from .sources import MAX_DAMAGED, Pictures, open_pictures
+from .sources import MAX_DAMAGED, of_size, open_pictures
+
+LARGEST_SIDE = 2**13  # pixels of a prepared picture
+MOST_DRAWN = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_choice("--filter", self.resampling, FILTERS)
-        if self.sizes and min(self.sizes) < 4:
-            raise PgsrError("--sizes must name sides of at least 4, for example 64,256")
+        if self.sizes and not 4 <= min(self.sizes) <= max(self.sizes) <= LARGEST_SIDE:
+            raise PgsrError(f"--sizes must name sides of at least 4 and at most {LARGEST_SIDE}: 64,256")
         twice = [size for size in self.sizes if self.sizes.count(size) > 1]
         if twice:
             raise PgsrError(f"--sizes names {twice[0]} twice")
@@ -131,6 +135,7 @@ def prepare(
     drawn: int = 0,
     selection: Selection | None = None,
     shard: int = 0,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Writes the archive or nothing, and returns its manifest; with `shard`, a folder of tar files of so many
     pictures each.
@@ -142,12 +147,18 @@ def prepare(
         raise PgsrError("name folders or zips of pictures, or how many to draw with --procedural")
     if out.exists() and any(source.exists() and out.samefile(source) for source in sources):
         raise PgsrError(f"{out} is where the pictures come from: name another file with --out")
+    _check_twice(sources)
     pictures = [open_source(source) for source in sources]
     if selection is not None:
         pictures = [_selected(source, selection) for source in pictures]
     settings = replace(settings, sizes=settings.sizes or own_sizes(pictures))
     _check_sides(pictures, settings)
+    pictures = [s if isinstance(s, Native) else of_size(s, max(settings.sizes)) for s in pictures]
     names = common_labels(pictures, drawn)
+    left_out = [file for s in pictures if isinstance(s, Pictures) for file in s.left_out]
+    for source in pictures:
+        if isinstance(source, Pictures):
+            tell(source.source, len(source), source.left_out, verbose)
     skipped, count = [], 0
     with shard_folder(out, shard, settings.suffix) if shard else zip_archive(out, settings.suffix) as archive:
         for picture in each_encoded(pictures, drawn, settings):
@@ -167,6 +178,7 @@ def prepare(
                 "pgsr": __version__,
                 "count": count,
                 "skipped": skipped,
+                "left out": by_reason(left_out),
                 "sizes": list(settings.sizes),
                 "filter": settings.resampling,
                 "format": settings.image_format,
@@ -174,6 +186,13 @@ def prepare(
             },
             names,
         )
+
+
+def _check_twice(sources: Sequence[Path]) -> None:
+    places = [source.resolve() for source in sources]
+    for source, place in zip(sources, places, strict=True):
+        if places.count(place) > 1:
+            raise PgsrError(f"{source} is named twice: its pictures would count double")
 
 
 def _selected(source: Pictures | Native, selection: Selection) -> Pictures:
@@ -196,7 +215,7 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise PgsrError(f"--sizes {text!r} is not a list of numbers such as 64,256") from None
+        raise PgsrError(f"--sizes {text[:50]!r} is not a list of numbers such as 64,256") from None
 
 
 @click.command(cls=Command)
@@ -212,7 +231,7 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     "Pictures",
     "--procedural",
     "drawn",
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST_DRAWN),
     default=0,
     help="Draw so many pictures instead.",
 )
@@ -254,6 +273,7 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     show_default=True,
     help="Pictures of a source that may be damaged.",
 )
+@option("Pictures", "--verbose", is_flag=True, help="Name every file that is left out, with the reason.")
 @json_option
 @version_option
 def main(
@@ -270,6 +290,7 @@ def main(
     attributes: Path | None,
     partition: Path | None,
     max_damaged: int,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Prepare pictures in SOURCES for training: one zip, square, at the sizes asked.
@@ -281,7 +302,7 @@ def main(
     """
     settings = Settings(_sizes(sizes), resampling, image_format, quality, max_damaged)
     selection = Selection(tuple(label.split(",")) if label else (), part, attributes, partition)
-    manifest = prepare(sources, out, settings, drawn, selection if label or part else None, shard)
+    manifest = prepare(sources, out, settings, drawn, selection if label or part else None, shard, verbose)
     result = {"archive": str(out), **manifest, "skipped": len(manifest["skipped"])}
     sizes_text = ",".join(map(str, result["sizes"]))
     emit(

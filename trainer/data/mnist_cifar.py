@@ -27,15 +27,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgsr.errors import PgsrError
+from pgsr.files import open_regular, read_regular
 
-from .sources import is_picture
+from .listing import has_picture_suffix
+from .shards import Header
 
 IMAGES = re.compile(r"images[-.]idx3-ubyte(\.gz)?$")
 BATCH = re.compile(r"^(data|test)_batch(_\d+)?\.bin$")
 PICKLES = re.compile(r"^(data_batch_\d+|test_batch)$")  # CIFAR-10's Python version
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$")
 
-LARGEST = 2**31  # bytes of pixels that a header may promise
+LARGEST = 2**31  # bytes of pixels that a header may promise, and of what a file unpacks to
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green, blue
 CIFAR_NAMES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
@@ -80,22 +82,31 @@ def open_native(source: Path) -> Native | None:
     if TAR.search(source.name):
         return _open_tar(source)
     if BATCH.search(source.name):
-        return _read_cifar(source, {source.name: source.read_bytes}, None)
+        return _read_cifar(source, {source.name: partial(_whole_file, source)}, None)
     _refuse_pickles(source, [source.name])
     return None
 
 
 def _open_folder(source: Path) -> Native | None:
-    files = {path.name: path for path in sorted(source.iterdir())}
+    try:
+        files = {path.name: path for path in sorted(source.iterdir()) if path.is_file()}
+    except OSError as error:
+        raise PgsrError(f"cannot read {source}: {error.strerror or error}") from error
     idx = [path for name, path in files.items() if IMAGES.search(name)]
     if idx:
         return _read_idx(source, [path for path in idx if "train" in path.name] or idx)
-    batches = {name: path.read_bytes for name, path in files.items() if BATCH.search(name)}
+    batches: dict[str, Read] = {
+        name: partial(_whole_file, path) for name, path in files.items() if BATCH.search(name)
+    }
     meta = files.get("batches.meta.txt")
     if batches:
-        return _read_cifar(source, batches, None if meta is None else meta.read_bytes)
+        return _read_cifar(source, batches, None if meta is None else partial(_whole_file, meta))
     _refuse_pickles(source, files)
     return None
+
+
+def _whole_file(path: Path) -> bytes:
+    return read_regular(path, LARGEST)
 
 
 def _refuse_pickles(source: Path, names: Sequence[str] | Mapping[str, object]) -> None:
@@ -135,11 +146,25 @@ def _idx_labels(images: Path, count: int) -> NDArray[np.int64] | None:
     return None
 
 
+class _Gzip(gzip.GzipFile):
+    """A packed file that is not unpacked for ever: few bytes may hold gigabytes of zeros."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if offset > LARGEST:
+            raise OSError(f"it unpacks to more than {LARGEST:,} bytes")
+        return super().seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > LARGEST:
+            raise OSError(f"it unpacks to more than {LARGEST:,} bytes")
+        return super().read(size)
+
+
 def _unpacked(path: Path) -> IO[bytes]:
     """A file's bytes, through gzip if its first bytes say so. What is wrong comes out as one of DAMAGED."""
-    with open(path, "rb") as plain:
+    with open_regular(path) as plain:
         packed = plain.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(path)) if packed else open(path, "rb")
+    return cast(IO[bytes], _Gzip(path)) if packed else open_regular(path)
 
 
 def _idx_values(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -211,7 +236,7 @@ def _open_tar(source: Path) -> Native | None:
     nowhere."""
     try:
         with _unpacked(source) as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=Header) as archive:
                 result = _read_tar(source, archive)
             while result is not None and stream.read(2**20):  # to the end, where gzip keeps its checksum
                 pass
@@ -226,7 +251,7 @@ def _read_tar(source: Path, archive: tarfile.TarFile) -> Native | None:
     batches: dict[str, Read] = {
         name: partial(_tar_member, archive, m) for name, m in members.items() if BATCH.search(name)
     }
-    if not batches and any(map(is_picture, members)):
+    if not batches and any(map(has_picture_suffix, members)):
         return None
     if not batches:
         raise PgsrError(f"{source} holds no data_batch_1.bin: it is not CIFAR-10's binary version")

@@ -1,4 +1,8 @@
-"""metrics.jsonl: one JSON object a line, by images shown. A crash may cut the last line in half."""
+"""metrics.jsonl: one JSON object a line, by images shown.
+
+A crash may cut the last line in half, and users may write lines of their own: what is no record is passed
+over.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgsr.files import write_text
+from pgsr.files import open_regular, write_text
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file, in order; none if it is not there."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    return [record for record in map(_parsed, lines) if record is not None]
+    with open_regular(path) as file:
+        return [record for record in map(_parsed, file) if record is not None]
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+NUMBERS = ("step", "resolution", "alpha", "batch", "learning_rate_scale", "images_per_second", "swd_images")
+NUMBER_PREFIXES = ("loss/", "learning_rate/", "watch/", "swd/", "stability/")
+STEP = ("step", "resolution", "alpha", "batch")  # what a line of a step has
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "images_shown" in record else None
+    return record if isinstance(record, dict) and _is_record(record) else None
+
+
+def _is_record(line: Mapping[str, Any]) -> bool:
+    shown = line.get("images_shown")
+    if type(shown) is not int or not 0 <= shown < 2**53 or not isinstance(line.get("rollback", ""), str):
+        return False
+    numbers = [v for k, v in line.items() if k in NUMBERS or k.startswith(NUMBER_PREFIXES)]
+    complete = "step" not in line or all(name in line for name in STEP)
+    return complete and all(type(value) in (int, float) for value in numbers)
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -203,7 +203,8 @@ class Run:
         Raises PgsrError if it does not fit the recipe, or was trained on other data and that is not allowed.
         """
         checkpoint = load(path)
-        if not other_data and checkpoint.provenance["data"] != self.provenance["data"]:
+        check_progress(path, checkpoint)
+        if not other_data and not self._same_data(checkpoint.provenance["data"]):
             trained_on = checkpoint.provenance["data"]["fingerprint"][:16]
             raise PgsrError(f"{path} was trained on other data (fingerprint {trained_on}); add --other-data")
         check_frozen_weights(path, checkpoint.provenance, self.provenance)
@@ -221,6 +222,11 @@ class Run:
             if before[key] != recipe[key] and self.writes:
                 print(f"note: {key} differs from the checkpoint's", file=sys.stderr)
         self._restore(checkpoint)
+
+    def _same_data(self, data: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint was trained on these photographs, by the fingerprint of now or of pgsr 0.1."""
+        older = {**self.provenance["data"], "fingerprint": self.trainer.batches.older_fingerprint}
+        return data in (self.provenance["data"], older)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         progress = checkpoint.progress
@@ -285,6 +291,22 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "data": {"fingerprint": batches.fingerprint, "pictures": batches.count},
         **({"frozen weights": frozen} if frozen else {}),
     }
+
+
+def check_progress(path: Path, checkpoint: Checkpoint) -> None:
+    """Raises PgsrError unless a checkpoint says how far it is and on what it was trained."""
+    progress, data = checkpoint.progress, checkpoint.provenance.get("data")
+    counts = [progress.get("images_shown"), progress.get("rollbacks", 0), progress.get("diverged_at", 0)]
+    scale = progress.get("learning_rate_scale", 1.0)
+    if not (
+        all(type(count) is int and 0 <= count < 2**53 for count in counts)
+        and type(scale) in (int, float)
+        and 0 < scale <= 1
+        and isinstance(data, dict)
+        and isinstance(data.get("fingerprint"), str)
+        and isinstance(checkpoint.provenance.get("frozen weights", {}), dict)
+    ):
+        raise PgsrError(f"{path} does not say how far it was trained, or on what: use another checkpoint")
 
 
 def check_frozen_weights(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

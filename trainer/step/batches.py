@@ -22,6 +22,7 @@ from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
 from ..data.cache import Noise, Photographs, Source, load_photographs
+from ..data.listing import LeftOut
 from .parallel import ALONE, Ranks
 from .pixels import box_cuts, boxes, data_indices, middle_boxes, mirror, mirrored, stack_cuts, stacked
 from .recipe import Recipe
@@ -43,9 +44,23 @@ class TrainingBatches(Protocol):
     """What a source of batches offers the trainer, whatever its generator's inputs are."""
 
     paired: bool  # whether reals are what the generator should make of the inputs
-    fingerprint: str  # of the photographs
     count: int  # of the photographs
     residency: Residency  # of the photographs
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the photographs."""
+        ...
+
+    @property
+    def older_fingerprint(self) -> str:
+        """That which pgsr 0.1 gave them."""
+        ...
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files of the source that are not trained on."""
+        ...
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
         """Puts values on the device, in the networks' own precision."""
@@ -68,10 +83,12 @@ class Batches:
     """The parts that all kinds of batches share."""
 
     paired: bool
+    count: int
     residency: Residency
 
     def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.device, self.ranks = recipe, device, ranks
+        self.opened: list[Photographs] = []
         self.dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
@@ -92,10 +109,29 @@ class Batches:
     def photographs(self, source: Source, side: int) -> Photographs:
         """Read by one rank of a machine first, so that the others find its cache."""
         if isinstance(source, Noise):
-            return source.photographs(side)
-        what = f"the photographs of {side}x{side}, which another process reads"
-        photographs = self.ranks.in_turn(lambda: load_photographs(source, side), what)
-        return without_last(photographs, self.recipe.data.held_out, source)
+            photographs = source.photographs(side)
+        else:
+            what = f"the photographs of {side}x{side}, which another process reads"
+            photographs = self.ranks.in_turn(lambda: load_photographs(source, side), what)
+        self.opened.append(photographs)
+        return photographs
+
+    @property
+    def fingerprint(self) -> str:
+        return self.opened[0].fingerprint
+
+    @property
+    def older_fingerprint(self) -> str:
+        return self.opened[0].older_fingerprint
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return tuple(dict.fromkeys(file for photographs in self.opened for file in photographs.left_out))
+
+    def check_files(self) -> None:
+        """Raises PgsrError if a file behind the pixels has been cut short."""
+        for photographs in self.opened:
+            photographs.check_length()
 
 
 class LatentBatches(Batches):
@@ -106,8 +142,8 @@ class LatentBatches(Batches):
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
-        photographs = self.photographs(source, side)
-        self.fingerprint, self.count = photographs.fingerprint, len(photographs)
+        photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
+        self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
         self.latent_size: int = recipe.generator["latent_size"]
         self.kinds: int = recipe.generator.get("labels", 0)
@@ -137,6 +173,7 @@ class LatentBatches(Batches):
         return whole(indices, self.pixels.side)
 
     def reals(self, stage: Stage, positions: range) -> Tensor:
+        self.check_files()
         cuts = self.cuts(positions)
         if self.recipe.data.box:
             images = self.tensor(boxes(self.pixels, cuts, self.recipe))
@@ -199,11 +236,8 @@ class CropBatches(Batches):
                 f"{side}: set data.resolution to the photographs' side"
             )
         high, low = self.photographs(source, side), self.photographs(source, side // self.scale)
-        if len(high) != len(low):
-            raise PgsrError(
-                f"{source} has {len(high)} pictures of {side} but {len(low)} of {side // self.scale}"
-            )
-        self.fingerprint, self.count = high.fingerprint, len(high)
+        self.rows = rows_of_pairs(high, low, recipe.data.held_out, source)
+        self.count = len(self.rows)
         self.high, self.low = self.place(high.pixels, low.pixels)
 
     def cuts(self, positions: range) -> tuple[Cuts, Cuts]:
@@ -213,11 +247,13 @@ class CropBatches(Batches):
         for p, index in zip(positions, data_indices(seed, positions, self.count), strict=True):
             steps = self.low.side - low_crop + 1
             top, left = (int(u * steps) for u in draws.uniforms(seed, "crop", p, 2))
-            lows.append((index, top, left))
-            highs.append((index, top * self.scale, left * self.scale))
+            of_high, of_low = map(int, self.rows[index])
+            lows.append((of_low, top, left))
+            highs.append((of_high, top * self.scale, left * self.scale))
         return Cuts(tuple(highs), self.crop), Cuts(tuple(lows), low_crop)
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
+        self.check_files()
         positions = self.ranks.share(start, stage.batch)
         of_high, of_low = self.cuts(positions)
         low = self.tensor(from_pixels(self.low.cut(of_low))) + self._noise(positions)
@@ -247,7 +283,8 @@ class CropBatches(Batches):
 
     def preview(self, count: int) -> Tensor:
         """The first photographs of the set, reduced."""
-        return self.tensor(from_pixels(self.low.cut(whole(range(min(count, self.count)), self.low.side))))
+        rows = self.rows[: min(count, self.count), 1].tolist()
+        return self.tensor(from_pixels(self.low.cut(whole(rows, self.low.side))))
 
 
 class BoxBatches(Batches):
@@ -258,8 +295,9 @@ class BoxBatches(Batches):
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
-        photographs = self.photographs(source, recipe.data.resolution or recipe.data.box)
-        self.fingerprint, self.count = photographs.fingerprint, len(photographs)
+        side = recipe.data.resolution or recipe.data.box
+        photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
+        self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
 
     def cuts(self, positions: range) -> Cuts:
@@ -268,6 +306,7 @@ class BoxBatches(Batches):
         return box_cuts(self.pixels.side, indices, positions, self.recipe)
 
     def for_critic(self, stage: Stage, start: int) -> Batch:
+        self.check_files()
         positions = self.ranks.share(start, stage.batch)
         reals = self.tensor(boxes(self.pixels, self.cuts(positions), self.recipe))
         self.pixels.expect(lambda: self.cuts(self.following(stage, start)))
@@ -291,6 +330,22 @@ def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ran
         return LatentBatches(recipe, source, device, ranks)
     sort = BoxBatches if recipe.data.box else CropBatches
     return sort(recipe, source, device, ranks)
+
+
+def rows_of_pairs(high: Photographs, low: Photographs, held_out: int, source: Source) -> NDArray[np.int64]:
+    """The rows of pictures that are there in both sizes: [N, 2]. A picture that is too small or damaged in
+    one is left out of both. Raises PgsrError if fewer than two pairs are trained on."""
+    _, of_high, of_low = np.intersect1d(
+        high.in_listing(), low.in_listing(), assume_unique=True, return_indices=True
+    )
+    count = len(of_high) - held_out
+    if count < 2:
+        sides = f"{high.pixels.shape[1]} and {low.pixels.shape[1]}"
+        raise PgsrError(
+            f"{source} has {len(of_high)} pictures that are there at {sides}, of which data.held_out takes "
+            f"{held_out}: training needs at least 2"
+        )
+    return np.stack([of_high, of_low], axis=1)[:count]
 
 
 def without_last(photographs: Photographs, held_out: int, source: Source) -> Photographs:

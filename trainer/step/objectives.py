@@ -115,6 +115,9 @@ OBJECTIVES: dict[str, Adversarial] = {
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
+MOST_STEPS = 1000  # of critics in one of the generator's, or between penalties
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Which losses, and how much of each; the [objective] table of a recipe."""
@@ -146,8 +149,10 @@ class ObjectiveConfig:
         check_choice("objective.pixel", self.pixel, (*PIXEL_LOSSES, "none"))
         check_choice("objective.pixel_at", self.pixel_at, ("reals", "inputs"))
         for name in ("critic_steps", "penalty_every"):
-            if getattr(self, name) < 1:
-                raise PgsrError(f"objective.{name} is {getattr(self, name)}, but must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST_STEPS:
+                raise PgsrError(
+                    f"objective.{name} is {getattr(self, name)}, but must be from 1 to {MOST_STEPS}"
+                )
         if self.content == "critic" and self.adversarial == "none":
             raise PgsrError("objective.content = 'critic' needs a critic: set objective.adversarial")
         if self.content_depth < 0:

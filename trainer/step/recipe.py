@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from pgsr.errors import PgsrError, check_choice
+from pgsr.files import read_regular
 from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
@@ -24,6 +27,12 @@ from .objectives import OBJECTIVES, ObjectiveConfig
 from .precision import PRECISIONS
 from .residency import WISHES
 
+DEEPEST = 8  # tables within tables, of which recipes have four
+LONGEST_TEXT = 2000  # letters of a name or a description
+LARGEST = 2**53  # a whole number, so that floats hold it too; only the seed may be larger
+LARGEST_SIDE = 2**13  # pixels of a photograph that is trained on
+MOST_AT_ONCE = 2**16  # images that networks look at in one step or sheet
+LONGEST_FILE = 2**20  # bytes of a recipe or a run's config.json
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -64,10 +73,15 @@ class ScheduleConfig:
             if name not in reachable:
                 raise PgsrError(f"schedule.at.{name}: not one of {', '.join(reachable)}")
         for path, part in {"schedule": self, **{f"schedule.at.{k}": v for k, v in self.at.items()}}.items():
-            for name, least in (("fade_images", 0), ("stable_images", 0), ("batch", 1)):
+            for name, least, most in (
+                ("fade_images", 0, LARGEST),
+                ("stable_images", 0, LARGEST),
+                ("batch", 1, MOST_AT_ONCE),
+            ):
                 value = getattr(part, name)
-                if value is not None and value < least:
-                    raise PgsrError(f"{path}.{name} is {value}, but must be at least {least}")
+                if value is not None and not least <= value <= most:
+                    bound = f"at least {least}" if value < least else f"at most {most}"
+                    raise PgsrError(f"{path}.{name} is {value}, but must be {bound}")
             for name in ("fade_epochs", "stable_epochs"):
                 value = getattr(part, name)
                 if value is not None and not 0 <= value < float("inf"):
@@ -105,8 +119,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.kind", self.kind, ("adam", "rmsprop"))
+        for name, beyond in (("learning_rate", inf), ("beta1", 1), ("beta2", 1), ("epsilon", inf)):
+            if not 0 <= getattr(self, name) < beyond:
+                raise PgsrError(
+                    f"optimizer.{name} is {getattr(self, name)}, but must be at least 0 and below {beyond}"
+                )
         for name in self.learning_rate_from:
-            if not name.isdigit():
+            if not re.fullmatch("[0-9]{1,15}", name):
                 raise PgsrError(f"optimizer.learning_rate_from.{name}: keys are numbers of images shown")
         if self.cosine_to and self.cosine_to <= self.cosine_from:
             raise PgsrError(
@@ -135,9 +154,11 @@ class DataConfig:
     stacked: bool = False  # each image is red of one picture, green of another, blue of a third
 
     def __post_init__(self) -> None:
-        for name in ("box", "held_out"):
-            if getattr(self, name) < 0:
-                raise PgsrError(f"data.{name} is {getattr(self, name)}, but must be at least 0")
+        for name, most in (("resolution", LARGEST_SIDE), ("box", LARGEST_SIDE), ("held_out", LARGEST)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                bound = "at least 0" if value < 0 else f"at most {most}"
+                raise PgsrError(f"data.{name} is {value}, but must be {bound}")
         if self.box and self.resolution and self.box > self.resolution:
             raise PgsrError(
                 f"data.box is {self.box}, but photographs are {self.resolution} (data.resolution)"
@@ -169,6 +190,8 @@ class RunConfig:
         for name in (*counts, "swd_images"):
             if getattr(self, name) < 1:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 1")
+        if self.sample_grid > MOST_AT_ONCE:
+            raise PgsrError(f"run.sample_grid is {self.sample_grid}, but must be at most {MOST_AT_ONCE}")
         for name in ("stability_images", "evaluate_images", "explosion"):
             if not getattr(self, name) >= 0:
                 raise PgsrError(f"run.{name} is {getattr(self, name)}, but must be at least 0")
@@ -220,6 +243,8 @@ class Recipe:
     source: str = ""  # the paper, section, table or figure that it reproduces
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise PgsrError(f"seed is {str(self.seed)[:50]}, but must be at least 0 and below 2**64")
         object.__setattr__(self, "generator", resolved(GENERATORS, self.generator))
         if self.objective.adversarial != "none":
             object.__setattr__(self, "discriminator", resolved(DISCRIMINATORS, self.discriminator))
@@ -231,6 +256,12 @@ class Recipe:
             raise PgsrError(
                 f"data.box is {self.data.box}, but must be a multiple of {self.schedule.resolution} "
                 "(schedule.resolution)"
+            )
+        whole_pictures = "latent_size" in self.generator and not self.data.box
+        if whole_pictures and self.data.resolution % self.schedule.resolution:
+            raise PgsrError(
+                f"data.resolution is {self.data.resolution}, but must be a multiple of "
+                f"{self.schedule.resolution} (schedule.resolution), or 0"
             )
 
     def _check_critics(self) -> None:
@@ -303,11 +334,33 @@ CHOSEN = "chosen"  # in a run's config.json, beside the recipe: what its machine
 def from_dict(data: Mapping[str, Any]) -> Recipe:
     """The recipe in a config.json, a checkpoint or a TOML file.
 
-    Raises PgsrError for unknown, missing or ill-typed keys.
+    Raises PgsrError for unknown, missing or ill-typed keys, and numbers that nothing here means.
     """
-    recipe = _build(Recipe, {key: value for key, value in data.items() if key != CHOSEN}, "")
+    _check_plain(data, "", 0)
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != CHOSEN}
+    recipe = _build(Recipe, data, "")
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _check_plain(value: Any, path: str, depth: int) -> None:
+    """Raises PgsrError for numbers beyond LARGEST, and tables deeper than DEEPEST."""
+    if depth > DEEPEST:
+        raise PgsrError(f"{path[:50]} ... is nested deeper than recipes are")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, _join(path, str(key)[:50]), depth + 1)
+            _check_plain(inner, _join(path, str(key)[:50]), depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _check_plain(inner, f"{path}.{index}", depth + 1)
+    elif isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise PgsrError(f"{path} is a text of {len(value)} letters, but must have at most {LONGEST_TEXT}")
+    elif isinstance(value, int) and path != "seed" and abs(value) > LARGEST:
+        raise PgsrError(f"{path} is {str(value)[:50]}, but must be at most {LARGEST}")
+    elif value != value:
+        raise PgsrError(f"{path} is {value}, but must be a number")
 
 
 def _build(cls: type, data: Any, path: str) -> Any:
@@ -373,8 +426,8 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
             f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or name a .toml file"
         )
     try:
-        data = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = tomllib.loads(read_regular(path, LONGEST_FILE).decode())
+    except (ValueError, RecursionError) as error:
         raise PgsrError(f"{path} is not valid TOML: {error}") from error
     return from_dict(with_settings({"name": path.stem, **data}, settings))
 
@@ -394,24 +447,26 @@ def chosen_by(run: Path) -> dict[str, Any]:
 
 
 def _config_of(run: Path) -> dict[str, Any]:
+    path = run / "config.json"
+    if not path.exists():
+        raise PgsrError(f"{run} is not a run's folder: there is no {path}")
     try:
-        data = json.loads((run / "config.json").read_text())
-    except OSError as error:
-        raise PgsrError(f"{run} is not a run's folder: {error.strerror} ({error.filename})") from None
-    except ValueError as error:
-        raise PgsrError(f"{run / 'config.json'} is not a run's: {error}") from error
+        data = json.loads(read_regular(path, LONGEST_FILE))
+    except (ValueError, RecursionError) as error:
+        raise PgsrError(f"{path} is not a run's: {str(error)[:200]}") from error
     if not isinstance(data, dict):
-        raise PgsrError(f"{run / 'config.json'} is not a run's: {data!r} is no table")
+        raise PgsrError(f"{path} is not a run's: {str(data)[:50]!r} is no table")
     return data
 
 
 def with_settings(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A copy of `data` with each "a.b=value" put in; values are TOML, bare words are strings."""
+    _check_plain(data, "", 0)
     result = _copy(data)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise PgsrError(f"--set {setting!r} is not of the form key=value")
+            raise PgsrError(f"--set {setting[:50]!r} is not of the form key=value")
         table = result
         *parents, last = key.strip().split(".")
         for parent in parents:
@@ -431,3 +486,5 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError):
+        raise PgsrError(f"--set {text[:50]} ... is longer than any number, or deeper than any list") from None

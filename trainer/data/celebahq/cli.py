@@ -21,11 +21,12 @@ import click
 from pgsr.cli import Command, emit, json_option, version_option
 from pgsr.errors import PgsrError
 
+from ..listing import tell
 from ..sources import MAX_DAMAGED
 from .align import OVERSAMPLING
 from .dataset import run
 from .picture import Settings
-from .sources import Drawn, Source, open_source
+from .sources import Drawn, Files, Source, open_source
 
 
 @click.command(cls=Command)
@@ -57,6 +58,7 @@ from .sources import Drawn, Source, open_source
     "--figure", type=click.Path(path_type=Path), help="Draw the steps of one picture: a PNG or JPEG."
 )
 @click.option("--picture", "named", help="Which one: its name, or the index of a drawn one.")
+@click.option("--verbose", is_flag=True, help="Name every file that is left out, with the reason.")
 @json_option
 @version_option
 def main(
@@ -69,6 +71,7 @@ def main(
     procedural: int,
     figure: Path | None,
     named: str | None,
+    verbose: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -84,6 +87,8 @@ def main(
     if out is None and figure is None:
         raise PgsrError("name the folder to write to with --out, or a picture of the steps with --figure")
     opened: Source = Drawn(procedural or 1000) if source is None else open_source(source, landmarks)
+    if source is not None and isinstance(opened, Files):
+        tell(source, len(opened.names), opened.pictures.left_out, verbose)
     if figure is not None:
         from .figure import write_figure
 

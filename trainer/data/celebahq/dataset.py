@@ -29,6 +29,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, write_text
 from pgsr.lock import holding_lock, is_held
 
+from ..listing import parsed_json
 from ..sources import MAX_DAMAGED, Damage
 from .picture import PICTURES, Maker, Record, Settings, picture_path
 from .sources import Place, Source
@@ -198,9 +199,11 @@ def check_settings(source: Source, settings: Settings, out: Path) -> None:
         write_text(path, json.dumps(now, indent=1) + "\n")
         return
     try:
-        before: Mapping[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        before: Mapping[str, Any] = dict(parsed_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise PgsrError(f"{path} is damaged ({error}): name another --out") from error
+    if before.get("pictures") == source.older_fingerprint:
+        before = {**before, "pictures": now["pictures"]}
     other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if other:
         raise PgsrError(f"{out} was begun with another {', '.join(other)}: name another --out")

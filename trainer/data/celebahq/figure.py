@@ -13,7 +13,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing
 
 from ..cache import problem
-from ..sources import UNREADABLE
+from ..listing import UNREADABLE
 from .align import Alignment, Crop, align
 from .picture import Maker, Settings
 from .sources import Source

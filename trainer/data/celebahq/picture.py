@@ -18,7 +18,8 @@ from pgsr.errors import PgsrError
 from pgsr.files import replacing
 
 from ..cache import problem
-from ..sources import UNREADABLE, Read, reading
+from ..listing import UNREADABLE, Read
+from ..sources import reading
 from .align import OVERSAMPLING, Alignment, Pass, align
 from .enhance import Enhancer
 from .sources import Place, drawn_file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +14,8 @@ from pgsr.errors import PgsrError
 from pgsr.files import sha256
 
 from .. import celeba
-from ..sources import Pictures, open_pictures
+from ..listing import Pictures
+from ..sources import open_pictures
 from . import wild
 
 
@@ -34,13 +35,18 @@ class Files:
         return {"pictures": self.pictures.fingerprint, "landmarks": sha256(self.table.path)}
 
     @property
+    def older_fingerprint(self) -> str:
+        """Of the pictures, as pgsr 0.1 wrote it down."""
+        return self.pictures.identity.older
+
+    @property
     def place(self) -> Place:
-        return replace(self.pictures, names=(), labels=None)
+        return Pictures(self.pictures.source, (), self.pictures.kind, shards=self.pictures.shards)
 
     def landmarks(self, name: str) -> NDArray[np.float64] | None:
         """[5, 2], or None where the table has none."""
         name_in_table = celeba.file_name(name)
-        return celeba.landmarks(self.table, name_in_table) if name_in_table in self.table.rows else None
+        return celeba.landmarks(self.table, name_in_table) if name_in_table in self.table else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,11 @@ class Drawn:
     @property
     def identity(self) -> dict[str, Any]:
         return {"procedural": self.count}
+
+    @property
+    def older_fingerprint(self) -> str:
+        """None: drawn pictures are known by their number."""
+        return ""
 
     @property
     def place(self) -> Place:
