@@ -154,7 +154,8 @@ def test_annotations_stay_with_their_pictures_where_one_cannot_be_used(
         return known_of(names, *rest)
 
     monkeypatch.setattr(judge, "known_of", known)
-    judge.run(Settings(folder, (discs / "labels.csv",), epochs=1), [].append)
+    lines: list[str] = []
+    judge.run(Settings(folder, (discs / "labels.csv",), epochs=1), lines.append)
     assert asked == [[f"{i:03d}.png" for i in range(64) if i != 2]]
 
 

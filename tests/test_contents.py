@@ -293,7 +293,9 @@ def test_a_picture_that_is_missing_at_one_size_is_missing_at_both(prepared: bool
     assert len(batches.left_out) == 2
     for side, pixels, rows in ((16, batches.high, batches.rows[:, 0]), (8, batches.low, batches.rows[:, 1])):
         pictures = [procedural.draw(i, drawn).resize((side, side), LANCZOS) for i in kept]
-        assert (pixels[torch.from_numpy(rows)].numpy() == np.stack([np.asarray(p) for p in pictures])).all()
+        assert (
+            pixels.pixels[torch.from_numpy(rows)].numpy() == np.stack([np.asarray(p) for p in pictures])
+        ).all()
     held_out = {**CROPS, "data": {**CROPS["data"], "held_out": 2}}  # type: ignore[dict-item]
     assert (CropBatches(config.from_dict(held_out), source, CPU).rows == batches.rows[:3]).all()
 

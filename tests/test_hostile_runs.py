@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_at_once_whatever_its_phase(rec
 
 def test_and_where_the_data_tell_the_phases(recipe_file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
     settings = ["schedule.at.8.batch=2", "schedule.stable_epochs=1.0"]
-    monkeypatch.setattr(Ranks, "wait", lambda self: None)
+    monkeypatch.setattr(Ranks, "in_turn", lambda self, work, waiting_for: work())
     with pytest.raises(PgsrError, match="a batch of 2 cannot be shared by 4 processes"):
         open_run(config.load(str(recipe_file), settings), photos, Path("run"), CPU, Ranks(0, 4))
 

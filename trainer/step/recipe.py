@@ -449,7 +449,7 @@ def chosen_by(run: Path) -> dict[str, Any]:
 def _config_of(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     if not path.exists():
-        raise PgsrError(f"{run} is not a run's folder: there is no {path}")
+        raise PgsrError(f"{run} is not a run's folder: No such file or directory ({path})")
     try:
         data = json.loads(read_regular(path, LONGEST_FILE))
     except (ValueError, RecursionError) as error:
