@@ -70,7 +70,7 @@ def load(path: Path) -> Checkpoint:
     digest = metadata.pop("digest", None)
     if digest != _digest(tensors, metadata):
         raise PgsrError(f"{path} is damaged: its contents do not match its digest; use an older checkpoint")
-    return Checkpoint(tensors=tensors, **_fields(metadata))
+    return Checkpoint(tensors=tensors, **_fields(metadata, path))
 
 
 def load_description(path: Path) -> Checkpoint:
@@ -78,7 +78,7 @@ def load_description(path: Path) -> Checkpoint:
 
     Raises PgsrError if the file is absent or of another kind.
     """
-    return Checkpoint(tensors={}, **_fields(_contents(path, with_tensors=False)[1]))
+    return Checkpoint(tensors={}, **_fields(_contents(path, with_tensors=False)[1], path))
 
 
 def _contents(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,8 +96,17 @@ def _contents(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[s
     return tensors, metadata
 
 
-def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
-    return {name: json.loads(metadata[name]) for name in ("config", "progress", "provenance")}
+def _fields(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The JSON texts as dicts. Raises PgsrError if one is absent, no JSON, or something else."""
+    fields = {}
+    for name in ("config", "progress", "provenance"):
+        try:
+            fields[name] = json.loads(metadata[name])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise PgsrError(f"{path} is damaged: its {name} cannot be read") from error
+        if not isinstance(fields[name], dict):
+            raise PgsrError(f"{path} is damaged: its {name} is no table")
+    return fields
 
 
 def files_of(run: Path) -> list[Path]:
