@@ -36,4 +36,5 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[cpu,dev]'
+	$(PIP) --no-deps spandrel  # without torchvision, of which PyPI has no build for the CPU's PyTorch
 	touch $@ $(VENV)/.runtime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,18 @@ from .bundle_folder import check_replaceable, replacing_bundle
 from .graphs import Chain
 from .int8 import BALANCE, quantized
 from .lowering import Grown
-from .onnx_file import opset_of, to_onnx
+from .onnx_file import ANY_SIDES, opset_of, to_onnx
 from .parity import (
     STORED,
     Array,
     Parity,
     compare,
+    finite,
     in_parts,
     pictures,
     require,
+    require_finite,
+    require_variety,
     session_of,
     stored_function,
     torch_function,
@@ -39,11 +43,17 @@ from .parity import (
     worse,
 )
 from .rewrites.table import choose_rewrites, rewritten
+from .sides import Padded, Sides
 from .source import Source
 
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
 CALIBRATION_SEED = 2**32 + 2  # of what int8's ranges are found on: not the latents it is judged on
 CALIBRATION_SAMPLES = 32
+
+
+TRACED = (23, 29)  # sides of the images that upscalers are traced with,
+TRACED_MULTIPLES = (5, 7)  # or how many times what they have to be multiples of
+OTHER_SIDES = ((1, 19, 37), (3, 46, 28))  # images, height and width that their graphs are tried with besides
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,23 @@ class Plan:
     input: Port
     output: Port
     dynamic: dict[int, str]
+    sides: Sides = ANY_SIDES  # of the images that an upscaler's network takes
+    scale: int = 1
+
+    def whole(self, module: nn.Module) -> nn.Module:
+        """The module as its graph is: for images of any size."""
+        return module if self.sides.free else Padded(module, self.sides, self.scale)
+
+    def traced(self, example: Tensor) -> Tensor:
+        """Returns what the graph is traced with: where sides are dynamic, such as no window and no stride
+        divides by accident, other down than across."""
+        if 2 not in self.dynamic:
+            return example
+        height, width = (self.sides.of(self.sides.multiple * count) for count in self._counts())
+        return nn.functional.interpolate(example, size=(height, width))
+
+    def _counts(self) -> tuple[int, int]:
+        return TRACED if self.sides.multiple == 1 else TRACED_MULTIPLES
 
 
 @dataclass(frozen=True)
@@ -86,17 +113,50 @@ def export_bundle(
 ) -> Bundle:
     """Writes the bundle of one generator, one upscaler or both.
 
+    An upscaler that cannot be traced for images of any size is exported for one size, in which a runtime
+    takes pictures tile by tile.
     Raises PgsrError if the sources do not make a chain, a graph fails parity, or `out` is something else;
     then nothing is left behind and a bundle that stood there is untouched.
     """
     by_kind = {source.kind: source for source in sources}
     if len(by_kind) != len(sources):
         raise PgsrError("name at most one generator and one upscaler to export")
+    wishes = (precisions, name, licence, samples, choice or Choice())
+    try:
+        return _exported(by_kind, out, *wishes)
+    except SidesError:
+        return _exported({kind: _of_one_size(s, by_kind) for kind, s in by_kind.items()}, out, *wishes)
+
+
+class SidesError(PgsrError):
+    """A graph that is not right for images of all sizes."""
+
+
+FIXED_SIDE = 128  # of the images of an upscaler that takes one size, if no generator says which
+
+
+def _of_one_size(source: Source, by_kind: dict[str, Source]) -> Source:
+    """An upscaler for the generator's images alone, or for tiles; a generator stays itself."""
+    if source.kind == "generator":
+        return source
+    sides = Sides(source.multiple, source.least)
+    side = by_kind["generator"].resolution if "generator" in by_kind else sides.of(FIXED_SIDE)
+    return dataclasses.replace(source, network=_fitted(source, side), input_size=side)
+
+
+def _exported(
+    by_kind: dict[str, Source],
+    out: Path,
+    precisions: Sequence[str],
+    name: str,
+    licence: str,
+    samples: int,
+    selection: Choice,
+) -> Bundle:
     check_replaceable(out)
     with replacing_bundle(out) as folder:
         inputs = _Inputs(by_kind, samples)
         trials = [_trial(plan, inputs) for plan in plans(by_kind)]
-        selection = choice or Choice()
         note = _note(name, licence, by_kind)
         floats: Floats = {}
         graphs = [
@@ -130,8 +190,9 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
         result.append(_fixed_upscaler(upscaler, generator))
     elif upscaler:
         larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
-        sides = {0: "n", 2: "height", 3: "width"}
-        result.append(Plan("upscaler", (upscaler.network,), False, images, larger, sides))
+        dynamic = {0: "n", 2: "height", 3: "width"}
+        sides = Sides(upscaler.multiple, upscaler.least)
+        result.append(Plan("upscaler", (upscaler.network,), False, images, larger, dynamic, sides, scale))
     if generator:
         side = generator.resolution
         grown = Grown(generator.generator, side)
@@ -139,9 +200,15 @@ def plans(by_kind: dict[str, Source]) -> list[Plan]:
         output = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
         result.insert(0, Plan("generator", (grown,), False, latents, output, {0: "n"}))
         pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
-        networks = (grown, upscaler.network) if upscaler else (grown,)
+        networks = (grown, _fitted(upscaler, side)) if upscaler else (grown,)
         result.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
     return result
+
+
+def _fitted(upscaler: Source, side: int) -> nn.Module:
+    """An upscaler's network for images of one side, padded to what it takes."""
+    sides = Sides(upscaler.multiple, upscaler.least)
+    return upscaler.network if sides.of(side) == side else Padded(upscaler.network, sides, upscaler.scale)
 
 
 def _fixed_upscaler(upscaler: Source, generator: Source | None) -> Plan:
@@ -192,9 +259,16 @@ class Trial:
 
 def _trial(plan: Plan, inputs: _Inputs) -> Trial:
     x = inputs.of(plan)
-    trained = torch_function(Chain(list(plan.networks), "fp32", plan.pixels))
     calibration = inputs.of(plan, CALIBRATION_SEED)[:CALIBRATION_SAMPLES]
-    return Trial(plan, x, pictures(in_parts(trained, x)), calibration)
+    reference = pictures(in_parts(_trained(plan), x))
+    require_variety(reference, plan.name)
+    return Trial(plan, x, reference, calibration)
+
+
+def _trained(plan: Plan) -> Callable[[Array], Array]:
+    """The networks of a plan as they were trained, which refuse to give numbers that are not finite."""
+    chain = require_finite(Chain(list(plan.networks), "fp32", plan.pixels), plan.name, "its network")
+    return torch_function(plan.whole(chain))
 
 
 def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
@@ -216,10 +290,13 @@ def _write_graph(
         exact = floats.get((name, names)) or with_names(trial.plan, "fp32", example, names, note)
         graph, float_layers = in_int8(exact, trial.calibration, BALANCE in choice.names("int8"), note)
     else:
-        graph = convert(trial.plan, precision, example, choice, note)
+        with _sides_tried(trial.plan):
+            graph = convert(trial.plan, precision, example, choice, note)
         float_layers = []
     if precision == "fp32":
         floats[name, choice.names("fp32")] = graph
+        with _sides_tried(trial.plan):
+            _try_other_sides(trial, graph)
     parity = _measure(trial, graph, precision)
     require(parity, precision, trial.plan.name)
     write_bytes(folder / graph.graph.file, graph.model)
@@ -268,7 +345,8 @@ def with_names(
     networks, applied = _rewritten_networks(plan.networks, names)
     module = Chain(networks, precision, plan.pixels)
     opset = opset_of(precision)
-    model = to_onnx(module, example, plan.input.name, plan.output.name, plan.dynamic, opset, note)
+    ports = (plan.input.name, plan.output.name)
+    model = to_onnx(module, plan.traced(example), *ports, plan.dynamic, opset, note, plan.sides, plan.scale)
     graph = Graph(
         name=plan.name,
         precision=precision,
@@ -278,7 +356,7 @@ def with_names(
         inputs=(plan.input,),
         outputs=(plan.output,),
         rewrites=applied,
-        multiply_adds=multiply_adds(Chain(networks, "fp32", False), example[:1]),
+        multiply_adds=multiply_adds(plan.whole(Chain(networks, "fp32", False)), example[:1]),
         parity={},
     )
     return Converted(module, model, graph)
@@ -293,13 +371,42 @@ def _rewritten_networks(
 
 
 def _measure(trial: Trial, graph: Converted, precision: str) -> Parity:
-    x, reference = trial.inputs, trial.reference
-    model = widened(graph.model) if precision == "bf16" else graph.model
-    parity = compare(reference, pictures(in_parts(session_of(model), x)))
+    x, reference, plan = trial.inputs, trial.reference, trial.plan
+    parity = compare(reference, pictures(in_parts(_written(plan, graph, precision), x)))
     if precision in STORED:
-        stored = pictures(in_parts(stored_function(graph.module, STORED[precision]), x))
+        module = require_finite(graph.module, plan.name, f"its graph in {precision}")
+        stored = pictures(in_parts(stored_function(plan.whole(module), STORED[precision]), x))
         parity = worse(parity, compare(reference, stored))
     return parity
+
+
+def _written(plan: Plan, graph: Converted, precision: str) -> Callable[[Array], Array]:
+    """A written graph as a function, which refuses to give numbers that are not finite."""
+    model = widened(graph.model) if precision == "bf16" else graph.model
+    return finite(session_of(model), plan.name, f"its graph in {precision}")
+
+
+@contextmanager
+def _sides_tried(plan: Plan) -> Iterator[None]:
+    """Whatever goes wrong in it with a graph for images of all sizes is a SidesError."""
+    try:
+        yield
+    except PgsrError as error:
+        if 2 in plan.dynamic:
+            raise SidesError(str(error)) from error
+        raise
+
+
+def _try_other_sides(trial: Trial, graph: Converted) -> None:
+    """Raises PgsrError if an upscaler's float32 graph is right for the size alone that it was traced with."""
+    if 2 not in trial.plan.dynamic:
+        return
+    trained, written = _trained(trial.plan), _written(trial.plan, graph, "fp32")
+    for count, height, width in OTHER_SIDES:
+        some = torch.from_numpy(trial.inputs[:2]).repeat(2, 1, 1, 1)[:count]
+        x = np.asarray(nn.functional.interpolate(some, size=(height, width)).numpy())
+        parity = compare(pictures(trained(x)), pictures(written(x)))
+        require(parity, "fp32", f"upscaler (tried with images of {height}x{width})")
 
 
 def multiply_adds(module: nn.Module, example: Tensor) -> int:

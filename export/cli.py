@@ -31,6 +31,12 @@ export_options = options(
         BUNDLE, "--resolution", type=int, help="Of the generator's images; default: the highest grown in."
     ),
     option(BUNDLE, "--label", type=int, help="Of a generator trained with labels: the one to draw, from 0."),
+    option(
+        BUNDLE,
+        "--equalized",
+        type=click.Choice(["yes", "no"]),
+        help="Whether an imported generator has equalized learning rate, if its file leaves it open.",
+    ),
     option(GRAPHS, "--fp16", is_flag=True, help="Write half-precision graphs as well."),
     option(GRAPHS, "--bf16", is_flag=True, help="Write bfloat16 graphs as well."),
     option(
@@ -78,6 +84,7 @@ class Request:
     licence: str
     resolution: int | None
     label: int | None
+    equalized: str | None
     fp16: bool
     bf16: bool
     int8: bool
@@ -209,7 +216,10 @@ def _export(
         from .source import at_resolution, read_source
     assert request.out is not None
     sources = [read_source(run, request.label) for run in runs]
-    sources += [read_foreign(file, request.label) for file in foreign]
+    equalized = None if request.equalized is None else request.equalized == "yes"
+    sources += [read_foreign(file, request.label, equalized) for file in foreign]
+    for note in (note for source in sources for note in source.notes):
+        progress(note)
     if request.resolution is not None:
         sources = at_resolution(sources, request.resolution)
     result = export_bundle(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pgsr.networks.began import BEGANGenerator, uniform
 from pgsr.networks.interfaces import Generator
-from pgsr.networks.layers import LRELU_SLOPE, Activation, fade, leaky_relu
+from pgsr.networks.layers import EPSILON, LRELU_SLOPE, Activation, fade, leaky_relu
 from pgsr.networks.msggan import MSGGANGenerator
 from pgsr.networks.precision import at_least_float32
 from pgsr.networks.progan import FirstGeneratorBlock, GeneratorBlock, ProGANGenerator
@@ -32,21 +32,23 @@ Steps = list[nn.Module]
 # The steps that PyTorch has no module for.
 
 
-EPSILON = 1e-8  # of pixelwise normalisation (paper 2, section 4.2)
-
-
-def with_epsilon(x: Tensor) -> Tensor:
-    """Computes x + 1e-8. In one dimension: the exporter takes a scalar that small for 0 and leaves the sum
+def with_epsilon(x: Tensor, epsilon: float) -> Tensor:
+    """Computes x + epsilon. In one dimension: the exporter takes a scalar that small for 0 and leaves the sum
     out, and then a pixel whose maps are all 0 becomes 0 / 0."""
-    return x + torch.full((1,), EPSILON, dtype=x.dtype, device=x.device)
+    return x + torch.full((1,), epsilon, dtype=x.dtype, device=x.device)
 
 
 class PixelNorm(nn.Module):
     """Pixelwise feature normalisation as it is trained (paper 2, section 4.2)."""
 
+    def __init__(self, epsilon: float = EPSILON) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
-        return (wide * torch.rsqrt(with_epsilon(wide.square().mean(dim=1, keepdim=True)))).to(x.dtype)
+        mean = with_epsilon(wide.square().mean(dim=1, keepdim=True), self.epsilon)
+        return (wide * torch.rsqrt(mean)).to(x.dtype)
 
 
 class AppendLabel(nn.Module):
@@ -125,17 +127,20 @@ class Grown(nn.Module):
 
 def as_steps(network: nn.Module) -> nn.Module:
     """The network as nn.Sequential, nested ones spliced in; itself if its kind is not known."""
+    whole = network
     resolution: int | None = None
     if isinstance(network, Grown):
         resolution = network.resolution
         network = network.generator
+    if type(network) is nn.Sequential:
+        return _spliced(as_steps(part) for part in network)
     if isinstance(network, OneLabel):
         steps = [AppendLabel(network.label), *_progan(network.generator, resolution)]
         return _spliced(steps)
     if isinstance(network, ProGANGenerator):
         return _spliced(_progan(network, resolution))
     lowering = LOWERINGS.get(type(network))
-    return network if lowering is None else _spliced(lowering(network))
+    return whole if lowering is None else _spliced(lowering(network))
 
 
 def _spliced(steps: Iterable[nn.Module]) -> nn.Sequential:
@@ -147,7 +152,7 @@ def _spliced(steps: Iterable[nn.Module]) -> nn.Sequential:
 
 def _progan(network: ProGANGenerator, resolution: int | None) -> Steps:
     level = network.resolutions.index(resolution or network.resolutions[-1])
-    steps: Steps = [PixelNorm()] if network.normalize_latents else []
+    steps: Steps = [PixelNorm(network.epsilon)] if network.normalize_latents else []
     for block in network.blocks[:level]:
         steps += _block(block)
     newest = [*_block(network.blocks[level]), network.to_rgb[level]]
@@ -174,8 +179,8 @@ def _after(act: Activation) -> Steps:
     """Returns what follows a convolution, in its order."""
     activation = nn.LeakyReLU(LRELU_SLOPE) if act.activation is leaky_relu else nn.ReLU()
     steps: Steps = [] if act.norm is None else [act.norm]
-    steps += [PixelNorm()] if act.pixel_before else []
-    return [*steps, activation, *([PixelNorm()] if act.pixel else [])]
+    steps += [PixelNorm(act.epsilon)] if act.pixel_before else []
+    return [*steps, activation, *([PixelNorm(act.epsilon)] if act.pixel else [])]
 
 
 def _began(network: nn.Module) -> Steps:
@@ -260,26 +265,31 @@ class Phases(nn.Module):
 class DividingNorm(nn.Module):
     """PixelNorm as one division: x / sqrt(mean(x * x) + eps), in float32 inside half precision."""
 
+    def __init__(self, epsilon: float = EPSILON) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
-        return (wide / length(wide)).to(x.dtype)
+        return (wide / length(wide, self.epsilon)).to(x.dtype)
 
 
-def length(wide: Tensor) -> Tensor:
+def length(wide: Tensor, epsilon: float) -> Tensor:
     """Root of the mean square over maps: [N, C, ...] -> [N, 1, ...]."""
-    return with_epsilon((wide * wide).mean(dim=1, keepdim=True)).sqrt()
+    return with_epsilon((wide * wide).mean(dim=1, keepdim=True), epsilon).sqrt()
 
 
 class NormBehind(nn.Module):
     """A pointwise convolution of pixel-normalised maps: W (x / l) + b = (W x) / l + b."""
 
-    def __init__(self, pointwise: nn.Conv2d) -> None:
+    def __init__(self, pointwise: nn.Conv2d, epsilon: float = EPSILON) -> None:
         super().__init__()
+        self.epsilon = epsilon
         self.pointwise = nn.Conv2d(pointwise.in_channels, pointwise.out_channels, 1, bias=False)
         self.pointwise.weight = pointwise.weight
         self.bias = pointwise.bias
 
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
-        y = self.pointwise(x).to(wide.dtype) / length(wide)
+        y = self.pointwise(x).to(wide.dtype) / length(wide, self.epsilon)
         return (y if self.bias is None else y + self.bias.to(wide.dtype).view(1, -1, 1, 1)).to(x.dtype)

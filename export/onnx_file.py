@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from pgsr import __version__
 from pgsr.errors import PgsrError
 
+from .sides import Sides, add_padding
+
+ANY_SIDES = Sides()
 OPSET = 20  # the newest that both ONNX Runtime and TensorRT 10 read
 OPSETS = {"bf16": 22}  # the first whose Conv knows bfloat16
 
@@ -32,9 +35,13 @@ def to_onnx(
     dynamic: dict[int, str],  # dimensions of the input that may change, by name
     opset: int = OPSET,
     note: str = "",  # provenance and licence, for who opens the file
+    sides: Sides = ANY_SIDES,  # of the images that the module takes; the graph takes any
+    scale: int = 1,  # how many times as large they become
 ) -> bytes:
     """Raises PgsrError if the exporter or the checker refuses the module."""
     shapes = {d: torch.export.Dim(name) for d, name in dynamic.items()}
+    if sides.multiple > 1:
+        shapes |= {d: sides.multiple * shapes[d] for d in (2, 3)}
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -48,7 +55,10 @@ def to_onnx(
                 external_data=False,
             )
         assert program is not None
-        return finished(program.model_proto, note)
+        model = program.model_proto
+        if not sides.free:
+            add_padding(model, sides, scale)
+        return finished(model, note)
     except torch.onnx.OnnxExporterError as error:
         raise PgsrError(f"the network cannot be exported to ONNX: {error}") from error
 

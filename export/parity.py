@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pgsr.errors import PgsrError
 from pgsr.images import to_uint8
 
+from .graphs import Chain
 from .sessions import open_session
 
 Array = NDArray[Any]
@@ -75,13 +76,60 @@ def require(parity: Parity, precision: str, graph: str) -> None:
         )
 
 
+# A network whose numbers overflowed agrees with its graph: both give the same black pictures.
+
+
+def finite(function: Callable[[Array], Array], graph: str, what: str) -> Callable[[Array], Array]:
+    """The function, which raises PgsrError if it gives a number that is not finite."""
+
+    def run(x: Array) -> Array:
+        result = function(x)
+        if not np.isfinite(result).all():
+            _refuse_numbers(graph, what)
+        return result
+
+    return run
+
+
+def require_finite(chain: Chain, graph: str, what: str) -> Chain:
+    """A chain that raises PgsrError if its last network gives a number that is not finite: pixels hide it."""
+
+    def check(network: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if not torch.isfinite(output).all():
+            _refuse_numbers(graph, what)
+
+    chain.networks[-1].register_forward_hook(check)
+    return chain
+
+
+def _refuse_numbers(graph: str, what: str) -> None:
+    raise PgsrError(
+        f"the {graph} cannot be exported: {what} gives numbers that are not finite (its weights are damaged, "
+        "or too large for the precision); nothing was written"
+    )
+
+
+def require_variety(reference: Array, graph: str) -> None:
+    """Raises PgsrError if all pictures of a network, [N, ...], are the same."""
+    if (reference == reference[:1]).all():
+        raise PgsrError(
+            f"the {graph} cannot be exported: its network gives the same picture for every input; nothing "
+            "was written"
+        )
+
+
 def session_of(model: bytes) -> Callable[[Array], Array]:
     """The graph as a function, in ONNX Runtime on the CPU."""
     session = open_session(model)
     name = session.get_inputs()[0].name
 
     def run(x: Array) -> Array:
-        return np.asarray(session.run(None, {name: x})[0])
+        try:
+            return np.asarray(session.run(None, {name: x})[0])
+        except Exception as error:  # ONNX Runtime's own, of several kinds
+            text = " ".join(str(error).split())[:200]
+            sides = "x".join(map(str, x.shape))
+            raise PgsrError(f"the graph cannot be run with an input of {sides}: {text}") from error
 
     return run
 

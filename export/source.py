@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgsr.checkpoint import load, newest
+from pgsr.checkpoint import Checkpoint, load, newest
 from pgsr.errors import PgsrError
 from pgsr.networks import GENERATORS, build
 from pgsr.networks.interfaces import Generator
@@ -29,6 +29,9 @@ class Source:
     scale: int  # of an upscaler; 1 of a generator
     provenance: dict[str, Any]
     input_size: int = 0  # side of the images an upscaler takes; 0: any
+    multiple: int = 1  # of an upscaler: what the sides of the images that it sees have to be divisible by
+    least: int = 1  # and how long they have to be: smaller ones are padded in the graph
+    notes: tuple[str, ...] = ()  # sentences for the user
 
     @property
     def generator(self) -> Generator:
@@ -63,13 +66,9 @@ def read_source(path: Path, label: int | None = None) -> Source:
     `label` is for a generator conditioned on labels: the one it shall draw.
     Raises PgsrError if there is none, it is damaged, or its weights or the label do not fit its recipe.
     """
-    checkpoint = load(newest(path))
-    options = checkpoint.config["generator"]
-    network: Generator = build(GENERATORS, options)
-    try:
-        network.load_state_dict(checkpoint.under("generator_ema."))
-    except RuntimeError as error:
-        raise PgsrError(f"the weights of {path} do not fit its recipe: {error}") from error
+    path = newest(path)
+    checkpoint = load(path)
+    network, options = _network(checkpoint, path)
     draws_faces = "latent_size" in options
     labels = options.get("labels", 0)
     if draws_faces:
@@ -78,16 +77,43 @@ def read_source(path: Path, label: int | None = None) -> Source:
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
         latent_size=options.get("latent_size", 0),
-        resolution=checkpoint.progress["grown_resolution"] if draws_faces else 0,
+        resolution=_count(checkpoint, "grown_resolution", path) if draws_faces else 0,
         scale=options.get("scale", 1),
         provenance={
             "recipe": checkpoint.config,
-            "images_shown": checkpoint.progress["images_shown"],
+            "images_shown": _count(checkpoint, "images_shown", path),
             **({"label": label} if labels else {}),
             **checkpoint.provenance,
         },
         input_size=options.get("input_size", 0),
     )
+
+
+def _network(checkpoint: Checkpoint, path: Path) -> tuple[Generator, dict[str, Any]]:
+    """A checkpoint's averaged generator and its options. Raises PgsrError for options that make no network,
+    and weights that are not its own."""
+    options = checkpoint.config.get("generator")
+    if not isinstance(options, dict):
+        raise PgsrError(f"{path} does not say what its generator is: it was not written by pgsr-train")
+    try:
+        network: Generator = build(GENERATORS, options)
+    except PgsrError as error:
+        raise PgsrError(f"{path}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise PgsrError(f"{path}: its options make no network ({error})") from error
+    try:
+        network.load_state_dict(checkpoint.under("generator_ema."))
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:300]
+        raise PgsrError(f"the weights of {path} do not fit its recipe: {text}") from error
+    return network, options
+
+
+def _count(checkpoint: Checkpoint, name: str, path: Path) -> int:
+    value = checkpoint.progress.get(name)
+    if type(value) is not int or value < 0:
+        raise PgsrError(f"{path} does not say its {name}: it was not written by pgsr-train")
+    return value
 
 
 def with_one_label(network: Generator, labels: int, label: int | None, path: Path) -> Generator:
@@ -99,10 +125,17 @@ def with_one_label(network: Generator, labels: int, label: int | None, path: Pat
         if label is not None:
             raise PgsrError(f"--label {label}: {path} was trained without labels")
         return network
-    if label is None or not 0 <= label < labels:
-        raise PgsrError(f"{path} draws pictures of {labels} labels: name one with --label, from 0")
     assert isinstance(network, ProGANGenerator)
-    return OneLabel(network, label)
+    return OneLabel(network, checked_label(label, labels, str(path)))
+
+
+def checked_label(label: int | None, labels: int, what: str) -> int:
+    """Raises PgsrError for a label that is not given, or that there is not."""
+    if label is None:
+        raise PgsrError(f"{what} draws pictures of {labels} labels: name one with --label, 0 to {labels - 1}")
+    if not 0 <= label < labels:
+        raise PgsrError(f"--label {label}: {what} draws pictures of {labels} labels, 0 to {labels - 1}")
+    return label
 
 
 def at_resolution(sources: list[Source], resolution: int) -> list[Source]:

@@ -41,6 +41,9 @@ def on_sphere(x: Tensor) -> Tensor:
     return x / ((x**2).mean(1, keepdim=True) + 1e-8).sqrt()
 
 
+normalised = on_sphere
+
+
 def bent(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 0.2 * x)
 
@@ -132,7 +135,24 @@ def zoo_tensors(
     return t
 
 
-def zoo(t: Tensors, z: Tensor, levels: int, module: str = ".module", tanh: bool = False) -> Tensor:
+def zoo(
+    t: Tensors,
+    z: Tensor,
+    levels: int,
+    module: str = ".module",
+    tanh: bool = False,
+    equalized: bool = True,
+    **settings: Any,
+) -> Tensor:
+    def on_sphere(x: Tensor) -> Tensor:
+        return normalised(x) if settings.get("perChannelNormalization", True) else x
+
+    def bent(x: Tensor) -> Tensor:
+        return F.leaky_relu(x, settings.get("leakyReluLeak", 0.2))
+
+    def he(weight: Tensor) -> float:
+        return math.sqrt(2 / weight[0].numel()) if equalized else 1.0
+
     def parts(name: str) -> tuple[Tensor, Tensor]:
         return t[f"{name}{module}.weight"], t[f"{name}{module}.bias"]
 
@@ -268,25 +288,39 @@ def nvidia_arrays(
     return {"lod": np.float32(lod), **{name: value.numpy() for name, value in t.items()}}
 
 
-def nvidia(arrays: Arrays, z: Tensor, levels: int, of: int) -> Tensor:
+def nvidia(arrays: Arrays, z: Tensor, levels: int, of: int, **settings: Any) -> Tensor:
     """The image of level `levels` of `of`; a fused layer as the transposed convolution it is computed by."""
     t = {name: torch.as_tensor(value) for name, value in arrays.items()}
+    epsilon = settings.get("pixelnorm_epsilon", 1e-8)
+
+    def to_sphere(x: Tensor) -> Tensor:
+        return x / ((x**2).mean(1, keepdim=True) + epsilon).sqrt()
+
+    def on_sphere(x: Tensor) -> Tensor:
+        return to_sphere(x) if settings.get("use_pixelnorm", True) else x
+
+    def bent(x: Tensor) -> Tensor:
+        return F.leaky_relu(x, 0.2 if settings.get("use_leakyrelu", True) else 0.0)
+
+    def scale(gain: float, fan_in: int) -> float:
+        return gain / math.sqrt(fan_in) if settings.get("use_wscale", True) else 1.0
 
     def conv(x: Tensor, name: str, gain: float = math.sqrt(2)) -> Tensor:
         w = t[f"{name}/weight"]
-        w = w * (gain / math.sqrt(w.shape[0] * w.shape[1] * w.shape[2]))
+        w = w * scale(gain, w.shape[0] * w.shape[1] * w.shape[2])
         return F.conv2d(x, w.permute(3, 2, 0, 1), t[f"{name}/bias"], padding=w.shape[0] // 2)
 
     def up(x: Tensor, place: str) -> Tensor:
         if f"{place}/Conv0/weight" in t:
             return conv(doubled(x), f"{place}/Conv0")
         w = t[f"{place}/Conv0_up/weight"]
-        w = F.pad(w * math.sqrt(2 / (9 * x.shape[1])), (0, 0, 0, 0, 1, 1, 1, 1))
+        w = F.pad(w * scale(math.sqrt(2), 9 * x.shape[1]), (0, 0, 0, 0, 1, 1, 1, 1))
         w = w[1:, 1:] + w[:-1, 1:] + w[1:, :-1] + w[:-1, :-1]  # [4, 4, out, in]
         return F.conv_transpose2d(x, w.permute(3, 2, 0, 1), t[f"{place}/Conv0_up/bias"], stride=2, padding=1)
 
     w = t["4x4/Dense/weight"]
-    x = (on_sphere(z) @ w * (math.sqrt(2) / 4 / math.sqrt(len(w)))).reshape(len(z), -1, 4, 4)
+    z = to_sphere(z) if settings.get("normalize_latents", True) else z
+    x = (z @ w * scale(math.sqrt(2) / 4, len(w))).reshape(len(z), -1, 4, 4)
     x = on_sphere(bent(x + t["4x4/Dense/bias"][:, None, None]))
     x = on_sphere(bent(conv(x, "4x4/Conv")))
     for i in range(1, levels):
@@ -347,6 +381,117 @@ def theano_network(draw: Draw, latent: int, widths: list[int]) -> tuple[Network,
     spec = {"func": "G_paper", "num_channels": 3, "use_wscale": True, "normalize_latents": True}
     state = {"build_func_spec": spec, "build_module_src": "", "param_values": rows}
     return Network({**state, "toplevel_params": {"cur_lod": np.float32(0.0)}}), later
+
+
+# ----------------------------------------------------------------------------
+# genforce and MMGeneration: modules with their names.
+
+
+def enlarged(x: Tensor, weight: Tensor, bias: Tensor, fused: bool) -> Tensor:
+    """An enlargement and a convolution, or the transposed convolution of [in, out, 3, 3] that is both."""
+    if not fused:
+        return F.conv2d(doubled(x), weight, bias, padding=1)
+    w = F.pad(weight, (1, 1, 1, 1))
+    w = w[..., 1:, 1:] + w[..., :-1, 1:] + w[..., 1:, :-1] + w[..., :-1, :-1]
+    return F.conv_transpose2d(x, w, bias, stride=2, padding=1)
+
+
+def genforce_tensors(draw: Draw, latent: int, widths: list[int], fused: bool, lod: float = 0.0) -> Tensors:
+    t = {"lod": torch.tensor(lod), "layer0.weight": draw(widths[0], latent, 4, 4)}
+    for i, w in enumerate(widths):
+        if i:
+            below = widths[i - 1]
+            t[f"layer{2 * i}.weight"] = draw(*((below, w) if fused else (w, below)), 3, 3)
+        t[f"layer{2 * i}.bias"] = draw(w, deviation=0.3)
+        t |= {f"layer{2 * i + 1}.weight": draw(w, w, 3, 3), f"layer{2 * i + 1}.bias": draw(w, deviation=0.3)}
+        t |= {f"output{i}.weight": draw(3, w, 1, 1), f"output{i}.bias": draw(3, deviation=0.3)}
+    return t
+
+
+def genforce(t: Tensors, z: Tensor, levels: int, fused: bool) -> Tensor:
+    def scaled(name: str, gain: float, inputs: int) -> tuple[Tensor, Tensor]:
+        w = t[f"{name}.weight"]
+        return w * (gain / math.sqrt(inputs * w.shape[-1] ** 2)), t[f"{name}.bias"]
+
+    x = (on_sphere(z) * math.sqrt(z.shape[1]))[:, :, None, None]
+    root = math.sqrt(2)
+    for i in range(levels):
+        x = on_sphere(x)
+        w, b = scaled(f"layer{2 * i}", root, x.shape[1])
+        x = bent(enlarged(x, w, b, fused) if i else F.conv2d(x, w, b, padding=3))
+        w, b = scaled(f"layer{2 * i + 1}", root, x.shape[1])
+        x = bent(F.conv2d(on_sphere(x), w, b, padding=1))
+    w, b = scaled(f"output{levels - 1}", 1.0, x.shape[1])
+    return F.conv2d(on_sphere(x), w, b)
+
+
+def mmgeneration_tensors(draw: Draw, latent: int, widths: list[int], fused: bool) -> Tensors:
+    def layer(name: str, *shape: int, maps: int) -> Tensors:
+        return {f"{name}.conv.weight_orig": draw(*shape), f"{name}.conv.bias": draw(maps, deviation=0.3)}
+
+    t = {"noise2feat.linear.weight_orig": draw(16 * widths[0], latent)}
+    t["noise2feat.bias"] = draw(1, widths[0], 1, 1, deviation=0.3)
+    for i, w in enumerate(widths):
+        if i:
+            sides = (widths[i - 1], w) if fused else (w, widths[i - 1])
+            t |= layer(f"conv_blocks.{2 * i - 1}", *sides, 3, 3, maps=w)
+        t |= layer(f"conv_blocks.{2 * i}", w, w, 3, 3, maps=w)
+        t |= layer(f"torgb_layers.{i}", 3, w, 1, 1, maps=3)
+    return t
+
+
+def mmgeneration(t: Tensors, z: Tensor, levels: int, fused: bool) -> Tensor:
+    def on_sphere(x: Tensor) -> Tensor:
+        norm = torch.linalg.norm(x, ord=2, dim=1, keepdim=True) / math.sqrt(x.shape[1])
+        return x / (norm + 1e-6)
+
+    def scaled(name: str, gain: float = math.sqrt(2)) -> tuple[Tensor, Tensor]:
+        w = t[f"{name}.conv.weight_orig"]
+        return w * gain / math.sqrt(w[0].numel()), t[f"{name}.conv.bias"]
+
+    w = t["noise2feat.linear.weight_orig"]
+    x = (on_sphere(z) @ w.T * (math.sqrt(2) / 4 / math.sqrt(w.shape[1]))).reshape(len(z), -1, 4, 4)
+    x = on_sphere(bent(x + t["noise2feat.bias"]))
+    for i in range(levels):
+        x = on_sphere(bent(enlarged(x, *scaled(f"conv_blocks.{2 * i - 1}"), fused))) if i else x
+        x = on_sphere(bent(F.conv2d(x, *scaled(f"conv_blocks.{2 * i}"), padding=1)))
+    return F.conv2d(x, *scaled(f"torgb_layers.{levels - 1}", 1.0))
+
+
+# ----------------------------------------------------------------------------
+# odegeasslbc/Progressive-GAN-pytorch.
+
+
+def bilinear_tensors(draw: Draw, latent: int, widths: list[int], normalized: bool) -> Tensors:
+    def layer(name: str, *shape: int, maps: int) -> Tensors:
+        return {f"{name}.conv.weight_orig": draw(*shape), f"{name}.conv.bias": draw(maps, deviation=0.3)}
+
+    t = layer("input_layer.0", latent, widths[0], 4, 4, maps=widths[0])
+    for i, (a, b) in enumerate(itertools.pairwise([widths[0], *widths])):
+        t |= layer(f"progression_{4 << i}.conv.0", b, a, 3, 3, maps=b)
+        t |= layer(f"progression_{4 << i}.conv.{3 if normalized else 2}", b, b, 3, 3, maps=b)
+        if i:
+            t |= layer(f"to_rgb_{4 << i}", 3, b, 1, 1, maps=3)
+    return t
+
+
+def bilinear(t: Tensors, z: Tensor, levels: int, normalized: bool) -> Tensor:
+    def scaled(name: str) -> tuple[Tensor, Tensor]:
+        w = t[f"{name}.conv.weight_orig"]
+        return w * math.sqrt(2 / w[0].numel()), t[f"{name}.conv.bias"]
+
+    def bent(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.1 * x)
+
+    def norm(x: Tensor) -> Tensor:
+        return on_sphere(x) if normalized else x
+
+    x = bent(on_sphere(F.conv_transpose2d(z[:, :, None, None], *scaled("input_layer.0"))))
+    for i in range(levels):
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) if i else x
+        for number in (0, 3 if normalized else 2):
+            x = bent(norm(F.conv2d(x, *scaled(f"progression_{4 << i}.conv.{number}"), padding=1)))
+    return F.conv2d(x, *scaled(f"to_rgb_{4 << levels - 1}"))
 
 
 # ----------------------------------------------------------------------------
@@ -434,6 +579,138 @@ def basicsr(t: Tensors, x: Tensor, blocks: int, scale: int) -> Tensor:
         y = F.leaky_relu(F.pixel_shuffle(conv(y, name), 3 if scale == 3 else 2), 0.1)
     y = conv(F.leaky_relu(conv(y, "conv_hr"), 0.1), "conv_last")
     return y + F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+# SRResNets of other projects, as modules with their names; `of_signed` is what becomes of images in [-1, 1].
+
+FEW, BLOCKS = 6, 5  # maps and residual blocks
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
+IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
+
+
+def steps_of(scale: int) -> range:
+    return range(scale.bit_length() - 1)
+
+
+class LeftthomasBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(FEW, FEW, 3, padding=1), nn.BatchNorm2d(FEW)
+        self.prelu = nn.PReLU()
+        self.conv2, self.bn2 = nn.Conv2d(FEW, FEW, 3, padding=1), nn.BatchNorm2d(FEW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
+
+
+class SubPixel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.prelu = nn.Conv2d(FEW, 4 * FEW, 3, padding=1), nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prelu(F.pixel_shuffle(self.conv(x), 2))
+
+
+class LeftthomasGenerator(nn.Module):
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(3, FEW, 9, padding=4), nn.PReLU())
+        for i in range(2, 2 + BLOCKS):
+            self.add_module(f"block{i}", LeftthomasBlock())
+        self.block7 = nn.Sequential(nn.Conv2d(FEW, FEW, 3, padding=1), nn.BatchNorm2d(FEW))
+        self.block8 = nn.Sequential(*[SubPixel() for _ in steps_of(scale)], nn.Conv2d(FEW, 3, 9, padding=4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = first = self.block1(x)
+        for i in range(2, 8):
+            y = getattr(self, f"block{i}")(y)
+        return (torch.tanh(self.block8(first + y)) + 1) / 2
+
+    def of_signed(self, x: Tensor) -> Tensor:
+        return self((x + 1) / 2) * 2 - 1
+
+
+class SgrvinodBlock(nn.Module):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, norm: bool, activation: nn.Module | None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)]
+        layers += [nn.BatchNorm2d(outputs)] if norm else []
+        layers += [activation] if activation else []
+        self.conv_block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_block(x)
+
+
+class SgrvinodGenerator(nn.Module):
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+
+        def residual() -> nn.Module:
+            pair = nn.Module()
+            pair.conv_block1 = SgrvinodBlock(FEW, FEW, 3, True, nn.PReLU())
+            pair.conv_block2 = SgrvinodBlock(FEW, FEW, 3, True, None)
+            return pair
+
+        self.conv_block1 = SgrvinodBlock(3, FEW, 9, False, nn.PReLU())
+        self.residual_blocks = nn.Sequential(*[residual() for _ in range(BLOCKS)])
+        self.conv_block2 = SgrvinodBlock(FEW, FEW, 3, True, None)
+        self.subpixel_convolutional_blocks = nn.Sequential(*[SubPixel() for _ in steps_of(scale)])
+        self.conv_block3 = SgrvinodBlock(FEW, 3, 9, False, nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = first = self.conv_block1(x)
+        for pair in self.residual_blocks:
+            y = y + pair.conv_block2(pair.conv_block1(y))  # type: ignore[operator]
+        return self.conv_block3(self.subpixel_convolutional_blocks(first + self.conv_block2(y)))
+
+    def of_signed(self, x: Tensor) -> Tensor:
+        return self((((x + 1) / 2 - IMAGENET_MEAN.to(x)) / IMAGENET_DEVIATION.to(x)).to(x.dtype))
+
+
+class LindernorenGenerator(nn.Module):
+    """Of today, or of 2018 (`early`)."""
+
+    def __init__(self, scale: int, early: bool = False) -> None:
+        super().__init__()
+        self.early, epsilon = early, 1e-5 if early else 0.8
+
+        def activation() -> nn.Module:
+            return nn.ReLU() if early else nn.PReLU()
+
+        def residual() -> nn.Module:
+            norms = [nn.BatchNorm2d(FEW, epsilon) for _ in range(2)]
+            convolutions = [nn.Conv2d(FEW, FEW, 3, padding=1) for _ in range(2)]
+            block = nn.Module()
+            block.conv_block = nn.Sequential(
+                convolutions[0], norms[0], activation(), convolutions[1], norms[1]
+            )
+            return block
+
+        self.conv1 = nn.Sequential(nn.Conv2d(3, FEW, 9, padding=4), activation())
+        self.res_blocks = nn.Sequential(*[residual() for _ in range(BLOCKS)])
+        self.conv2 = nn.Sequential(nn.Conv2d(FEW, FEW, 3, padding=1), nn.BatchNorm2d(FEW, epsilon))
+        upsampling: list[nn.Module] = []
+        for _ in steps_of(scale):
+            upsampling += [nn.Conv2d(FEW, 4 * FEW, 3, padding=1), nn.BatchNorm2d(4 * FEW), nn.PixelShuffle(2)]
+            upsampling += [activation()]
+        self.upsampling = nn.Sequential(*upsampling)
+        self.conv3 = nn.Sequential(nn.Conv2d(FEW, 3, 9, padding=4), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = first = self.conv1(x)
+        for block in self.res_blocks:
+            y = y + block.conv_block(y)  # type: ignore[operator]
+        return self.conv3(self.upsampling(first + self.conv2(y)))
+
+    def of_signed(self, x: Tensor) -> Tensor:
+        if self.early:
+            return self(x)
+        mean, deviation = IMAGENET_MEAN.to(x), IMAGENET_DEVIATION.to(x)
+        return 2 * (self(((x + 1) / 2 - mean) / deviation) * deviation + mean) - 1
 
 
 # ----------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +17,7 @@ from torch import nn
 
 from lively import lively
 from pgsr import bundle, draws
-from pgsr.checkpoint import Checkpoint, save
+from pgsr.checkpoint import Checkpoint, load, save
 from pgsr.errors import PgsrError
 from pgsr.export import bundle_builder as build
 from pgsr.export import parity
@@ -25,7 +27,7 @@ from pgsr.export.lowering import Grown
 from pgsr.export.onnx_file import to_onnx
 from pgsr.export.rewrites.rules import Rewrite
 from pgsr.export.rewrites.table import rewritten
-from pgsr.export.source import read_source
+from pgsr.export.source import Source, read_source
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 
@@ -382,3 +384,101 @@ def test_bad_input_is_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "faces").iterdir()) == [bundle.MANIFEST, "mine"]
     assert (tmp_path / "full" / "file.txt").read_text() == "mine"
     assert not (tmp_path / "b").exists()
+
+
+# ----------------------------------------------------------------------------
+# What a network gives must be numbers, and not always the same.
+
+
+def source_with(network: nn.Module, options: dict) -> Source:
+    kind = "generator" if "latent_size" in options else "upscaler"
+    resolution = 16 if kind == "generator" else 0
+    scale = options.get("scale", 1)
+    return Source(
+        network.eval().requires_grad_(False), kind, options.get("latent_size", 0), resolution, scale, {}
+    )
+
+
+@pytest.mark.parametrize("options", [PROGAN, COMPACT, SRRESNET], ids=lambda o: o["kind"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_networks_without_finite_numbers_do_not_export(options: dict, value: float, tmp_path: Path):
+    """Such a graph agrees with its network to the bit: both give black pictures."""
+    network = lively(build_network(GENERATORS, options, 3))
+    layers = [p for p in network.parameters() if p.dim() == 4]
+    with torch.no_grad():
+        layers[1].fill_(value)
+    with pytest.raises(PgsrError, match=r"cannot be exported: its network gives numbers that are not finite"):
+        build.export_bundle([source_with(network, options)], tmp_path / "b", name="x", licence="y", samples=4)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_overflow_of_half_precision_is_named_as_one(tmp_path: Path):
+    """Finite in float32, infinite where GPUs store it in half."""
+    network = lively(build_network(GENERATORS, COMPACT, 3))
+    with torch.no_grad():
+        network.body[0].weight.mul_(1e6)
+        network.tail.weight.mul_(1e-6)
+    source = source_with(network, COMPACT)
+    build.export_bundle([source], tmp_path / "a", name="x", licence="y", samples=4)
+    with pytest.raises(PgsrError, match=r"its graph in fp16 gives numbers that are not finite"):
+        build.export_bundle([source], tmp_path / "b", precisions=("fp16",), name="x", licence="y", samples=4)
+
+
+@pytest.mark.parametrize("options", [PROGAN, COMPACT], ids=lambda o: o["kind"])
+def test_networks_that_give_one_picture_do_not_export(options: dict, tmp_path: Path):
+    network = build_network(GENERATORS, options, 3)
+    if options is COMPACT:
+        network.base = nn.Sequential(network.base, nn.Threshold(2.0, 0.0))
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(PgsrError, match=r"its network gives the same picture for every input; nothing was"):
+        build.export_bundle([source_with(network, options)], tmp_path / "b", name="x", licence="y", samples=4)
+
+
+# ----------------------------------------------------------------------------
+# Checkpoints whose digest is right and whose contents are not.
+
+ODD = {
+    "config": [[], None, {}, {"generator": None}, {"generator": []}, {"generator": {"kind": "none"}}],
+    "progress": [[], {}, {"grown_resolution": "16", "images_shown": 1}, {"grown_resolution": 16}],
+    "provenance": [None, "x"],
+}
+OPTIONS = [
+    {"latent_size": 0},
+    {"latent_size": -3},
+    {"feature_base": -1},
+    {"resolution": 2**40},
+    {"feature_max": 10**12, "feature_base": 10**14},
+    {"epsilon": -1.0},
+    {"labels": -1},
+    {"maps": [0, 1, 2]},
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in ODD.items() for value in values], ids=str
+)
+def test_odd_contents_of_a_checkpoint_are_one_sentence(field: str, value: Any, tmp_path: Path):
+    path = write_checkpoint(tmp_path / "odd.safetensors", PROGAN)
+    save(path, dataclasses.replace(load(path), **{field: value}))
+    with pytest.raises(PgsrError, match=r"odd\.safetensors"):
+        read_source(path)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_odd_options_of_a_checkpoint_are_one_sentence(options: dict, tmp_path: Path):
+    path = write_checkpoint(tmp_path / "odd.safetensors", PROGAN)
+    config = {"generator": {**resolved(GENERATORS, PROGAN), **options}}
+    save(path, dataclasses.replace(load(path), config=config))
+    with pytest.raises(PgsrError, match=r"odd\.safetensors") as caught:
+        read_source(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoints_json_of_great_depth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_checkpoint(tmp_path / "deep.safetensors", PROGAN)
+    checkpoint, deep = load(path), "[" * 100_000 + "]" * 100_000
+    monkeypatch.setattr("pgsr.checkpoint.json.dumps", lambda value, **options: deep)
+    save(path, checkpoint)
+    with pytest.raises(PgsrError, match=r"deep.safetensors is damaged: its config cannot be read"):
+        load(path)

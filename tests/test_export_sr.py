@@ -24,7 +24,7 @@ from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 
 NETWORKS = {
-    "resnet-sr": {"kind": "resnet-sr", "features": 2},
+    "resnet-sr": {"kind": "resnet-sr", "features": 4},
     "dcgan-sr": {"kind": "dcgan-sr", "features": 2},
     "mlp-sr": {"kind": "mlp-sr", "features": 2, "input_size": 8},
     "dcgan": {"kind": "dcgan", "features": 2, "latent_size": 6},

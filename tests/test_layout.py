@@ -243,7 +243,7 @@ def test_commands_point_at_their_folders():
 ROOMS = {
     "trainer": ("data", "metrics", "step", "run_folder", "loop", "start", "cli"),
     "export": (
-        *("source", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
+        *("source", "sides", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
         *("bundle_folder", "bundle_builder", "engines", "explain", "importers", "cli"),
     ),
     "runtime": (

@@ -669,7 +669,7 @@ def test_an_unknown_convolution_is_named(network: type[nn.Module]):
 
 @pytest.mark.parametrize("network", [SRResNet, CompactUpscaler])
 def test_other_scales_are_errors(network: type[nn.Module]):
-    with pytest.raises(PgsrError, match="scale 3 is not 2 or 4"):
+    with pytest.raises(PgsrError, match="scale 3 is not 2, 4 or 8"):
         network(scale=3)
 
 

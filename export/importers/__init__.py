@@ -18,51 +18,74 @@ from pgsr.files import sha256
 from pgsr.networks.interfaces import Generator
 
 from ..source import Source, with_one_label
-from .contents import contents
-from .imported import Imported
+from .bilinear import odegeasslbc
+from .contents import contents, is_ours
+from .imported import Hints, Imported
 from .nvidia import nvidia
 from .plain import Record
+from .ports import genforce, mmgeneration
 from .progan import akanimax, gan_zoo, rosinality
 from .spandrel import spandrel
-from .taking import shortened_list
+from .srgans import eriklindernoren, leftthomas, sgrvinod
+from .taking import candidates, shortened_list
 from .upscalers import basicsr, lornatang
 
-# Each takes what a file holds (and --label) and gives None if the layout is not its own. spandrel, which may
-# have to be installed, comes last.
-IMPORTERS: dict[str, Callable[[Any, int | None], Imported | None]] = {
-    "pro_gan_pytorch and BMSG-GAN": lambda tree, label: akanimax(tree),
+# Each takes what a file holds, or may hold as a network's tensors, and gives None if the layout is not its
+# own. spandrel, which may have to be installed, comes last.
+IMPORTERS: dict[str, Callable[[Any, Hints], Imported | None]] = {
+    "pro_gan_pytorch and BMSG-GAN": akanimax,
     "progressive-gan-pytorch": rosinality,
-    "pytorch_GAN_zoo": lambda tree, label: gan_zoo(tree),
-    "progressive_growing_of_gans": lambda tree, label: nvidia(tree),
-    "SRGAN-PyTorch": lambda tree, label: lornatang(tree),
-    "MSRResNet": lambda tree, label: basicsr(tree),
-    "spandrel": lambda tree, label: spandrel(tree),
+    "pytorch_GAN_zoo": gan_zoo,
+    "progressive_growing_of_gans": nvidia,
+    "genforce": genforce,
+    "mmgeneration": mmgeneration,
+    "Progressive-GAN-pytorch": odegeasslbc,
+    "SRGAN-PyTorch": lornatang,
+    "MSRResNet": basicsr,
+    "leftthomas's SRGAN": leftthomas,
+    "a-PyTorch-Tutorial-to-Super-Resolution": sgrvinod,
+    "PyTorch-GAN": eriklindernoren,
+    "spandrel": spandrel,
 }
 
 
-def import_file(path: Path, label: int | None = None) -> Imported:
-    """A file's network, converted. Raises PgsrError, which names the file, if no importer can."""
+def import_file(path: Path, label: int | None = None, equalized: bool | None = None) -> Imported:
+    """A file's network, converted. `equalized` says whether its layers have equalized learning rate, where
+    the file does not. Raises PgsrError, which names the file, if no importer can.
+    """
+    if is_ours(path):
+        raise PgsrError(f"{path} is a checkpoint of pgsr: pgsr-export takes it as it is, without --from")
     tree = contents(path)
     try:
         names = _names(tree)
         if not names:
             raise PgsrError("it holds no tensors that have names")
-        if any(name.startswith("generator_ema.") for name in names):
-            raise PgsrError("it is a checkpoint of pgsr: name it without --from")
-        for importer in IMPORTERS.values():
-            result = importer(tree, label)
-            if result is not None:
-                return result
+        result = _recognised(tree, Hints(label, equalized))
+        if result is None:
+            raise PgsrError(
+                f"its {len(names)} tensors are of no layout that is known: {shortened_list(names)}; known "
+                f"are those of {', '.join(IMPORTERS)} (docs/importers.md)"
+            )
+        if equalized is not None and not result.takes_equalized:
+            raise PgsrError(f"of {result.peer}'s layers it is known: leave --equalized out")
+        return result
     except PgsrError as error:
         raise PgsrError(f"{path} cannot be imported: {error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
         raise PgsrError(
             f"{path} cannot be imported: its values are not what they should be ({error})"
         ) from error
-    raise PgsrError(
-        f"{path} cannot be imported: its {len(names)} tensors are of no layout that is known: "
-        f"{shortened_list(names)}"
-    )
+
+
+def _recognised(tree: Any, hints: Hints) -> Imported | None:
+    """Returns what the first importer that knows it makes of the tree or of something that it holds."""
+    found = list(candidates(tree))
+    for importer in IMPORTERS.values():
+        for candidate in found:
+            result = importer(candidate, hints)
+            if result is not None:
+                return result
+    return None
 
 
 def _names(tree: Any) -> list[str]:
@@ -85,13 +108,14 @@ def _names(tree: Any) -> list[str]:
     return names
 
 
-def read_foreign(path: Path, label: int | None = None) -> Source:
+def read_foreign(path: Path, label: int | None = None, equalized: bool | None = None) -> Source:
     """A file of another project as a source.
 
-    `label` is for a generator conditioned on labels: the one it shall draw.
+    `label` is for a generator conditioned on labels: the one it shall draw. `equalized` is as in
+    `import_file`.
     Raises PgsrError if the file cannot be read as data alone, is of no known layout, or does not fit it.
     """
-    result = import_file(path, label)
+    result = import_file(path, label, equalized)
     try:
         network = result.network()
         draws_faces = result.latent_size > 0
@@ -100,6 +124,8 @@ def read_foreign(path: Path, label: int | None = None) -> Source:
             network = with_one_label(network, result.labels, label, path)
     except PgsrError as error:
         raise PgsrError(f"{path} cannot be imported: {error}") from error
+    except RuntimeError as error:
+        raise PgsrError(f"{path} cannot be imported: its weights are no numbers ({error})") from error
     return Source(
         network=network.eval().requires_grad_(False),
         kind="generator" if draws_faces else "upscaler",
@@ -110,5 +136,9 @@ def read_foreign(path: Path, label: int | None = None) -> Source:
             "imported": {"layout": result.peer, "file": path.name, "sha256": sha256(path)},
             "recipe": {"generator": dict(result.options)},
             **({"label": label} if label is not None and draws_faces else {}),
+            **({"notes": list(result.notes)} if result.notes else {}),
         },
+        multiple=result.multiple,
+        least=result.least,
+        notes=tuple(f"{path.name}: {note}" for note in result.notes),
     )

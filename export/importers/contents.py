@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pgsr.errors import PgsrError
@@ -24,13 +25,38 @@ from .plain import MOST_REPEATED, STORED, Plain, Record, Storages, state_dict
 
 DAMAGE = (
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, SafetensorError),
-    *(TypeError, ValueError, LookupError, OverflowError, MemoryError, RuntimeError),
+    *(
+        TypeError,
+        ValueError,
+        LookupError,
+        OverflowError,
+        MemoryError,
+        RuntimeError,
+        AttributeError,
+        AssertionError,
+    ),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in PyTorch's files before 1.6
 
 
+# What is often found under a name of weights, by how it begins, and what to do.
+DOWNLOADED = "the server sent this in place of the file: fetch it again, in a browser if need be"
+OTHERS = {
+    rb"\s*<(!doctype|html|head|\?xml)": f"it is a web page: {DOWNLOADED}",
+    rb"\s*\{\s*\"(error|message|detail)": f"it is a server's error message: {DOWNLOADED}",
+    rb"version https://git-lfs": "it is a pointer of Git LFS, not the file: 'git lfs pull' fetches that",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!": "it is a compressed archive: unpack it first",
+    rb"\x89HDF": "it holds weights of Keras, whose networks are not imported",
+    rb"7767517\s": "it is a network of ncnn's: take the .pth or .safetensors that it was made from",
+    rb"\x08[\x01-\x20]\x12": "it is an ONNX graph: take the .pth or .safetensors that it was made from",
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF": "it is a picture",
+}
+
+
 def contents(path: Path) -> Any:
     """Raises PgsrError, which names the file, if it cannot be read as data alone."""
+    if path.is_dir():
+        raise PgsrError(f"{path} is a folder: name a file of weights in it")
     if not path.is_file():
         raise PgsrError(f"no file at {path}")
     try:
@@ -43,9 +69,23 @@ def contents(path: Path) -> Any:
         ) from error
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is one of this package's checkpoints."""
+    try:
+        with open(path, "rb") as start, safe_open(path, framework="pt") as file:
+            return start.read(9)[8:] == b"{" and "pgsr" in (file.metadata() or {}).get("format", "")
+    except DAMAGE:
+        return False
+
+
 def _contents(path: Path) -> Any:
     with open(path, "rb") as file:
-        start = file.read(16)
+        start = file.read(64)
+    if not start:
+        raise PgsrError("it is empty: fetch or copy it again")
+    for pattern, words in OTHERS.items():
+        if re.match(pattern, start, re.IGNORECASE):
+            raise PgsrError(words)
     if start[8:9] == b"{":
         return load_file(path)
     if start[:4] == b"PK\x03\x04":
@@ -61,27 +101,35 @@ def _only_weights(path: Path) -> Any:
         return tree
     except pickle.UnpicklingError:
         return None
-    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise PgsrError(f"it is damaged ({' '.join(str(error).split())[:200]})") from error
+    except DAMAGE as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PgsrError(f"it is damaged ({text})") from error
 
 
 def _check_sizes(tree: Any) -> None:
     """Raises PgsrError for a tensor that stands for more numbers than the file holds."""
     for value in _walk(tree):
-        strided = isinstance(value, torch.Tensor) and value.layout == torch.strided
-        if not strided or value.numel() <= MOST_REPEATED:
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.device.type != "cpu":
+            raise PgsrError(f"its tensors are on the device {value.device}: save them from the CPU")
+        if value.layout != torch.strided or value.numel() <= MOST_REPEATED:
             continue
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise PgsrError("it is damaged (a tensor larger than its storage)")
 
 
 def _zipped(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        raise PgsrError("it is cut short: fetch or copy it again")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(n.endswith("/constants.pkl") or "/code/" in n for n in names):
             raise PgsrError("it is a TorchScript archive, which is code: save the state_dict instead")
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise PgsrError("it is a compressed archive, which PyTorch's files are not: unpack it first")
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            raise PgsrError("it is damaged (its parts are larger than the file)")
         tops = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
         if len(tops) != 1:
             raise PgsrError("it is an archive of something else than PyTorch's weights")

@@ -14,6 +14,17 @@ from pgsr.networks import GENERATORS, build, resolved
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What the user says of a file that it may not say itself."""
+
+    label: int | None = None  # the one to draw, of a generator conditioned on labels
+    equalized: bool | None = None  # whether its layers have equalized learning rate
+
+
+NO_HINTS = Hints()
+
+
+@dataclass(frozen=True)
 class Imported:
     """A network of another project, converted but not yet built."""
 
@@ -26,6 +37,10 @@ class Imported:
     grown_resolution: int = 0  # of a generator
     scale: int = 1  # of an upscaler
     takes_label: bool = False  # whether --label was used up in the conversion
+    takes_equalized: bool = False  # whether --equalized may say what the file does not
+    multiple: int = 1  # of an upscaler: what the sides of its images have to be divisible by
+    least: int = 1  # and how long they have to be
+    notes: tuple[str, ...] = ()  # what was decided that the user may want to decide otherwise
 
     @staticmethod
     def of_network(
@@ -33,7 +48,7 @@ class Imported:
         options: Mapping[str, Any],
         state: Mapping[str, Tensor],
         grown_resolution: int = 0,
-        takes_label: bool = False,
+        **others: Any,
     ) -> Imported:
         """A network of this package, by the options that a recipe would give it."""
         full = resolved(GENERATORS, options)
@@ -46,7 +61,7 @@ class Imported:
             labels=full.get("labels", 0),
             grown_resolution=grown_resolution,
             scale=full.get("scale", 1),
-            takes_label=takes_label,
+            **others,
         )
 
     def network(self, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -58,23 +58,27 @@ MARK = object()
 
 GUARDED = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "exceptions", "numpy", "torch"}
 PERMITTED = re.compile(
-    r"collections\.(OrderedDict|defaultdict|Counter|deque)"
+    r"collections\.[A-Za-z]\w*"
     r"|copyreg\._reconstructor|copy_reg\._reconstructor"
     r"|_codecs\.encode"
     r"|(builtins|__builtin__)\.(object|dict|list|tuple|set|frozenset|int|float|bool|str|bytes|bytearray|complex"
-    r"|slice|long|unicode)"
+    r"|slice|range|long|unicode|xrange|type|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning))|exceptions\.\w+"
+    r"|(_io|io)\.(BytesIO|StringIO)|re\._compile|http\.HTTP(Status|Method)|enum\.\w+|random\.Random|array\.array"
+    r"|typing\.[A-Z]\w*|logging\.(Logger|getLogger)|ipaddress\.\w+|zoneinfo\.ZoneInfo\._unpickle|string\.\w+"
     r"|argparse\.Namespace|types\.SimpleNamespace|pathlib\.(_local\.)?\w*Path|functools\.partial"
     r"|datetime\.(date|time|datetime|timedelta|timezone)|uuid\.(UUID|SafeUUID)|decimal\.Decimal"
     r"|fractions\.Fraction|numpy\.random\._pickle\.__\w+_ctor|numpy\.random\.\w+\.\w+"
-    r"|numpy\.(ndarray|dtype)|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)"
+    r"|numpy\.(ndarray|dtype|(bool|u?int|float|complex|str|bytes|datetime|timedelta)(\d+|_)?)"
+    r"|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)|numpy\.ma(\.core)?\.\w+"
     r"|numpy\.(core|_core)\.numeric\._frombuffer"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
     r"|torch(\.cuda)?\.\w+Storage|torch\.storage\.\w+Storage"
-    r"|torch\.(Tensor|Size|device|dtype|float16|float32|float64|bfloat16|int8|uint8|int16|int32|int64|bool)"
-    r"|torch\.(cuda\.)?(\w+Tensor)|torch\.serialization\._get_layout"
-    r"|torch\.nn\.(parameter\.(Parameter|Buffer)|Parameter)"
+    r"|torch\.(device|dtype|bool|(float|bfloat|complex|int|uint|quint|qint)\d+\w*|\w+_format|strided|sparse_\w+)"
+    r"|torch\.serialization\._get_layout"
     r"|torch\.nn\.modules\.\w+\.\w+|torch\.nn\.parallel\.\w+\.\w+|torch\.optim\.\w+\.\w+"
-    r"|torch\.torch_version\.TorchVersion|torch\.autograd\.variable\.Variable|torch\.nn\.functional\.(tanh|relu|leaky_relu)|torch\.tanh"
+    r"|torch(\._C)?\.(nn\.functional|_nn)\.\w+|torch\.(tanh|relu|sigmoid|softmax|sin|cos|exp|abs|square)"
+    # Any other class of PyTorch's, apart from those that run what a file holds.
+    r"|torch\.(?!(jit|hub|package|classes|_classes|ops|_ops|_dynamo|_inductor|utils\.cpp_extension)\.)([\w.]+\.)?[A-Z]\w*"
 )
 
 

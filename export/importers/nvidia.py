@@ -17,23 +17,16 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError
 
-from .imported import Imported
+from .imported import NO_HINTS, Hints, Imported
 from .plain import Record
 from .progan import ROOT2, Layer, Layers, he
 from .taking import Taker, unwrapped
 
 NVIDIA = "tkarras/progressive_growing_of_gans"
-ASSUMED = {
-    "normalize_latents": True,
-    "use_pixelnorm": True,
-    "use_leakyrelu": True,
-    "pixelnorm_epsilon": 1e-8,
-    "tanh_at_end": None,
-    "use_batchnorm": False,
-}
+ASSUMED = {"tanh_at_end": None, "use_batchnorm": False}  # settings without a counterpart here
 
 
-def nvidia(tree: Any) -> Imported | None:
+def nvidia(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """The last generator among the networks in the file; the average comes after the one that trained."""
     networks = tree if isinstance(tree, (list, tuple)) else [tree]
     generators = [n for n in networks if isinstance(n, Record) and _is_generator(n)]
@@ -42,15 +35,9 @@ def nvidia(tree: Any) -> Imported | None:
     network = generators[-1]
     settings = network.get("static_kwargs") or network.get("build_func_spec") or {}
     for name, value in ASSUMED.items():
-        option = settings.get(name, value)
-        close = (
-            isinstance(option, float)
-            and isinstance(value, float)
-            and math.isclose(option, value, rel_tol=1e-6)
-        )
-        if option != value and not close:
+        if settings.get(name, value) != value:
             raise PgsrError(
-                f"it is a network of {NVIDIA} with {name} = {option!r}; {value!r} can be imported"
+                f"it is a network of {NVIDIA} with {name} = {settings[name]!r}; {value!r} can be imported"
             )
     equalized = bool(settings.get("use_wscale", True))
     if network.get("variables") is not None:
@@ -61,7 +48,13 @@ def nvidia(tree: Any) -> Imported | None:
     else:
         lod = float((network.get("toplevel_params") or {}).get("cur_lod", 0.0))
         layers = _theano_layers(network.get("param_values"), equalized)
-    options = layers.options(labels=int(settings.get("label_size", 0)))
+    options = layers.options(
+        labels=int(settings.get("label_size", 0)),
+        normalize_latents=bool(settings.get("normalize_latents", True)),
+        normalization="pixel" if settings.get("use_pixelnorm", True) else "none",
+        activation="leaky" if settings.get("use_leakyrelu", True) else "relu",
+        epsilon=float(settings.get("pixelnorm_epsilon", 1e-8)),
+    )
     return Imported.of_network(
         NVIDIA, options, layers.state(), max(4, options["resolution"] >> math.ceil(lod))
     )

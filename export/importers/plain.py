@@ -148,14 +148,12 @@ class Plain:
         return None if dtype is None else _array(self._raw(data), dtype, (1,), "C")[0].item()
 
     def dtype(self, value: Inert) -> np.dtype[Any] | None:
-        """Numbers alone: no objects, no fields; None for text and dates, whose arrays become None."""
-        code = value.args[0]
-        if isinstance(code, str) and re.fullmatch(r"[SU]\d*|[Mm]8", code):
+        """Numbers alone; None for text, dates, objects and fields, whose arrays become None."""
+        code = value.args[0] if value.args else None
+        if not isinstance(code, str):
+            raise ValueError("an array of no type")
+        if not re.fullmatch(r"[fiu][1248]|b1|bool", code):
             return None
-        if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1|bool", code):
-            raise ValueError(
-                f"an array of type {code[:40]!r}" if isinstance(code, str) else "an array of no type"
-            )
         order = value.state[1] if isinstance(value.state, tuple) else "="
         return np.dtype(code).newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
 

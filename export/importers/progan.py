@@ -8,6 +8,7 @@ and rounded once. So the networks are built without equalized learning rate. Whe
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 from pgsr.errors import PgsrError
 from pgsr.networks.progan import feature_maps
 
-from .imported import Imported
+from ..source import checked_label
+from .imported import NO_HINTS, Hints, Imported
 from .plain import Record
 from .taking import Taker, unwrapped
 
@@ -53,21 +55,18 @@ class Layers:
         }
 
     def options(self, **others: Any) -> dict[str, Any]:
-        """Raises PgsrError for widths that no base and maximum describe."""
+        """Returns what describes the network; widths that no base and maximum give are named one by one."""
         widths = [self.convolution.weight.shape[0], *(second.weight.shape[0] for _, second in self.blocks)]
         resolution = 4 << len(self.blocks)
         base, most = widths[-1] * resolution, max(widths)
-        if [feature_maps(4 << i, base, most) for i in range(len(widths))] != widths:
-            raise PgsrError(
-                f"its widths from 4x4 up are {', '.join(map(str, widths))}; they have to be equal and then "
-                "halve with every doubling of the resolution"
-            )
+        regular = [feature_maps(4 << i, base, most) for i in range(len(widths))] == widths
         return {
             "kind": "progan",
             "resolution": resolution,
             "latent_size": self.first.weight.shape[1] - others.get("labels", 0),
             "feature_base": base,
             "feature_max": most,
+            **({} if regular else {"maps": widths}),
             "equalized": False,
             **others,
         }
@@ -83,6 +82,41 @@ def _coloured(layer: Layer) -> Layer:
 def he(weight: Tensor, equalized: bool, gain: float = ROOT2) -> float:
     """Gain / sqrt(fan-in) of a weight whose first side is its outputs."""
     return gain / math.sqrt(math.prod(weight.shape[1:])) if equalized else 1.0
+
+
+# Equalized learning rate leaves weights near a deviation of 1; He's initialisation starts them near
+# 1 / sqrt(fan-in), and training changes either by small factors. So how far the logarithm of the deviation
+# is on the way from the one to the other tells which it was.
+EQUALIZED, ORDINARY = 0.35, 0.55  # of the way: below the one it was equalized, above the other it was not
+
+
+def is_equalized(taker: Taker, pattern: str, hints: Hints, says: bool | None) -> bool:
+    """Whether a file's layers have equalized learning rate: as the user says, the file, or else its weights.
+
+    Raises PgsrError if the weights of the layers that `pattern` matches do not tell.
+    """
+    if hints.equalized is not None or says is not None:
+        return bool(says if hints.equalized is None else hints.equalized)
+    weights = [t.double() for name, t in taker.tensors.items() if re.fullmatch(pattern, name) and t.dim() > 1]
+    ways = sorted(-math.log(max(float(w.std()), 1e-30)) / math.log(fan_in(w) ** 0.5) for w in weights)
+    way = ways[len(ways) // 2] if ways else 0.0
+    if EQUALIZED <= way <= ORDINARY:
+        raise PgsrError(
+            f"it does not say whether its layers have equalized learning rate (use_eql), and weights of "
+            f"deviation {float(weights[0].std()):.2g} do not tell: say --equalized yes or --equalized no"
+        )
+    return not way > ORDINARY  # weights that are no numbers are refused by their names, later
+
+
+def told_by_weights(equalized: bool) -> tuple[str, ...]:
+    """Returns the note that it was the weights, or the user, that decided."""
+    words = "have" if equalized else "do not have"
+    return (f"its layers {words} equalized learning rate, by the spread of their weights (--equalized)",)
+
+
+def fan_in(weight: Tensor) -> int:
+    """Returns how many values each output of a layer sums; its weight's first side is its outputs."""
+    return math.prod(weight.shape[1:])
 
 
 def _rgb_maps(taker: Taker, name: str) -> int:
@@ -101,10 +135,10 @@ def _rgb_maps(taker: Taker, name: str) -> int:
 # normalised. Latents are put on the hypersphere, in some versions in the network, in others by the caller.
 
 AKANIMAX = "akanimax/pro_gan_pytorch"
-BMSG = "akanimax/BMSG-GAN"
+EITHER = "akanimax/pro_gan_pytorch or BMSG-GAN"  # bare state dicts have the same names
 
 
-def akanimax(tree: Any) -> Imported | None:
+def akanimax(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """Imports pro_gan_pytorch's and BMSG-GAN's generators; None if the tree holds none."""
     saved = _first_of(tree, "shadow_generator", "generator")
     saved_generator = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": tree}
@@ -119,13 +153,20 @@ def akanimax(tree: Any) -> Imported | None:
     early = "initial_block.conv_1.weight" in tensors
     if "rgb_converters.0.weight" not in tensors or not (early or "layers.0.conv_1.weight" in tensors):
         return None
-    peer = AKANIMAX if early or saved is not None else BMSG
+    peer = AKANIMAX if early or "conf" in saved_generator else EITHER
     taker = Taker(peer, tensors)
-    equalized = bool(conf.get("use_eql", True))
+    says = bool(conf["use_eql"]) if "use_eql" in conf else None
+    equalized = is_equalized(taker, r"(layers\.\d+|initial_block)\.conv_\d\.weight", hints, says)
     layers = _akanimax_layers(taker, early, equalized)
     taker.finish()
+    options = layers.options(first_normalized=False)
     return Imported.of_network(
-        peer, layers.options(first_normalized=False), layers.state(), 4 << len(layers.blocks)
+        peer,
+        options,
+        layers.state(),
+        options["resolution"],
+        takes_equalized=True,
+        notes=told_by_weights(equalized) if says is None else (),
     )
 
 
@@ -172,7 +213,7 @@ def _akanimax_layers(taker: Taker, early: bool, equalized: bool) -> Layers:
 ROSINALITY = "rosinality/progressive-gan-pytorch"
 
 
-def rosinality(tree: Any, label: int | None = None) -> Imported | None:
+def rosinality(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """Imports progressive-gan-pytorch's generator; None if the tree holds none."""
     tensors = unwrapped(tree)
     for name in ("g_running", "generator"):
@@ -182,20 +223,13 @@ def rosinality(tree: Any, label: int | None = None) -> Imported | None:
         return None
     taker = Taker(ROSINALITY, tensors)
     table = taker.take("label_embed.weight", None, None)
-    number = label_of(len(table), label, required=len(table) > 1)
+    number = 0
+    if len(table) > 1 or hints.label is not None:
+        number = checked_label(hints.label, len(table), "it")
     layers = _rosinality_layers(taker, table[number])
     taker.finish()
     options = layers.options(normalization="pixel-before", first_bias="place")
     return Imported.of_network(ROSINALITY, options, layers.state(), options["resolution"], takes_label=True)
-
-
-def label_of(labels: int, label: int | None, required: bool) -> int:
-    """Raises PgsrError for a label that is needed and not given, or that there is not."""
-    if label is None and not required:
-        return 0
-    if label is None or not 0 <= label < labels:
-        raise PgsrError(f"it draws pictures of {labels} labels: name one with --label, from 0")
-    return label
 
 
 def _rosinality_layers(taker: Taker, row: Tensor) -> Layers:
@@ -234,7 +268,7 @@ def _rosinality_layers(taker: Taker, row: Tensor) -> Layers:
 GAN_ZOO = "facebookresearch/pytorch_GAN_zoo"
 
 
-def gan_zoo(tree: Any, label: int | None = None) -> Imported | None:
+def gan_zoo(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """Imports pytorch_GAN_zoo's generator; None if the tree holds none."""
     tensors = unwrapped(_first_of(tree, "avgG", "netG") or tree)
     tensors = {k.replace(".module.", "."): v for k, v in tensors.items()}  # earlier versions write none
@@ -242,25 +276,37 @@ def gan_zoo(tree: Any, label: int | None = None) -> Imported | None:
         return None
     config = _Config(tree.get("config") if isinstance(tree, Mapping) else None)
     taker = Taker(GAN_ZOO, tensors)
-    layers = _gan_zoo_layers(taker, config("equalizedlR", True))
+    says = config("equalizedlR", None)
+    equalized = is_equalized(taker, r"(groupScale0|scaleLayers)\..*\.weight", hints, says)
+    layers = _gan_zoo_layers(taker, equalized)
     taker.finish()
-    if not config("perChannelNormalization", True) or config("leakyReluLeak", 0.2) != 0.2:
-        raise PgsrError(f"{GAN_ZOO}'s networks without normalisation or with another slope are not imported")
+    slope = config("leakyReluLeak", 0.2)
+    if slope not in (0.2, 0, 0.0):
+        raise PgsrError(f"its slope is {slope} (leakyReluLeak); slopes of 0.2 and 0 can be imported")
     attributes = config("attribKeysOrder", None) or {}
     labels = int(config("categoryVectorDim", 0) or 0)
     if labels and len(attributes) > 1:
         raise PgsrError(
             f"it is conditioned on {len(attributes)} kinds of attributes; one kind can be imported"
         )
-    grown = 4 << len(layers.blocks)
+    normalized = bool(config("perChannelNormalization", True))  # without it, latents are not, either
     options = layers.options(
         labels=labels,
         first_bias="place",
+        normalization="pixel" if normalized else "none",
+        normalize_latents=normalized,
+        activation="leaky" if slope else "relu",
         output="tanh" if config("lossCriterion", "WGANGP") in ("MSE", "DCGAN") else "linear",
     )
-    return Imported.of_network(
-        GAN_ZOO, options, layers.state(), grown // 2 if config("alpha", 0) and grown > 4 else grown
-    )
+    side, alpha = options["resolution"], config("alpha", 0)
+    notes = told_by_weights(equalized) if says is None else ()
+    if alpha and side > 4:
+        notes += (
+            f"it was fading {side}x{side} in (its alpha of {alpha:.2g} goes to 0), so "
+            f"{side // 2}x{side // 2} is exported",
+        )
+        side //= 2
+    return Imported.of_network(GAN_ZOO, options, layers.state(), side, takes_equalized=True, notes=notes)
 
 
 class _Config:

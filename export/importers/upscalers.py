@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pgsr.errors import PgsrError
 
-from .imported import Imported
+from .imported import NO_HINTS, Hints, Imported
 from .taking import Taker, unwrapped
 
 LORNATANG = "Lornatang/SRGAN-PyTorch"
@@ -32,7 +32,7 @@ def stretched(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 # Lornatang: keys of 2022 ("conv_block1") and since ("conv1"). Convolutions before a norm have no bias.
 
 
-def lornatang(tree: Any) -> Imported | None:
+def lornatang(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """Imports SRGAN-PyTorch's generator; None if the tree holds none."""
     nested = tree.get("state_dict") if isinstance(tree, Mapping) else None
     tensors = unwrapped(nested) or unwrapped(tree)
@@ -60,8 +60,6 @@ def lornatang(tree: Any) -> Imported | None:
     last = stretched(taker.take(f"{tail}.weight", 3, maps, 9, 9), taker.take(f"{tail}.bias", 3))
     state["tail.weight"], state["tail.bias"] = last
     taker.finish()
-    if steps not in (1, 2):
-        raise PgsrError(f"it is an upscaler of {2**steps}x; those of 2x and 4x can be imported")
     options = {"kind": "srresnet", "scale": 2**steps, "features": maps, "blocks": blocks, "unit_inputs": True}
     return Imported.of_network(LORNATANG, options, state)
 
@@ -117,7 +115,7 @@ class _Residual(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-def basicsr(tree: Any) -> Imported | None:
+def basicsr(tree: Any, hints: Hints = NO_HINTS) -> Imported | None:
     """Imports BasicSR's MSRResNet; None if the tree holds none."""
     nested = (
         next((tree[k] for k in ("params_ema", "params") if k in tree), None)

@@ -66,14 +66,16 @@ def unshuffled(weight: Tensor, factor: int) -> Tensor:
 
 def norm_behind(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """The division behind a pointwise convolution to fewer maps (the RGB layer): three maps to divide."""
-    if i + 1 >= len(steps) or not isinstance(steps[i], (PixelNorm, DividingNorm)):
+    norm = steps[i]
+    if i + 1 >= len(steps) or not isinstance(norm, (PixelNorm, DividingNorm)):
         return None
     layer: Any = steps[i + 1]
     if is_convolution(layer, 1) and layer.out_channels < layer.in_channels:
-        return 2, [NormBehind(layer)]
+        return 2, [NormBehind(layer, norm.epsilon)]
     return None
 
 
 def dividing(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Divides by the length in pixelwise normalisation, in place of multiplying by its inverse."""
-    return (1, [DividingNorm()]) if isinstance(steps[i], PixelNorm) else None
+    norm = steps[i]
+    return (1, [DividingNorm(norm.epsilon)]) if isinstance(norm, PixelNorm) else None

@@ -190,7 +190,10 @@ FIRST_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 # infinite and 1e-8 is zero, which turns pixels black without a NaN to show for it.
 
 
-def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+EPSILON = 1e-8
+
+
+def pixel_norm(x: Tensor, eps: float = EPSILON) -> Tensor:
     """Unit mean square over dimension 1: [N, C, ...] -> [N, C, ...]."""
     wide = at_least_float32(x)
     if wide.requires_grad and torch.is_grad_enabled():
@@ -226,9 +229,11 @@ class Activation(nn.Module):
         maps: int,
         normalization: str,  # "pixel", "pixel-before" (the activation), a name in NORMS, or "none"
         activation: str = "leaky",
+        epsilon: float = EPSILON,  # of pixelwise normalisation
     ) -> None:
         super().__init__()
         self.norm = NORMS[normalization](maps) if normalization in NORMS else None
+        self.epsilon = epsilon
         self.activation = ACTIVATIONS[activation]
         self.pixel = normalization == "pixel"
         self.pixel_before = normalization == "pixel-before"
@@ -237,9 +242,9 @@ class Activation(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         if self.pixel_before:
-            x = pixel_norm(x)
+            x = pixel_norm(x, self.epsilon)
         x = self.activation(x)
-        return pixel_norm(x) if self.pixel else x
+        return pixel_norm(x, self.epsilon) if self.pixel else x
 
 
 # ----------------------------------------------------------------------------

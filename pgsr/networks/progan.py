@@ -19,6 +19,7 @@ from .interfaces import Discriminator, Generator, Images
 from .layers import (
     ACTIVATIONS,
     CONVOLUTIONS,
+    EPSILON,
     FIRST_LAYERS,
     Activation,
     EqualizedConv2d,
@@ -73,12 +74,13 @@ class GeneratorBlock(nn.Module):
         convolution: str,
         normalization: str = "pixel",
         activation: str = "leaky",
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         self.conv1 = CONVOLUTIONS[convolution](inputs, outputs, 3)
-        self.act1 = Activation(outputs, normalization, activation)
+        self.act1 = Activation(outputs, normalization, activation, epsilon)
         self.conv2 = CONVOLUTIONS[convolution](outputs, outputs, 3)
-        self.act2 = Activation(outputs, normalization, activation)
+        self.act2 = Activation(outputs, normalization, activation, epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.conv1(upsample(x)))
@@ -97,15 +99,16 @@ class FirstGeneratorBlock(nn.Module):
         first_layer: str,
         normalization: str = "pixel",
         activation: str = "leaky",
+        epsilon: float = EPSILON,
         first_normalized: bool = True,
         first_maps: int = 0,
     ) -> None:
         super().__init__()
         first_maps = first_maps or maps
         self.first = FIRST_LAYERS[first_layer](latent_size, first_maps)
-        self.act1 = Activation(first_maps, normalization if first_normalized else "none", activation)
+        self.act1 = Activation(first_maps, normalization if first_normalized else "none", activation, epsilon)
         self.conv = CONVOLUTIONS[convolution](first_maps, maps, 3)
-        self.act2 = Activation(maps, normalization, activation)
+        self.act2 = Activation(maps, normalization, activation, epsilon)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.act1(self.first(z))
@@ -140,6 +143,7 @@ class ProGANGenerator(Generator):
         first_bias: str = "map",  # of the vanilla first layer: one a map; or "place", 16 a map
         maps: Sequence[int] = (),  # at 4, 8, ..., in place of feature_base and feature_max
         first_maps: int = 0,  # of the first layer alone, at 16 weights a map and latent; 0: as at 4 x 4
+        epsilon: float = EPSILON,  # of pixelwise normalisation; 1e-4 in NVIDIA's presets of half precision
     ) -> None:
         super().__init__()
         check_choice("convolution", convolution, CONVOLUTIONS)
@@ -147,16 +151,18 @@ class ProGANGenerator(Generator):
         check_choice("first_bias", first_bias, ("map", "place"))
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("output", output, ("linear", "tanh"))
+        if epsilon <= 0.0:
+            raise PgsrError(f"epsilon {epsilon} is not above 0")
         self.resolutions = resolutions_up_to(resolution)
         self.latent_size, self.labels = latent_size, labels
-        self.normalize_latents, self.tanh = normalize_latents, output == "tanh"
+        self.normalize_latents, self.tanh, self.epsilon = normalize_latents, output == "tanh", epsilon
         maps = maps_by_resolution(self.resolutions, feature_base, feature_max, maps)
         first_layer = convolution if separable_ends else "vanilla"
         if first_bias == "place":
             if first_layer != "vanilla":
                 raise PgsrError('first_bias = "place" needs a vanilla first layer: separable_ends = false')
             first_layer = "placed"
-        acts = (normalization, activation)
+        acts = (normalization, activation, epsilon)
         first = FirstGeneratorBlock(
             latent_size + labels, maps[0], convolution, first_layer, *acts, first_normalized, first_maps
         )
@@ -182,7 +188,7 @@ class ProGANGenerator(Generator):
 
     def on_hypersphere(self, z: Tensor) -> Tensor:
         """Latents on the hypersphere (section A.1)."""
-        return pixel_norm(z) if self.normalize_latents else z
+        return pixel_norm(z, self.epsilon) if self.normalize_latents else z
 
     def finished(self, image: Tensor) -> Tensor:
         return torch.tanh(image) if self.tanh else image

@@ -1,6 +1,6 @@
 """SRResNet, SRGAN's discriminator (Ledig et al. 2017; papers 1 and 3) and a light upscaler.
 
-Low-resolution images [N, 3, H, W] in [-1, 1] -> [N, 3, sH, sW] around [-1, 1]; s is 2 or 4.
+Low-resolution images [N, 3, H, W] in [-1, 1] -> [N, 3, sH, sW] around [-1, 1]; s is 2, 4 or 8.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def features_at_depth(layers: nn.Sequential, depth: int, x: Tensor) -> Tensor:
 
 
 def doublings(scale: int) -> int:
-    """Returns how many times a scale doubles. Raises PgsrError unless it is 2 or 4."""
-    if scale not in (2, 4):
-        raise PgsrError(f"scale {scale} is not 2 or 4")
+    """Returns how many times a scale doubles. Raises PgsrError unless it is 2, 4 or 8."""
+    if scale not in (2, 4, 8):
+        raise PgsrError(f"scale {scale} is not 2, 4 or 8")
     return int(math.log2(scale))
 
 

@@ -76,9 +76,8 @@ class OpenVinoRunner:
         try:
             return self._lanes.run(values, self._rows or n)
         except Exception as error:  # its exceptions have no common base but this one
-            raise PgsrError(
-                f"OpenVINO could not run a batch of {n}; try a smaller --batch ({_last_line(error)})"
-            ) from error
+            advice = "; try a smaller --batch" if n > 1 else ""
+            raise PgsrError(f"OpenVINO could not run a batch of {n}{advice} ({_last_line(error)})") from error
 
     def __enter__(self) -> Self:
         return self

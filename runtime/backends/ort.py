@@ -50,8 +50,9 @@ class OrtRunner:
         try:
             (result,) = self._session.run([self._output], {self._input: values})
         except Exception as error:  # its exceptions have no common base but this one
+            advice = "; try a smaller --batch" if n > 1 else ""
             raise PgsrError(
-                f"ONNX Runtime could not run a batch of {n}; try a smaller --batch ({_first_line(error)})"
+                f"ONNX Runtime could not run a batch of {n}{advice} ({_first_line(error)})"
             ) from error
         pixels: NDArray[Any] = result[:n]
         return pixels
