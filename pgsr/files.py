@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -181,10 +182,44 @@ def cannot_write(path: Path, error: OSError) -> PgsrError:
 def sha256(path: Path) -> str:
     """Hex digest of a file. Raises PgsrError if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PgsrError(f"cannot read {path}: {error.strerror or error}") from error
+        raise cannot_read(path, error) from error
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a regular file to read it. Pipes and devices, which may never end, are refused at once.
+
+    Raises PgsrError if it is something else or cannot be opened.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise PgsrError(f"{path} is a folder, not a file")
+        if not stat.S_ISREG(mode):
+            raise PgsrError(f"{path} is a pipe or a device: save what comes out of it as a file")
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe by now
+        return open(handle, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a null in the name
+        raise cannot_read(path, error) from error
+
+
+def read_regular(path: Path, longest: int) -> bytes:
+    """Reads a regular file. Raises PgsrError as `open_regular` does, and for more than so many bytes."""
+    with open_regular(path) as file:
+        try:
+            data = file.read(longest + 1)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+    if len(data) > longest:
+        raise PgsrError(f"{path} is longer than {longest:,} bytes: that cannot be right")
+    return data
+
+
+def cannot_read(path: Path, error: OSError | ValueError) -> PgsrError:
+    """The sentence for a read that failed."""
+    return PgsrError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def cache_root() -> Path:

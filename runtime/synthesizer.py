@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
@@ -46,6 +47,8 @@ def check_window(seed: int, count: int, start: int) -> None:
         raise PgsrError(f"--seed {seed} is not between 0 and 2**64 - 1")
     if count < 1:
         raise PgsrError(f"--count {count} is below 1: give the number of images to make")
+    if count > sys.maxsize:
+        raise PgsrError(f"--count {count} is above {sys.maxsize}: give the number of images to make")
     if start < 0 or start + count > LIMIT:
         raise PgsrError(f"--start {start} is out of range: images are numbered from 0 to 2**64 - 1")
 

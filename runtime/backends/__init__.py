@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError, check_choice, missing_package
-from pgsr.machine import installed_versions
+from pgsr.machine import installed_versions, threads_by_quota
 
 
 class Runner(Protocol):
@@ -41,6 +41,10 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+MOST_THREADS = 1024  # more than any machine is faster by, and few enough to start at once
+MOST_IMAGES = 2**16  # at a time
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a graph is to be run."""
@@ -56,8 +60,19 @@ class Settings:
             raise PgsrError(
                 f"--threads {self.threads} is below 0: give 1 or more, or 0 for as many as are good"
             )
+        if self.threads > MOST_THREADS:
+            raise PgsrError(
+                f"--threads {self.threads} is above {MOST_THREADS}: give 0 for as many as are good"
+            )
         if self.batch < 1:
             raise PgsrError(f"--batch {self.batch} is below 1: give the number of images to make at a time")
+        if self.batch > MOST_IMAGES:
+            raise PgsrError(f"--batch {self.batch} is above {MOST_IMAGES}: give fewer images at a time")
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads for libraries that count cores by themselves: 0 leaves it to them, where they are right."""
+        return self.threads or threads_by_quota()
 
     @property
     def device_index(self) -> int:

@@ -121,7 +121,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
         "machine": measured.machine(),
         "version": str(openvino.__version__),
         "graph": graph.sha256,
-        "threads": settings.threads,
+        "threads": settings.cpu_threads,
     }
     name = measured.recall("openvino", key)
     if name in MODES:
@@ -155,8 +155,8 @@ def _open(
 ) -> OpenVinoRunner:
     rows = 0 if _any_size(graph) else min(mode.rows, settings.batch)
     options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
-    if settings.threads:
-        options["INFERENCE_NUM_THREADS"] = settings.threads
+    if settings.cpu_threads:
+        options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
     try:
         model = _read(openvino, core, path, hint)
         if rows:

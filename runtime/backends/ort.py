@@ -89,7 +89,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OrtRunner:
 
 def _open_cpu(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
     options = _options(onnxruntime)
-    options.intra_op_num_threads = settings.threads
+    options.intra_op_num_threads = settings.cpu_threads
     # Threads that wait for work by spinning would take the cores from those that encode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = _session(onnxruntime, path, options, [CPU])
