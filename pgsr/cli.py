@@ -140,11 +140,14 @@ LARGEST_ELSE = 2**53
 
 def _check_numbers(parameter: click.Parameter, value: Any) -> None:
     """Raises PgsrError for numbers beyond LARGEST, and for those that are none."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _check_numbers(parameter, part)
+        return
     most = LARGEST.get(parameter.name or "", LARGEST_ELSE)
-    for number in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(number, int | float) and not abs(number) <= most:  # as NaN is not
-            name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
-            raise PgsrError(f"{name} {shortened(str(number))} is not a number up to {most:,}")
+    if isinstance(value, int | float) and not abs(value) <= most:  # as NaN is not
+        name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        raise PgsrError(f"{name} {shortened(str(value))} is not a number up to {most:,}")
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Synthesizer:
     def _remembered(self) -> int:
         """The fastest batch, or 0 if it was never measured."""
         batch = recall("batch", self._key)
-        return batch if isinstance(batch, int) and 0 < batch <= MOST else 0
+        return batch if type(batch) is int and 0 < batch <= MOST else 0
 
     def tune(self) -> None:
         """Measures which batch is the fastest, some seconds, unless one was given or it was measured before.

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.bundle import Bundle, Graph
+from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.machine import installed_versions, threads_by_quota
 
@@ -83,6 +83,26 @@ class Settings:
     def device_kind(self) -> str:
         """auto, cpu or cuda."""
         return self.device.partition(":")[0]
+
+
+def checked(result: Any, port: Port, count: int) -> NDArray[Any]:
+    """What a graph made of `count` inputs, if it is what the manifest says of its output.
+
+    Raises PgsrError else: files can be changed together with their hashes.
+    """
+    expected = (count, *port.shape[1:])
+    shape = np.shape(result) if isinstance(result, np.ndarray) else ()  # a list is what sequences come as
+    fits = len(shape) == len(expected) and all(
+        isinstance(b, str) or a == b for a, b in zip(shape, expected, strict=True)
+    )
+    if not fits or result.dtype != port.dtype:
+        kind = getattr(result, "dtype", type(result).__name__)
+        raise PgsrError(
+            f"the graph made {kind} {list(shape)}, not {port.dtype} {list(expected)} as its manifest says: "
+            "export the bundle again"
+        )
+    array: NDArray[Any] = result
+    return array
 
 
 @dataclass(frozen=True)
