@@ -72,7 +72,7 @@ def black(count: int) -> np.ndarray:
     [
         (black(2).astype(np.float32), "float32 [2, 8, 8, 3], not uint8"),
         (black(2)[:, :4], "uint8 [2, 4, 8, 3], not uint8 [2, 8, 8, 3]"),
-        (black(2)[0], "uint8 [2, 8, 3], not"),
+        (black(2)[0], "uint8 [8, 8, 3], not"),
         (black(1), "uint8 [1, 8, 8, 3], not"),
         (np.array(3, np.uint8), "uint8 [], not"),
         ([black(2)], "list [], not"),
