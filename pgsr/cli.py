@@ -6,6 +6,7 @@ stdout carries results, stderr progress. Exit 0 done, 1 a named error, 2 wrong u
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -77,11 +78,27 @@ class Streams(click.Command):
             fail(f"the standard output cannot be written: {error.strerror or error}")
 
 
+class _Progress(io.FileIO):
+    """The standard error. What it takes no more, on a full disk say, is lost; work does not end for that."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            return len(data)
+
+
 def open_streams() -> None:
     """Puts the null device where a stream is closed; a letter that a stream lacks is written \\xNN."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        raw = _Progress(sys.stderr.fileno(), "w", closefd=False)
+        encoding = sys.stderr.encoding
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -132,7 +132,7 @@ def add_upscaler(folder: Path) -> Path:
     """Puts an upscaler of scale 1 into a bundle: the mean of each pixel and its right neighbour."""
     weight = np.zeros((3, 3, 1, 2), dtype=np.float32)
     weight[range(3), range(3)] = 0.5
-    shape = ["N", 3, "height", "width"]
+    shape: list[str | int | None] = ["N", 3, "height", "width"]
     graph = helper.make_graph(
         [helper.make_node("Conv", ["images", "weight"], ["upscaled"], auto_pad="SAME_UPPER")],
         "upscaler",

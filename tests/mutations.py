@@ -279,22 +279,46 @@ def fault(arguments: Arguments) -> str:
     return f"a line of {len(result.stderr)} letters" if len(result.stderr) > 2000 else ""
 
 
+# OpenVINO itself crashes on some graphs that are damaged though their hashes are right: an input that a node
+# lacks is not looked for. It is an error only if many do.
+APART = {
+    "graphs-in-openvino": 0.05
+}  # kinds whose cases have processes of their own; the share that may crash
+CRASHED = "the library crashed"
+
+
+def apart(arguments: Arguments) -> str:
+    """`fault` in a process of its own."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.write(writer, fault(arguments).encode(errors="replace"))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        wrong = pipe.read().decode()
+    _, status = os.waitpid(process, 0)
+    return CRASHED if os.WIFSIGNALED(status) else wrong
+
+
 def run(kind: str, count: int, seed: int) -> int:
     """Runs so many cases; returns how many were answered wrongly."""
-    faults = 0
+    faults = crashes = 0
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder).resolve())
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for number in range(seed, seed + count):
             print(f"case {kind} {number}", flush=True)
             faulthandler.dump_traceback_later(SECONDS, exit=True)
-            wrong = fault(KINDS[kind](bench, random.Random(f"{kind} {number}")))
+            arguments = KINDS[kind](bench, random.Random(f"{kind} {number}"))
+            wrong = apart(arguments) if kind in APART else fault(arguments)
             faulthandler.cancel_dump_traceback_later()
+            crashes += wrong == CRASHED
+            faults += wrong not in ("", CRASHED)
             if wrong:
-                faults += 1
                 print(f"  {wrong}", flush=True)
         os.chdir("/")
-    return faults
+    return faults + (crashes > count * APART.get(kind, 0))
 
 
 if __name__ == "__main__":
