@@ -17,7 +17,7 @@ from typing import Any
 
 from pgsr.errors import PgsrError
 from pgsr.files import open_regular, sha256, write_text
-from pgsr.schema import Mismatch, document, either, items, one_of, record, text, whole
+from pgsr.schema import Mismatch, check, document, either, items, one_of, parsed_json, record, text, whole
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -122,10 +122,19 @@ def shipped() -> Path:
 
 
 def write(bundle: Bundle) -> None:
-    """Writes manifest.json into the bundle's folder; the graphs lie there already."""
+    """Writes manifest.json into the bundle's folder; the graphs lie there already.
+
+    Raises PgsrError, and writes nothing, if `read` would not take it: a name with a control character, say.
+    """
     data = {"schema": SCHEMA, **dataclasses.asdict(bundle)}
     del data["folder"]
-    write_text(bundle.folder / MANIFEST, json.dumps(data, indent=1, sort_keys=True) + "\n")
+    manifest = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    try:
+        check(parsed_json(manifest.encode()), BUNDLE)
+        _check(bundle)
+    except ValueError as error:
+        raise PgsrError(f"no bundle can be written: {error}") from error
+    write_text(bundle.folder / MANIFEST, manifest)
 
 
 def read(folder: Path) -> Bundle:

@@ -45,10 +45,13 @@ class Missing(Mismatch):
 def read_json(path: Path) -> Any:
     """Reads a JSON file in UTF-8.
 
-    Raises PgsrError if it cannot be read or is no regular file, ValueError if it is too long or no JSON,
-    holds numbers that are not finite, or is deeper than DEEPEST.
+    Raises PgsrError if it cannot be read, is no regular file or too long, ValueError as `parsed_json` does.
     """
-    data = read_regular(path, LONGEST_DOCUMENT)
+    return parsed_json(read_regular(path, LONGEST_DOCUMENT))
+
+
+def parsed_json(data: bytes) -> Any:
+    """Raises ValueError for what is no JSON, holds numbers that are not finite, or is deeper than DEEPEST."""
     try:
         value = json.loads(data, parse_constant=_refuse_number, parse_float=_finite)
     except RecursionError:
@@ -106,15 +109,20 @@ def whole(low: int, high: int) -> Rule:
     return rule
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not shown, or half a letter
+LINES = re.compile(r"[\t\n\r]")
+
+
 def text(longest: int, pattern: str | None = None, lines: bool = False) -> Rule:
     """A text without control characters, of so many letters at most; of a form; of several lines."""
 
     def rule(value: Any, where: str) -> None:
         if not isinstance(value, str) or len(value) > longest:
             raise Mismatch(where, value, f"a text of at most {longest} letters")
-        shown = " ".join(value.split("\n")) if lines else value
-        if not shown.isprintable() or (pattern is not None and not re.fullmatch(pattern, value)):
-            raise Mismatch(where, value, f"a text of the form {pattern}" if pattern else "a printable text")
+        if CONTROL.search(LINES.sub(" ", value) if lines else value):
+            raise Mismatch(where, value, "a text without control characters")
+        if pattern is not None and not re.fullmatch(pattern, value):
+            raise Mismatch(where, value, f"a text of the form {pattern}")
 
     return rule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -178,6 +179,32 @@ def test_what_newer_versions_add_is_let_through(folder: Path):
     changed(folder, put("graphs", 0, "new", value=[1]))
     changed(folder, put("graphs", 0, "inputs", 0, "new", value={}))
     assert bundles.read(folder) == expected
+
+
+def test_terms_and_names_of_any_language(folder: Path):
+    licence = "\u00a9 2026\tA\u00a0B\r\nnur f\u00fcr \u7814\u7a76\n\U0001f600"
+    bundle = dataclasses.replace(bundles.read(folder), licence=licence, name="\u7814\u7a76 \u00a0b")
+    bundles.write(bundle)
+    assert bundles.read(folder) == bundle
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "a\nb"}, "name is 'a\\nb', not a text without control characters"),
+        ({"name": "n" * 256}, "not a text of at most 255 letters"),
+        ({"resolution": 16}, "as the bundle's sizes say"),
+        ({"graphs": ()}, "graphs is [], not a list of 1 to 12"),
+        ({"provenance": {"x": float("nan")}}, "it holds NaN"),
+    ],
+)
+def test_what_would_not_be_read_is_not_written(change: dict[str, Any], words: str, folder: Path):
+    before = (folder / bundles.MANIFEST).read_bytes()
+    wrong = dataclasses.replace(bundles.read(folder), **change)
+    with pytest.raises(PgsrError, match="no bundle can be written") as refusal:
+        bundles.write(wrong)
+    assert words in str(refusal.value)
+    assert (folder / bundles.MANIFEST).read_bytes() == before
 
 
 def test_the_shipped_bundle_is_within_the_table():
