@@ -95,10 +95,10 @@ def open_streams() -> None:
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        raw = _Progress(sys.stderr.fileno(), "w", closefd=False)
-        encoding = sys.stderr.encoding
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, line_buffering=True)
+    stderr = sys.__stderr__
+    if stderr is not None and sys.stderr is stderr:
+        raw = _Progress(stderr.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -147,7 +147,7 @@ LARGEST = {
     **dict.fromkeys(("seed", "start", "count"), 2**64),
     **dict.fromkeys(("batch", "large_batch", "rows", "rounds"), 2**16),
     **dict.fromkeys(("resolution", "latent_size", "feature_max", "features", "tile", "scale"), 2**16),
-    **dict.fromkeys(("sr_features", "sr_blocks", "maps", "samples", "compression"), 2**16),
+    **dict.fromkeys(("sr_features", "sr_blocks", "maps", "samples", "resolutions", "timed"), 2**16),
     "feature_base": 2**24,
     "threads": 1024,  # which start within a second
     "processes": 1024,
