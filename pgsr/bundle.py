@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pgsr.errors import PgsrError
-from pgsr.files import sha256, write_text
+from pgsr.files import open_regular, sha256, write_text
+from pgsr.schema import Mismatch, check, document, either, items, one_of, parsed_json, record, text, whole
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -76,13 +79,41 @@ class Bundle:
         raise PgsrError(f"{self.folder} holds no {name} graph in {precision}; it holds {names}")
 
     def path(self, graph: Graph) -> Path:
-        """The graph's file, checked. Raises PgsrError if it is absent or is not what was exported."""
+        """The graph's file, checked. Raises PgsrError if it is absent or is not what was exported, or if it
+        would read other files, which no hash vouches for."""
         path = self.folder / graph.file
         if not path.is_file():
             raise PgsrError(f"{path} is missing: export the bundle again")
         if sha256(path) != graph.sha256:
             raise PgsrError(f"{path} does not match the hash in its manifest: export the bundle again")
+        if _reads_other_files(path):
+            raise PgsrError(
+                f"{path} keeps weights or engines in other files, for which its hash does not vouch: save it "
+                "as one file (onnx.save with save_as_external_data=False) and export the bundle again"
+            )
         return path
+
+
+# A tensor whose weights are in another file holds an entry whose key, field 1 of onnx.proto's
+# StringStringEntryProto, is "location"; protobuf lets a field's tag and length be longer than they need be.
+KEY = b"location"
+FIELD = re.compile(rb"(\x0a|\x8a\x80{0,8}\x00)(\x08|\x88\x80{0,8}\x00)\Z")
+LONGEST_FIELD = 20  # bytes of a tag and a length
+CONTEXT = b"EPContext"  # a node that may name an engine's file (ONNX Runtime's docs, "EP context cache")
+
+
+def _reads_other_files(path: Path) -> bool:
+    if not path.stat().st_size:
+        return False
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(CONTEXT) >= 0:
+            return True
+        place = data.find(KEY)
+        while place >= 0:
+            if FIELD.search(data[max(0, place - LONGEST_FIELD) : place]):
+                return True
+            place = data.find(KEY, place + 1)
+    return False
 
 
 def shipped() -> Path:
@@ -91,38 +122,124 @@ def shipped() -> Path:
 
 
 def write(bundle: Bundle) -> None:
-    """Writes manifest.json into the bundle's folder; the graphs lie there already."""
+    """Writes manifest.json into the bundle's folder; the graphs lie there already.
+
+    Raises PgsrError, and writes nothing, if `read` would not take it: a name with a control character, say.
+    """
     data = {"schema": SCHEMA, **dataclasses.asdict(bundle)}
     del data["folder"]
-    write_text(bundle.folder / MANIFEST, json.dumps(data, indent=1, sort_keys=True) + "\n")
+    manifest = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    try:
+        check(parsed_json(manifest.encode()), BUNDLE)
+        _check(bundle)
+    except ValueError as error:
+        raise PgsrError(f"no bundle can be written: {error}") from error
+    write_text(bundle.folder / MANIFEST, manifest)
 
 
 def read(folder: Path) -> Bundle:
-    """Raises PgsrError if there is no manifest, or it is damaged or of another schema."""
+    """Reads a bundle's manifest, whole and before anything is computed.
+
+    Raises PgsrError if there is none, or it is damaged, of another schema, or contradicts itself.
+    """
     path = folder / MANIFEST
+    if not path.exists():
+        raise PgsrError(f"no bundle in {folder}: {path} is missing")
+    data = document(path, BUNDLE, "manifest of a bundle", "export the bundle again")
+    graphs = tuple(_graph(entry) for entry in data["graphs"])
+    known = {f.name for f in dataclasses.fields(Bundle)} - {"folder", "graphs"}
+    bundle = Bundle(folder=folder, graphs=graphs, **{name: data[name] for name in known if name in data})
     try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise PgsrError(f"no bundle in {folder}: {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise PgsrError(f"{path} is damaged: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise PgsrError(f"{path} is not of bundle schema {SCHEMA}: export the bundle again")
-    try:
-        graphs = tuple(_graph(entry) for entry in data["graphs"])
-        names = {f.name for f in dataclasses.fields(Bundle)} - {"folder", "graphs"}
-        return Bundle(folder=folder, graphs=graphs, **{name: data[name] for name in names})
-    except (KeyError, TypeError, ValueError) as error:
-        raise PgsrError(f"{path} is damaged: {error!r}; export the bundle again") from error
+        _check(bundle)
+    except Mismatch as error:
+        raise PgsrError(f"{path} contradicts itself ({error}): export the bundle again") from error
+    return bundle
 
 
 def _graph(entry: Mapping[str, Any]) -> Graph:
-    """One graph of the manifest; a file outside the bundle's folder is refused."""
-    if Path(entry["file"]).name != entry["file"]:
-        raise ValueError(f"graph file {entry['file']!r} is not a plain name")
     ports = {side: tuple(_port(port) for port in entry[side]) for side in ("inputs", "outputs")}
-    return Graph(**{**entry, **ports, "rewrites": tuple(entry["rewrites"])})
+    names = {f.name for f in dataclasses.fields(Graph)}
+    values = {name: value for name, value in entry.items() if name in names}
+    return Graph(**{**values, **ports, "rewrites": tuple(entry["rewrites"])})
 
 
 def _port(entry: Mapping[str, Any]) -> Port:
-    return Port(**{**entry, "shape": tuple(entry["shape"])})
+    return Port(entry["name"], tuple(entry["shape"]), entry["dtype"], entry["range"])
+
+
+# ----------------------------------------------------------------------------
+# What a manifest must be. Bounds are far beyond what networks have, and far below what exhausts a machine.
+
+WIDEST = 2**16  # latents' numbers, pictures' pixels a side
+WORD = text(255)
+
+PORT = record(
+    {
+        "name": text(255, r".+"),
+        "shape": items(either(whole(1, WIDEST), text(64, r".+")), 2, 4),
+        "dtype": one_of("float32", "uint8"),
+        "range": WORD,
+    }
+)
+GRAPH = record(
+    {
+        "name": one_of(*GRAPHS),
+        "precision": one_of(*PRECISIONS),
+        "file": text(200, r"[A-Za-z0-9][\w.-]*\.onnx"),  # a plain name, beside the manifest
+        "sha256": text(64, r"[0-9a-f]{64}"),
+        "opset": whole(1, 1000),
+        "inputs": items(PORT, 1, 1),
+        "outputs": items(PORT, 1, 1),
+        "rewrites": items(WORD, 0, 100),
+        "multiply_adds": whole(0, 2**63),
+        "parity": record({}),
+    }
+)
+SOURCE = record({}, {"label": either(whole(0, 2**31), one_of(None)), "recipe": record({})})
+BUNDLE = record(
+    {
+        "schema": one_of(SCHEMA),
+        "name": WORD,
+        "version": WORD,
+        "latent_size": whole(0, WIDEST),
+        "resolution": whole(0, WIDEST),
+        "scale": whole(1, 64),
+        "graphs": items(GRAPH, 1, 3 * 4),
+        "licence": text(2**16, lines=True),
+        "provenance": record({}, {"generator": SOURCE, "upscaler": SOURCE}),
+    }
+)
+
+
+def _check(bundle: Bundle) -> None:
+    """Raises Mismatch unless the graphs are of the sizes that the bundle is said to have, each there once."""
+    names = [f"{graph.name} {graph.precision}" for graph in bundle.graphs]
+    if len(set(names)) < len(names) or len({graph.file for graph in bundle.graphs}) < len(names):
+        raise Mismatch("graphs", names, "each once, in a file of its own")
+    for graph, name in zip(bundle.graphs, names, strict=True):
+        (source,), (result,) = graph.inputs, graph.outputs
+        for port, expected in zip((source, result), _ports_of(bundle, graph), strict=True):
+            found = (port.dtype, *(ANY if isinstance(side, str) else side for side in port.shape))
+            if found != expected:
+                raise Mismatch(
+                    f"{port.name} of {name}", list(found), f"{list(expected)}, as the bundle's sizes say"
+                )
+
+
+ANY = "any"  # a dynamic dimension, whatever it is called
+
+
+def _ports_of(bundle: Bundle, graph: Graph) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+    """The types and shapes of a graph's input and output, by the bundle's sizes."""
+    latents = ("float32", ANY, bundle.latent_size)
+    images = ("float32", ANY, 3, bundle.resolution, bundle.resolution)
+    side = bundle.resolution * bundle.scale
+    if graph.name == "generator":
+        return latents, images
+    if graph.name == "chain":
+        return latents, ("uint8", ANY, side, side, 3)
+    sides = graph.inputs[0].shape[2:]
+    if len(sides) != 2 or any(isinstance(side, str) for side in sides):
+        return ("float32", ANY, 3, ANY, ANY), ("float32", ANY, 3, ANY, ANY)
+    larger = (side * bundle.scale for side in sides if isinstance(side, int))
+    return ("float32", ANY, 3, *sides), ("float32", ANY, 3, *larger)

@@ -6,6 +6,7 @@ stdout carries results, stderr progress. Exit 0 done, 1 a named error, 2 wrong u
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ import click
 from pgsr import __version__
 from pgsr.errors import PgsrError, missing_package
 from pgsr.files import cannot_write
+from pgsr.machine import keep_to_quota
+from pgsr.schema import shortened
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -59,6 +62,7 @@ class Streams(click.Command):
     def main(self, *args: Any, **options: Any) -> Any:
         open_streams()
         warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF and the like, which is not used
+        keep_to_quota()
         try:
             try:
                 return super().main(*args, **options)
@@ -74,11 +78,27 @@ class Streams(click.Command):
             fail(f"the standard output cannot be written: {error.strerror or error}")
 
 
+class _Progress(io.FileIO):
+    """The standard error. What it takes no more, on a full disk say, is lost; work does not end for that."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            return len(data)
+
+
 def open_streams() -> None:
     """Puts the null device where a stream is closed; a letter that a stream lacks is written \\xNN."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
+    stderr = sys.__stderr__
+    if stderr is not None and sys.stderr is stderr:
+        raw = _Progress(stderr.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -97,8 +117,14 @@ class Command(Streams):
     options under their headings."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with errors_as_lines():
+        with errors_as_lines(), short_usage_errors():
             return super().make_context(*args, **options)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            _check_numbers(parameter, ctx.params.get(parameter.name or ""))
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         with errors_as_lines():
@@ -113,6 +139,42 @@ class Command(Streams):
         for heading, records in sorted(headings.items(), key=lambda pair: pair[0] == "Options"):
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+# The largest numbers that options mean anywhere. What is beyond them, libraries answer in their own ways: by
+# overflow, or by trying. Commands have bounds of their own within these.
+LARGEST = {
+    **dict.fromkeys(("seed", "start", "count"), 2**64),
+    **dict.fromkeys(("batch", "large_batch", "rows", "rounds"), 2**16),
+    **dict.fromkeys(("resolution", "latent_size", "feature_max", "features", "tile", "scale"), 2**16),
+    **dict.fromkeys(("sr_features", "sr_blocks", "maps", "samples", "resolutions", "timed"), 2**16),
+    "feature_base": 2**24,
+    "threads": 1024,  # which start within a second
+    "processes": 1024,
+}
+LARGEST_ELSE = 2**53
+
+
+def _check_numbers(parameter: click.Parameter, value: Any) -> None:
+    """Raises PgsrError for numbers beyond LARGEST, and for those that are none."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _check_numbers(parameter, part)
+        return
+    most = LARGEST.get(parameter.name or "", LARGEST_ELSE)
+    if isinstance(value, int | float) and not abs(value) <= most:  # as NaN is not
+        name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        raise PgsrError(f"{name} {shortened(str(value))} is not a number up to {most:,}")
+
+
+@contextmanager
+def short_usage_errors() -> Iterator[None]:
+    """Cuts what click says of a value that is thousands of letters long."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = _in_one_line(error.message)  # type: ignore[misc]  # there is no other way
+        raise
 
 
 class Modes(Streams, click.Group):
@@ -192,6 +254,9 @@ class Mode(Command):
             raise refusal from None
 
 
+NO_THREADS = ("can't start new thread", "can't start new thread at interpreter shutdown")
+
+
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
     """Ends the process with one line for errors that the user can mend."""
@@ -199,8 +264,14 @@ def errors_as_lines() -> Iterator[None]:
         yield
     except PgsrError as error:
         fail(str(error))
+    except MemoryError as error:
+        fail(f"there is not enough memory for this ({shortened(str(error), 200) or 'no more is given'})")
     except BrokenPipeError:
         raise
+    except RuntimeError as error:
+        if str(error) not in NO_THREADS:
+            raise
+        fail("no more threads can be started here: give fewer --threads, or raise the limit (ulimit -u)")
     except OSError as error:
         if error.filename is None:
             raise
@@ -231,8 +302,15 @@ class Group(Streams, click.Group):
 
 def fail(message: str) -> None:
     """One line on stderr, exit 1."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {_in_one_line(message)}", err=True)
     sys.exit(1)
+
+
+LONGEST_WORD = 500  # letters of a message's: of a path, usually
+
+
+def _in_one_line(message: str) -> str:
+    return " ".join(shortened(word, LONGEST_WORD) for word in message.split())
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:

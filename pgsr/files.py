@@ -257,8 +257,16 @@ def _kept_in(base: str, must_write: bool) -> Path:
 
 
 def _temporary_cache() -> Path:
-    """Returns pgsr-USER among the temporary folders, if it is this user's alone, or a new one."""
-    folder = Path(tempfile.gettempdir()) / f"pgsr-{os.getuid()}"
+    """Returns pgsr-USER among the temporary folders, if it is this user's alone, or a new one.
+
+    Raises PgsrError if nothing can be made anywhere.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"pgsr-{os.getuid()}"
+    except OSError as error:
+        raise PgsrError(
+            "no folder for temporary files nor for a cache can be written: let PGSR_CACHE name one that can"
+        ) from error
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         state = folder.lstat()

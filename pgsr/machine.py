@@ -2,18 +2,92 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of cores that this process may run on, and has the time of: by affinity and by quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cores_by_quota()
+    return min(cores, quota) if quota else cores
+
+
+def threads_by_quota() -> int:
+    """The number of threads for libraries that count cores by themselves; 0 where they count rightly.
+
+    They look at affinity alone. In a container with the time of two cores on a machine of 64 they would start
+    64 threads, which spend their time waiting for the next period.
+    """
+    quota = cores_by_quota()
+    return quota if 0 < quota < len(os.sched_getaffinity(0)) else 0
+
+
+def keep_to_quota() -> None:
+    """Lets what counts cores by affinity, PyTorch and numpy's libraries, start as many threads as there is
+    time for; OMP_NUM_THREADS, if the user has set it, is left alone."""
+    threads = threads_by_quota()
+    if threads and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+
+
+@cache
+def cores_by_quota(process: Path = Path("/proc/self")) -> int:
+    """The cores whose time this process's control groups have, rounded up; 0 where nothing limits it.
+
+    (Linux' documentation, admin-guide/cgroup-v2, cpu.max, and scheduler/sched-bwc, cpu.cfs_quota_us.)
+    """
+    try:
+        groups = (process / "cgroup").read_text().splitlines()
+        mounts = (process / "mountinfo").read_text().splitlines()
+    except (OSError, ValueError):
+        return 0
+    shares = [share for folder in _cpu_groups(groups, mounts) if (share := _cpu_share(folder))]
+    return math.ceil(min(shares)) if shares else 0
+
+
+def _cpu_groups(groups: list[str], mounts: list[str]) -> Iterator[Path]:
+    """The folders of this process's control groups for processors, each with all that it is in."""
+    for mount in mounts:  # 36 35 98:0 /root /mount/point options - type source super-options (proc(5))
+        front, _, back = mount.partition(" - ")
+        kind, _, options = [*back.split(" "), "", ""][:3]
+        is_v1 = kind == "cgroup" and "cpu" in options.split(",")
+        if not is_v1 and kind != "cgroup2":
+            continue
+        root, point = (Path(re.sub(r"\\(\d{3})", _unescaped, word)) for word in front.split(" ")[3:5])
+        for line in groups:  # 4:cpu,cpuacct:/path, or 0::/path of version 2 (cgroups(7))
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
+            if ("cpu" in controllers.split(",")) if is_v1 else (controllers == ""):
+                inner = Path(path)
+                # A path outside the mount is the host's name of what a container has mounted as a whole.
+                folder = point / (inner.relative_to(root) if inner.is_relative_to(root) else "")
+                yield from (f for f in (folder, *folder.parents) if f.is_relative_to(point))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 8))
+
+
+def _cpu_share(folder: Path) -> float | None:
+    """The quota of one control group over its period; None without one."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((folder / name).read_text().strip() for name in names)
+        share = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number
+        return None
+    return share if share > 0 else None  # -1 is no limit
 
 
 @cache

@@ -20,6 +20,7 @@ from typing import Any
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_text
 from pgsr.machine import processor_information, processor_name, usable_cores
+from pgsr.schema import read_json
 
 Key = Mapping[str, Any]
 
@@ -32,8 +33,8 @@ def folder() -> Path:
 def recall(kind: str, key: Key) -> Any:
     """Returns what was remembered under this key, or None."""
     try:
-        entry = json.loads(_path(kind, key).read_text())
-    except (OSError, ValueError):
+        entry = read_json(_path(kind, key))
+    except (PgsrError, ValueError):
         return None
     fits = isinstance(entry, dict) and entry.get("key") == json.loads(json.dumps(key))
     return entry.get("value") if fits else None

@@ -24,11 +24,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 PARTS_A_THREAD = 4  # of batches, waiting or in work
 MOST_THREADS = 32
+ABANDONED_AFTER = 0.5  # seconds, of a writer that may wait for a reader for ever
 
 
 def encoding_threads(threads: int) -> int:
-    """0 is one a core."""
-    return threads or min(MOST_THREADS, usable_cores())
+    """0 is one a core; more than there are cores, or a few, would only wait for each other."""
+    return min(threads, max(MOST_THREADS, usable_cores())) or min(MOST_THREADS, usable_cores())
 
 
 # ----------------------------------------------------------------------------
@@ -126,8 +127,13 @@ class Finisher:
     dropped then, and when the block is left by an error or Ctrl-C.
     """
 
-    def __init__(self, sink: Sink, threads: int = 0, limit: int = 0) -> None:
-        """`threads`: 0 is one a core; `limit`: parts of batches waiting or in work, 0 is four a thread."""
+    def __init__(self, sink: Sink, threads: int = 0, limit: int = 0, may_hang: bool = False) -> None:
+        """`threads`: 0 is one a core; `limit`: parts of batches waiting or in work, 0 is four a thread.
+
+        `may_hang`: whether the sink may wait for somebody for ever, so that nobody must wait for it after
+        Ctrl-C.
+        """
+        self._may_hang = may_hang
         self._threads = encoding_threads(threads)
         self._sink = sink
         self._slots = threading.Semaphore(limit or PARTS_A_THREAD * self._threads)
@@ -199,6 +205,6 @@ class Finisher:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         self._line.put(None)
-        self._writer.join()
+        self._writer.join(ABANDONED_AFTER if error is not None and self._may_hang else None)
         if error is None:
             self._raise_error()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
@@ -46,6 +47,8 @@ def check_window(seed: int, count: int, start: int) -> None:
         raise PgsrError(f"--seed {seed} is not between 0 and 2**64 - 1")
     if count < 1:
         raise PgsrError(f"--count {count} is below 1: give the number of images to make")
+    if count > sys.maxsize:
+        raise PgsrError(f"--count {count} is above {sys.maxsize}: give the number of images to make")
     if start < 0 or start + count > LIMIT:
         raise PgsrError(f"--start {start} is out of range: images are numbered from 0 to 2**64 - 1")
 
@@ -102,7 +105,7 @@ class Synthesizer:
     def _remembered(self) -> int:
         """The fastest batch, or 0 if it was never measured."""
         batch = recall("batch", self._key)
-        return batch if isinstance(batch, int) and 0 < batch <= MOST else 0
+        return batch if type(batch) is int and 0 < batch <= MOST else 0
 
     def tune(self) -> None:
         """Measures which batch is the fastest, some seconds, unless one was given or it was measured before.

@@ -128,6 +128,36 @@ def add_generator(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def add_upscaler(folder: Path) -> Path:
+    """Puts an upscaler of scale 1 into a bundle: the mean of each pixel and its right neighbour."""
+    weight = np.zeros((3, 3, 1, 2), dtype=np.float32)
+    weight[range(3), range(3)] = 0.5
+    shape: list[str | int | None] = ["N", 3, "height", "width"]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["images", "weight"], ["upscaled"], auto_pad="SAME_UPPER")],
+        "upscaler",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("upscaled", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    path = folder / "upscaler.onnx"
+    opset = helper.make_opsetid("", OPSET)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    bundle = bundles.read(folder)
+    ports = (Port(name, ("N", 3, "height", "width"), "float32", "[-1, 1]") for name in ("images", "upscaled"))
+    source, result = ports
+    upscaler = replace(
+        bundle.graphs[0],
+        name="upscaler",
+        file=path.name,
+        sha256=sha256(path),
+        inputs=(source,),
+        outputs=(result,),
+    )
+    bundles.write(replace(bundle, graphs=(*bundle.graphs, upscaler)))
+    return folder
+
+
 def expected_pixels(latents: NDArray[np.float32], seed: int = 0) -> NDArray[np.float64]:
     """The chain in float64, up to the rounding: [N, 8] -> [N, 8, 8, 3] in [0, 255]."""
     w = {name: value.astype(np.float64) for name, value in weights(seed).items()}

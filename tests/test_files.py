@@ -16,6 +16,7 @@ import pytest
 
 from pgsr import files
 from pgsr.errors import PgsrError
+from pgsr.runtime import measured
 
 
 @pytest.fixture
@@ -208,6 +209,23 @@ def test_a_cache_that_may_only_be_read_is_read(temporary_folders: Path, monkeypa
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert files.cache_root() == temporary_folders.parent / ".cache" / "pgsr"
     assert files.writable_cache("data") == temporary_folders / f"pgsr-{os.getuid()}" / "data"
+
+
+def test_where_nothing_can_be_made_nothing_is_remembered(
+    temporary_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """All may be read only: measurements are made each time then, decoded pictures need a place."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    measured.remember("batch", {"a": 1}, 8)
+    assert measured.recall("batch", {"a": 1}) is None
+    with pytest.raises(PgsrError, match="let PGSR_CACHE name one that can"):
+        files.writable_cache("data")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_temporary_cache_of_somebody_else_is_not_used(

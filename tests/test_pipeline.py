@@ -218,8 +218,8 @@ class Sink:
         self.written.append(position)
 
 
-def put_many(sink: Sink, count: int, taken: list[int] | None = None, **options: int) -> None:
-    with Finisher(sink, threads=2, **options) as finisher:
+def put_many(sink: Sink, count: int, taken: list[int] | None = None, limit: int = 0) -> None:
+    with Finisher(sink, threads=2, limit=limit) as finisher:
         for index in range(count):
             finisher.put([index], picture(index)[None])
             if taken is not None:

@@ -62,6 +62,32 @@ def test_threads_change_no_byte(model: Path) -> None:
     assert np.array_equal(images(model, threads=1), images(model, threads=2))
 
 
+def black(count: int) -> np.ndarray:
+    """What the tiny bundle's graph could make."""
+    return np.zeros((count, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (black(2).astype(np.float32), "float32 [2, 8, 8, 3], not uint8"),
+        (black(2)[:, :4], "uint8 [2, 4, 8, 3], not uint8 [2, 8, 8, 3]"),
+        (black(2)[0], "uint8 [8, 8, 3], not"),
+        (black(1), "uint8 [1, 8, 8, 3], not"),
+        (np.array(3, np.uint8), "uint8 [], not"),
+        ([black(2)], "list [], not"),
+    ],
+)
+def test_a_graph_that_makes_something_else_is_a_sentence(
+    model: Path, result: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = open_runner(contract.read(model), "cpu", backend="onnxruntime")
+    monkeypatch.setattr(runner, "_session", SimpleNamespace(run=lambda names, feeds: [result]))
+    with pytest.raises(PgsrError, match="as its manifest says: export the bundle again") as refusal:
+        runner.run(np.ones((2, tiny.LATENT), dtype=np.float32))
+    assert words in str(refusal.value)
+
+
 def test_a_single_image_is_run_as_two(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime sums a batch of one in another order (its matrix-vector product)."""
     shapes = []
@@ -69,12 +95,12 @@ def test_a_single_image_is_run_as_two(model: Path, monkeypatch: pytest.MonkeyPat
     class Session:
         def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
             shapes.append(feeds["latents"].shape)
-            return [feeds["latents"]]
+            return [black(len(feeds["latents"]))]
 
     runner = open_runner(contract.read(model), "cpu", backend="onnxruntime")
     monkeypatch.setattr(runner, "_session", Session())
     row = np.ones((1, tiny.LATENT), dtype=np.float32)
-    assert runner.run(row).shape == row.shape
+    assert len(runner.run(row)) == 1
     assert shapes == [(2, tiny.LATENT)]
 
 
@@ -225,7 +251,7 @@ class FakeSession:
 
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         self._asked["rows"] = len(feeds["latents"])
-        return [feeds["latents"]]
+        return [black(len(feeds["latents"]))]
 
 
 def fake_onnxruntime(asked: dict[str, Any], started: list[str]) -> Any:

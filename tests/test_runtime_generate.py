@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def test_manifest_says_what_they_were_made_with(synthesizer: Synthesizer, tmp_pa
         "format": "jpeg",
         "quality": 80,
         "size": tiny.SIZE,
+        "digits": 6,
     }
 
 
@@ -308,6 +311,8 @@ def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
         str(model),
         "--out",
         str(out),
+        "--backend",
+        "onnxruntime",
         "--count",
         "10000000",
         "--batch",
@@ -319,7 +324,7 @@ def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 600
-        while not (out / "000040.png").exists() and time.monotonic() < deadline:
+        while not (out / "0000040.png").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(2)
         _, stderr = process.communicate(timeout=600)
@@ -329,8 +334,59 @@ def test_ctrl_c_of_a_real_process(model: Path, tmp_path: Path) -> None:
     assert "the same command again" in stderr
     assert stderr.count("\n") == 1
     assert not list(out.glob(".*"))
-    job = Job(out, count=len(list(out.glob("*.png"))) - 20)
+    job = Job(out, count=len(list(out.glob("*.png"))) - 20, digits=7)
     assert list(missing(job, tiny.SIZE)) == []  # each file is whole, and they were made in order
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_ctrl_c_while_the_reader_of_pixels_hangs(model: Path, blocking: bool) -> None:
+    """The first one ends it, though the pipe stays full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)
+    arguments = ["--model", str(model), "--out", "-", "--count", "10000000", "--batch", "8"]
+    arguments += ["--backend", "onnxruntime"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgsr.runtime", *arguments],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    try:
+        levels = [0]
+        while len(levels) < 1000 and (levels[-1] == 0 or len(set(levels[-10:])) > 1):
+            time.sleep(0.03)
+            levels.append(waiting_in(reader))
+        assert levels[-1] > 0  # and no more fits
+        process.send_signal(2)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        os.close(reader)
+    assert process.returncode == 1
+    assert stderr.startswith("error: stopped at about ")
+    assert stderr.count("\n") == 1
+
+
+def waiting_in(reader: int) -> int:
+    """Bytes that a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_pixels_arrive_whole_through_a_pipe_that_does_not_wait(model: Path, synthesizer: Synthesizer) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    arguments = ["--model", str(model), "--out", "-", "--count", "700", "--batch", "8"]
+    arguments += ["--backend", "onnxruntime"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgsr.runtime", *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.DEVNULL
+    )
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    assert process.wait(timeout=60) == 0
+    assert data == synthesizer.images(count=700).tobytes()
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,33 @@ def test_closed_streams_are_as_the_null_device(redirection: str):
     assert ("faces-64" in done.stdout) == (">&-" not in redirection.replace("2>&-", ""))
 
 
+PROGRESS = """
+import click
+from pgsr.cli import Command
+def work():
+    for step in range(3):
+        click.echo(f"\\rstep {step}", err=True, nl=False)
+    click.echo("", err=True)
+    click.echo("made")
+Command("x", callback=work).main([])
+"""
+
+
+def test_work_does_not_end_because_its_progress_cannot_be_written():
+    done = shell(PROGRESS, "2>/dev/full")
+    assert (done.returncode, done.stdout) == (0, "made\n")
+    done = shell(PROGRESS, "")
+    assert (done.returncode, done.stdout) == (0, "made\n")
+    assert done.stderr == "\nstep 0\nstep 1\nstep 2\n"  # as text, in which a return is a new line
+
+
+def test_an_error_that_cannot_be_written_is_an_exit_code():
+    program = "from pgsr.cli import Command, fail; Command('x', callback=lambda: fail('no')).main([])"
+    assert shell(program, "2>/dev/full").returncode == 1
+    assert shell(program, "2>&-").returncode == 1
+    assert shell(program, "").stderr == "error: no\n"
+
+
 def test_a_full_output_is_a_sentence():
     done = shell(LIST, ">/dev/full")
     assert done.returncode == 1

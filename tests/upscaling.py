@@ -64,7 +64,7 @@ def write_upscaler(folder: Path, side: int = 0, layers: int = LAYERS) -> Path:
         inputs=(Port("images", ("n", 3, *sides), "float32", "[-1, 1]"),),
         outputs=(Port("upscaled", ("n", 3, *larger), "float32", "[-1, 1]"),),
     )
-    contract.write(replace(bundle, scale=SCALE, graphs=(*bundle.graphs, upscaler)))
+    contract.write(replace(bundle, scale=SCALE, graphs=(upscaler,)))
     return folder
 
 

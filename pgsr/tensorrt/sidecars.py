@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, sha256, write_bytes, write_text
+from pgsr.schema import document, either, items, one_of, record, text, whole
 
 from .building import Built
 from .engines import Engine, Key, Profile
@@ -25,25 +26,35 @@ def sidecar(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
+WORD = text(255)
+PROFILE = record(dict.fromkeys(("min", "opt", "max"), whole(1, 2**20)))
+KEY = record(
+    {
+        **dict.fromkeys(("onnx_sha256", "library", "version", "precision"), WORD),
+        "compute_capabilities": items(WORD, 1, 100),
+        "driver": either(WORD, one_of(None)),
+        "profile": PROFILE,
+    }
+)
+SIDECAR = record(
+    {"schema": one_of(SCHEMA), "key": KEY, "sha256": WORD, "layers": record({}), "read_back": WORD}
+)
+
+
 def read_sidecar(path: Path) -> Engine | None:
     """Returns what a sidecar says; None if it is absent or damaged, so that the engine is built again."""
     try:
-        data = json.loads(path.read_text())
-        if data["schema"] != SCHEMA:
-            return None
+        data = document(path, SIDECAR, "sidecar of an engine", "build the engine again")
         key = data["key"]
-        capabilities = tuple(map(str, key["compute_capabilities"]))
-        profile = Profile(*(int(key["profile"][name]) for name in ("min", "opt", "max")))
-        request = Key(**{**key, "compute_capabilities": capabilities, "profile": profile})
-        return Engine(
-            path.with_name(path.name.removesuffix(".json")),
-            request,
-            str(data["sha256"]),
-            dict(data["layers"]),
-            str(data["read_back"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, PgsrError):
+        profile = Profile(*(key["profile"][name] for name in ("min", "opt", "max")))
+    except PgsrError:
         return None
+    names = {field.name for field in dataclasses.fields(Key)}
+    values = {name: value for name, value in key.items() if name in names}
+    capabilities = tuple(key["compute_capabilities"])
+    request = Key(**{**values, "compute_capabilities": capabilities, "profile": profile})
+    engine = path.with_name(path.name.removesuffix(".json"))
+    return Engine(engine, request, data["sha256"], data["layers"], data["read_back"])
 
 
 def why_stale(engine: Engine, key: Key, batch: int | None = None) -> str | None:

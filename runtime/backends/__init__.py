@@ -19,9 +19,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.bundle import Bundle, Graph
+from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError, check_choice, missing_package
-from pgsr.machine import installed_versions
+from pgsr.machine import installed_versions, threads_by_quota
 
 
 class Runner(Protocol):
@@ -41,6 +41,10 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+MOST_THREADS = 1024  # more than any machine is faster by, and few enough to start at once
+MOST_IMAGES = 2**16  # at a time
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a graph is to be run."""
@@ -56,8 +60,19 @@ class Settings:
             raise PgsrError(
                 f"--threads {self.threads} is below 0: give 1 or more, or 0 for as many as are good"
             )
+        if self.threads > MOST_THREADS:
+            raise PgsrError(
+                f"--threads {self.threads} is above {MOST_THREADS}: give 0 for as many as are good"
+            )
         if self.batch < 1:
             raise PgsrError(f"--batch {self.batch} is below 1: give the number of images to make at a time")
+        if self.batch > MOST_IMAGES:
+            raise PgsrError(f"--batch {self.batch} is above {MOST_IMAGES}: give fewer images at a time")
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads for libraries that count cores by themselves: 0 leaves it to them, where they are right."""
+        return self.threads or threads_by_quota()
 
     @property
     def device_index(self) -> int:
@@ -68,6 +83,26 @@ class Settings:
     def device_kind(self) -> str:
         """auto, cpu or cuda."""
         return self.device.partition(":")[0]
+
+
+def checked(result: Any, port: Port, count: int) -> NDArray[Any]:
+    """What a graph made of `count` inputs, if it is what the manifest says of its output.
+
+    Raises PgsrError else: files can be changed together with their hashes.
+    """
+    expected = (count, *port.shape[1:])
+    shape = np.shape(result) if isinstance(result, np.ndarray) else ()  # a list is what sequences come as
+    fits = len(shape) == len(expected) and all(
+        isinstance(b, str) or a == b for a, b in zip(shape, expected, strict=True)
+    )
+    if not fits or result.dtype != port.dtype:
+        kind = getattr(result, "dtype", type(result).__name__)
+        raise PgsrError(
+            f"the graph made {kind} {list(shape)}, not {port.dtype} {list(expected)} as its manifest says: "
+            "export the bundle again"
+        )
+    array: NDArray[Any] = result
+    return array
 
 
 @dataclass(frozen=True)

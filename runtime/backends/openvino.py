@@ -19,12 +19,12 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.bundle import Bundle, Graph
+from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.privacy import silent_openvino
 
 from .. import measured
-from . import Settings
+from . import Settings, checked
 from .choice import CLEARLY, example
 from .lanes import Lanes
 
@@ -64,8 +64,9 @@ class OpenVinoRunner:
 
     calls = 3  # one is computed, one waits in OpenVINO's queue, one's result is fetched under Python's lock
 
-    def __init__(self, requests: list[Any], rows: int, provider: str) -> None:
+    def __init__(self, requests: list[Any], output: Port, rows: int, provider: str) -> None:
         self.provider = provider
+        self._output = output
         self._rows = rows  # images in a part; 0 where the graph takes any shape
         self._lanes = Lanes([Request(request, rows) for request in requests])
         self.rows_at_once = len(requests) * rows
@@ -74,10 +75,11 @@ class OpenVinoRunner:
         """[N, ...] -> [N, ...]. Raises PgsrError if the graph cannot be run, for want of memory say."""
         n = len(values)
         try:
-            return self._lanes.run(values, self._rows or n)
+            result = self._lanes.run(values, self._rows or n)
         except Exception as error:  # its exceptions have no common base but this one
             advice = "; try a smaller --batch" if n > 1 else ""
             raise PgsrError(f"OpenVINO could not run a batch of {n}{advice} ({_last_line(error)})") from error
+        return checked(result, self._output, n)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +111,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
     """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
     path = str(bundle.path(graph))
     with silent_openvino():
-        import openvino
+        import openvino.frontend
     _settle(openvino)
 
     core = openvino.Core()
@@ -120,10 +122,10 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
         "machine": measured.machine(),
         "version": str(openvino.__version__),
         "graph": graph.sha256,
-        "threads": settings.threads,
+        "threads": settings.cpu_threads,
     }
     name = measured.recall("openvino", key)
-    if name in MODES:
+    if name in tuple(MODES):  # a damaged entry may be no name
         return _open(openvino, core, path, graph, settings, hint, MODES[name])
     runners = {n: _open(openvino, core, path, graph, settings, hint, mode) for n, mode in MODES.items()}
     rows = max(runner.rows_at_once for runner in runners.values())  # keeps either busy
@@ -154,8 +156,8 @@ def _open(
 ) -> OpenVinoRunner:
     rows = 0 if _any_size(graph) else min(mode.rows, settings.batch)
     options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
-    if settings.threads:
-        options["INFERENCE_NUM_THREADS"] = settings.threads
+    if settings.cpu_threads:
+        options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
     try:
         model = _read(openvino, core, path, hint)
         if rows:
@@ -167,7 +169,7 @@ def _open(
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"OpenVINO {openvino.__version__} cannot open {path}: {_last_line(error)}") from error
     several = f", {count} requests at once" if count > 1 else ""
-    return OpenVinoRunner(requests, rows, f"OpenVINO CPU {hint}{several}")
+    return OpenVinoRunner(requests, graph.outputs[0], rows, f"OpenVINO CPU {hint}{several}")
 
 
 # bf16 rounds every value to 8 bits, and all later layers build on what is lost at low resolutions. So values
@@ -178,6 +180,8 @@ PRECISE_SIDE = 16  # pixels
 
 def _read(openvino: Any, core: Any, path: str, hint: str) -> Any:
     """The model; in bf16 with its layers at low resolutions marked to stay in float32."""
+    if not openvino.frontend.FrontEndManager().load_by_framework("onnx").supported(path):
+        raise PgsrError(f"{path} is no ONNX graph: export the bundle again")  # it would try other formats
     model = core.read_model(path)
     if hint != "bf16":
         return model

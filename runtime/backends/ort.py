@@ -15,13 +15,13 @@ from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder
 
-from . import Settings
+from . import Settings, checked
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
+FATAL_ONLY = 4  # ONNX Runtime's log severity: errors are raised, too
 
 
 class OrtRunner:
@@ -38,7 +38,7 @@ class OrtRunner:
         self.provider = provider
         self._session = session
         self._input = graph.inputs[0].name
-        self._output = graph.outputs[0].name
+        self._output = graph.outputs[0]
         self._rows_at_least = rows_at_least
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
@@ -48,14 +48,13 @@ class OrtRunner:
         if filling:
             values = np.concatenate([values, np.repeat(values[-1:], filling, axis=0)])
         try:
-            (result,) = self._session.run([self._output], {self._input: values})
+            (result,) = self._session.run([self._output.name], {self._input: values})
         except Exception as error:  # its exceptions have no common base but this one
             advice = "; try a smaller --batch" if n > 1 else ""
             raise PgsrError(
                 f"ONNX Runtime could not run a batch of {n}{advice} ({_first_line(error)})"
             ) from error
-        pixels: NDArray[Any] = result[:n]
-        return pixels
+        return checked(result, self._output, len(values))[:n]
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +89,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OrtRunner:
 
 def _open_cpu(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
     options = _options(onnxruntime)
-    options.intra_op_num_threads = settings.threads
+    options.intra_op_num_threads = settings.cpu_threads
     # Threads that wait for work by spinning would take the cores from those that encode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = _session(onnxruntime, path, options, [CPU])
@@ -156,7 +155,7 @@ def tensorrt_options(graph: Graph, settings: Settings) -> dict[str, str]:
 
 def _options(onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     return options
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from pgsr.errors import PgsrError
-from pgsr.files import write_text
+from pgsr.files import temporary_beside, write_text
+from pgsr.schema import document, one_of, record, shortened, whole
 
-from ..output.writers import FORMATS
+from ..output.writers import FORMATS, LEAST_DIGITS, MOST_DIGITS
 from ..synthesizer import Synthesizer
 from .job import Job
 
 MANIFEST = "manifest.json"
-
-
 SCHEMA = "pgsr-faces-1"
-
-
-# ----------------------------------------------------------------------------
-# The folder's manifest: all that a picture depends on, but for its index.
+FACES = record({"schema": one_of(SCHEMA)}, {"digits": whole(LEAST_DIGITS, MOST_DIGITS)})
 
 
 def manifest(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
@@ -35,43 +32,59 @@ def manifest(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
         "format": job.encoding.format,
         "quality": job.encoding.quality,
         "size": synthesizer.size,
+        "digits": job.digits,
     }
 
 
-def claim(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest into the folder, if it has none."""
-    if not check_claim(folder, manifest):
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+def claim(folder: Path, manifest: dict[str, Any]) -> int:
+    """Writes the manifest into the folder, if it has none. Returns the digits of its files' names: those of
+    whoever came first, so that a folder goes on as it began."""
+    path = folder / MANIFEST
+    digits = claimed_digits(folder, manifest)
+    if digits is None and _write_first(path, json.dumps(manifest, indent=1) + "\n"):
+        return int(manifest["digits"])
+    return digits or claimed_digits(folder, manifest) or int(manifest["digits"])
 
 
-def check_claim(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Returns whether the folder holds this manifest.
+def _write_first(path: Path, text: str) -> bool:
+    """Writes a file that is not there, whole; returns whether nobody else did so at the same time."""
+    temporary = temporary_beside(path)
+    write_text(temporary, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        write_text(path, text)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def claimed_digits(folder: Path, manifest: dict[str, Any]) -> int | None:
+    """Returns the digits of a folder's files if it holds this manifest, and None if it holds none.
 
     Raises PgsrError if it holds another, or none but files with the names of faces.
     """
     path = folder / MANIFEST
-    try:
-        claim = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         _refuse_strangers(folder)
-        return False
-    except (OSError, ValueError) as error:
-        raise PgsrError(f"{path} cannot be read: name another --out, or remove it and its faces") from error
-    if not isinstance(claim, dict) or claim.get("schema") != SCHEMA:
-        raise PgsrError(f"{path} is not of a folder of faces: name another --out")
-    claim = {"truncation": 1.0, **claim}  # folders from before there was one
-    differing = [name for name in manifest if claim.get(name) != manifest[name]]
+        return None
+    there = document(path, FACES, "manifest of a folder of faces", "name another --out")
+    # Folders are older than truncation and digits.
+    claim = {"truncation": 1.0, "digits": LEAST_DIGITS, **there}
+    differing = [name for name in manifest if name != "digits" and claim.get(name) != manifest[name]]
     if differing:
         differences = ", ".join(
             f"{name} {_short(claim.get(name))}, not {_short(manifest[name])}" for name in differing
         )
         raise PgsrError(f"{folder} holds faces made with {differences}: name another --out")
-    return True
+    return int(claim["digits"])
 
 
 def _short(value: Any) -> str:
     """A value for a sentence; hashes are cut."""
-    return str(value)[:20]
+    return shortened(str(value), 20)
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -17,8 +17,9 @@ import json
 import re
 import sys
 from dataclasses import replace
+from io import RawIOBase, UnsupportedOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -53,12 +54,20 @@ def _run(synthesizer: Synthesizer, job: Job) -> Result:
     count = len(job.positions)
     progress = Progress(count)
     try:
-        return generate(synthesizer, job, progress, sys.stdout.buffer)
+        return generate(synthesizer, job, progress, _raw_stdout() if job.out == STDOUT else None)
     except KeyboardInterrupt:
         again = "" if job.out == STDOUT else "; the same command again makes the rest"
         raise PgsrError(f"stopped at about {progress.count} of {count} faces{again}") from None
     finally:
         progress.finish()
+
+
+def _raw_stdout() -> BinaryIO | RawIOBase:
+    """The standard output without its buffer; with it where there is none below, as in tests."""
+    try:
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+    except UnsupportedOperation:
+        return sys.stdout.buffer
 
 
 def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
@@ -155,6 +164,7 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
     """Makes a page of faces and tells of it."""
     from .pages import write_grid
 
+    source.check(synthesizer.bundle.latent_size)
     count = min(len(source), grid.most)
     report = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
     if not dry_run:

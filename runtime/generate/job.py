@@ -9,7 +9,7 @@ from pathlib import Path
 from pgsr.errors import PgsrError
 
 from ..output.archives import form_of
-from ..output.writers import Encoding
+from ..output.writers import MOST_DIGITS, Encoding, digits_of
 from .latents import Source, Window
 
 STDOUT = Path("-")
@@ -32,11 +32,14 @@ class Job:
     source: Source | None = None  # of latents, in place of images start ... start + count - 1 of the seed
     latents: Path | None = None  # where the latents go as the networks get them, if anywhere; of a folder
     shard: tuple[int, int] = (0, 1)  # (k, n): of every n faces the one at place k; others make the rest
+    digits: int = 0  # of files' names; 0 is as many as the largest number has, so that names sort
 
     def __post_init__(self) -> None:
         if self.source is None:
             object.__setattr__(self, "source", Window(self.seed, self.start, self.count))
         object.__setattr__(self, "count", len(self.faces))
+        if self.digits == 0:
+            object.__setattr__(self, "digits", digits_of(self.faces.last))
         k, n = self.shard
         if not 0 <= k < n:
             raise PgsrError(f"--shard {k}/{n} is not one of 0/{n} to {max(0, n - 1)}/{n}")
@@ -74,7 +77,17 @@ class Job:
 
     def path(self, position: int) -> Path:
         """The file of the face at a position of the source."""
-        return self.encoding.path(self.out, self.faces.number(position))
+        return self.encoding.path(self.out, self.faces.number(position), self.digits)
+
+    def position(self, name: str) -> int | None:
+        """The position of the face whose file in the folder has this name; None if it is not this job's."""
+        digits = name.partition(".")[0]
+        if not digits.isascii() or not digits.isdecimal() or len(digits) > MOST_DIGITS:
+            return None
+        position = self.faces.position(int(digits))
+        if position not in self.positions or name != self.encoding.name(int(digits), self.digits):
+            return None
+        return position
 
 
 @dataclass(frozen=True)

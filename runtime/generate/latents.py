@@ -6,6 +6,8 @@ A source is a row of faces, counted from 0 by their position; `number` is what a
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 
 from pgsr import draws
 from pgsr.errors import PgsrError
-from pgsr.files import sha256
+from pgsr.files import open_regular, sha256
+from pgsr.schema import shortened
 
 from ..synthesizer import LIMIT, check_window
 
@@ -32,14 +35,27 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def last(self) -> int:
+        """The largest number of all."""
+        ...
+
     def number(self, position: int) -> int: ...
+
+    def position(self, number: int) -> int | None:
+        """Returns where the face of that number stands; None if it is not among these."""
+        ...
+
+    def check(self, size: int) -> None:
+        """Raises PgsrError if the source cannot give latents of that size."""
+        ...
 
     def note(self, position: int) -> dict[str, Any]:
         """Returns what a face's file says of its origin; its index, unless that is the number."""
         ...
 
     def latents(self, positions: list[int], size: int) -> NDArray[np.float32]:
-        """[N, size]. Raises PgsrError if the source cannot give latents of that size."""
+        """[N, size], as `check` has allowed."""
         ...
 
 
@@ -61,14 +77,27 @@ class Window:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def last(self) -> int:
+        return self.start + self.count - 1
+
     def number(self, position: int) -> int:
         return self.start + position
+
+    def position(self, number: int) -> int | None:
+        return number - self.start if self.start <= number <= self.last else None
+
+    def check(self, size: int) -> None:
+        """Any size will do."""
 
     def note(self, position: int) -> dict[str, Any]:
         return {"seed": self.seed}
 
     def latents(self, positions: list[int], size: int) -> NDArray[np.float32]:
         return draws.latents(self.seed, [self.number(i) for i in positions], size)
+
+
+SEEDS = r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*"  # zeros may lead
 
 
 @dataclass(frozen=True)
@@ -78,19 +107,23 @@ class Seeds:
     text: str  # "0-99,200": seeds and stretches of them, both ends included
 
     def __post_init__(self) -> None:
-        """Raises PgsrError for a text that is none, or names a seed twice."""
+        """Raises PgsrError for a text that is none, names a seed twice, or more seeds than can be counted."""
+        if sum(r.stop - r.start for r in self.ranges) > sys.maxsize:
+            raise PgsrError(f"--seeds {shortened(self.text)} names more than {sys.maxsize} seeds: name fewer")
         ordered = sorted(self.ranges, key=lambda r: r.start)
         for before, after in pairwise(ordered):
             if after.start < before.stop:
-                raise PgsrError(f"--seeds {self.text} names seed {after.start} twice")
+                raise PgsrError(f"--seeds {shortened(self.text)} names seed {after.start} twice")
 
     @cached_property
     def ranges(self) -> list[range]:
         parts = self.text.split(",")
-        matches = [re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part) for part in parts]
+        matches = [re.fullmatch(SEEDS, part, re.ASCII) for part in parts]
         ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in matches if m]
         if len(ranges) < len(parts) or not all(ranges) or any(r.stop > LIMIT for r in ranges):
-            raise PgsrError(f"--seeds {self.text!r} is not a list of seeds below 2**64: write it as 0-99,200")
+            raise PgsrError(
+                f"--seeds {shortened(self.text)!r} is not a list of seeds below 2**64: write it as 0-99,200"
+            )
         return ranges
 
     @property
@@ -99,6 +132,21 @@ class Seeds:
 
     def __len__(self) -> int:
         return sum(r.stop - r.start for r in self.ranges)
+
+    @cached_property
+    def last(self) -> int:
+        return max(stretch.stop - 1 for stretch in self.ranges)
+
+    def position(self, number: int) -> int | None:
+        before = 0
+        for stretch in self.ranges:
+            if number in stretch:
+                return before + number - stretch.start
+            before += stretch.stop - stretch.start
+        return None
+
+    def check(self, size: int) -> None:
+        """Any size will do."""
 
     def number(self, position: int) -> int:
         for stretch in self.ranges:
@@ -114,6 +162,10 @@ class Seeds:
         return np.concatenate([draws.latents(self.number(i), [0], size) for i in positions])
 
 
+LARGEST = 1e4  # of a latent's numbers; half precision ends at 65,504
+ROWS_AT_ONCE = 2**22  # bytes of a stored file that are looked at together
+
+
 @dataclass(frozen=True)
 class Stored:
     """The rows of a .npy file, in files called by the row."""
@@ -122,19 +174,22 @@ class Stored:
 
     def __post_init__(self) -> None:
         """Raises PgsrError if the file is not one of latents."""
-        if self._rows.ndim != 2 or len(self._rows) == 0 or self._rows.dtype.kind != "f":
+        if self._rows.ndim != 2 or self._rows.size == 0 or self._rows.dtype.kind != "f":
             raise PgsrError(
-                f"{self.path} holds {self._rows.dtype} {list(self._rows.shape)}: latents are floating-point "
-                "numbers, a row for each face"
+                f"{self.path} holds {shortened(str(self._rows.dtype))} {list(self._rows.shape)}: latents are "
+                "floating-point numbers, a row for each face"
             )
 
     @cached_property
     def _rows(self) -> NDArray[Any]:
+        with open_regular(self.path):  # a pipe would be waited for, a device has no end
+            pass
         try:
-            rows: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise PgsrError(f"{self.path} cannot be read as a .npy file: {error}") from error
-        return rows
+            with warnings.catch_warnings(action="ignore"):
+                return np.lib.format.open_memmap(self.path, mode="r")
+        except Exception as error:  # whatever numpy's parser of Python's literals and mmap raise
+            reason = shortened(str(error) or repr(error), 200)
+            raise PgsrError(f"{self.path} cannot be read as a .npy file: {reason}") from error
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -143,18 +198,33 @@ class Stored:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def last(self) -> int:
+        return len(self._rows) - 1
+
     def number(self, position: int) -> int:
         return position
+
+    def position(self, number: int) -> int | None:
+        return number if number <= self.last else None
 
     def note(self, position: int) -> dict[str, Any]:
         return {"latents": self.identity["latents"]}
 
+    def check(self, size: int) -> None:
+        """Raises PgsrError, too, for numbers that are not finite or so large that networks overflow."""
+        width = self._rows.shape[1]
+        if width != size:
+            raise PgsrError(f"{self.path} holds latents of {width} numbers; this model takes {size}")
+        step = max(1, ROWS_AT_ONCE // (width * self._rows.dtype.itemsize))
+        for start in range(0, len(self._rows), step):
+            good = (np.abs(self._rows[start : start + step]) <= LARGEST).all(axis=1)  # not of NaN
+            if not good.all():
+                row = start + int(np.argmin(good))
+                raise PgsrError(
+                    f"{self.path} holds numbers in row {row} that are not finite or beyond {LARGEST:g}: "
+                    "latents are about standard normal"
+                )
+
     def latents(self, positions: list[int], size: int) -> NDArray[np.float32]:
-        if self._rows.shape[1] != size:
-            raise PgsrError(
-                f"{self.path} holds latents of {self._rows.shape[1]} numbers; this model takes {size}"
-            )
-        rows = np.asarray(self._rows[positions], dtype=np.float32)
-        if not np.isfinite(rows).all():
-            raise PgsrError(f"{self.path} holds numbers that are not finite in rows {positions[0]} and after")
-        return rows
+        return np.asarray(self._rows[positions], dtype=np.float32)

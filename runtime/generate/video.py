@@ -8,7 +8,7 @@ Memory does not grow with the length. The file appears when it is whole.
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from typing import Any
 
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, replacing
+from pgsr.machine import usable_cores
 
 from ..output.animation import CONTAINERS, Container
 from ..synthesizer import Synthesizer, check_window
@@ -58,6 +59,10 @@ class VideoJob:
             raise PgsrError(f"--smooth {self.smooth} is not between 0 and {LONGEST_SMOOTH:g} seconds")
         if not 0.0 < self.seconds < float("inf") or self.frames < 1:
             raise PgsrError(f"--seconds {self.seconds} is not even a frame: give a longer time")
+        if self.frames > sys.maxsize:
+            raise PgsrError(
+                f"--seconds {self.seconds} is longer than frames can be counted: give a shorter time"
+            )
         self._check_quality()
         check_window(self.seed, self.frames, 0)
 
@@ -106,7 +111,7 @@ def make_video(
         replacing(film.out) as temporary,
         container_of(temporary, synthesizer.size, film.fps, note, film.quality) as container,
     ):
-        _fill(synthesizer, film, container, threads or min(8, os.cpu_count() or 1), report)
+        _fill(synthesizer, film, container, threads or min(8, usable_cores()), report)
     return time.perf_counter() - began
 
 

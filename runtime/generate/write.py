@@ -15,6 +15,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import RawIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,10 +28,19 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, replacing
 
 from ..output.archives import ArchiveFile, members, partial
-from ..output.writers import ArchiveSink, Faces, FolderSink, RawSink, note_json, sample_names
+from ..output.writers import (
+    LEAST_DIGITS,
+    MOST_DIGITS,
+    ArchiveSink,
+    Faces,
+    FolderSink,
+    RawSink,
+    note_json,
+    sample_names,
+)
 from ..pipeline import Finisher, Sink, encoding_threads
 from ..synthesizer import Synthesizer
-from .claim import check_claim, claim, manifest
+from .claim import claim, claimed_digits, manifest
 from .job import Job, Report, Result
 from .sheet import Cells
 
@@ -43,12 +54,13 @@ def generate(
     synthesizer: Synthesizer,
     job: Job,
     report: Report = lambda count: None,
-    stream: BinaryIO | None = None,  # where a job to STDOUT writes
+    stream: BinaryIO | RawIOBase | None = None,  # where a job to STDOUT writes; without a buffer, see RawSink
 ) -> Result:
     """Makes the images of `job` that are not there, and a folder's contact sheet.
 
     Raises PgsrError if there is something else in their place or it cannot be written.
     """
+    job.faces.check(synthesizer.bundle.latent_size)
     if len(job.positions) >= WORTH_TUNING:
         synthesizer.tune()
     began = time.perf_counter()
@@ -59,7 +71,6 @@ def generate(
     else:
         assert stream is not None
         count = _make(synthesizer, job, job.positions, RawSink(stream), report)
-        stream.flush()
     report(len(job.positions))
     return Result(count, len(job.positions) - count, time.perf_counter() - began)
 
@@ -74,7 +85,7 @@ def _make(
 ) -> int:
     """The pipeline: makes the pictures at these positions; gives back how many."""
     count, first, step = 0, job.positions.start, job.positions.step
-    with Finisher(sink, job.threads) as finisher:
+    with Finisher(sink, job.threads, may_hang=isinstance(sink, RawSink)) as finisher:
         rendered = synthesizer.rendered(positions_to_make, job.faces.latents, early=True)
         with contextlib.closing(rendered):
             for positions, pictures in rendered:
@@ -95,16 +106,33 @@ def faces_of(synthesizer: Synthesizer, job: Job, more: dict[str, Any]) -> Faces:
         index = own.get("index", job.faces.number(position))
         return {**own, **synthesizer.note, "index": index, **more}
 
-    return Faces(job.faces.number, note)
+    return Faces(job.faces.number, note, job.digits)
 
 
 def survey(synthesizer: Synthesizer, job: Job) -> int:
-    """Returns how many images `generate` would make; changes nothing. Raises PgsrError as it does."""
+    """Returns how many images `generate` would make; changes nothing. Raises PgsrError as it does.
+
+    It takes as long as there are files, whatever the count.
+    """
+    job.faces.check(synthesizer.bundle.latent_size)
+    count = len(job.positions)
     if job.is_archive:
-        return len(job.positions) - _present(synthesizer, job)[0]
-    if job.is_folder and job.out.is_dir():
-        check_claim(job.out, manifest(synthesizer, job))
-    return sum(1 for _ in missing(job, synthesizer.size)) if job.is_folder else len(job.positions)
+        return count - _present(synthesizer, _like_the_archive(job))[0]
+    if not job.is_folder or not job.out.is_dir():
+        return count
+    digits = claimed_digits(job.out, manifest(synthesizer, job))
+    return count - _whole(replace(job, digits=digits or job.digits), synthesizer.size)
+
+
+def _whole(job: Job, size: int) -> int:
+    """Returns how many of a job's files are in its folder, whole."""
+    names = (entry.name for entry in os.scandir(job.out))
+    paths = (job.out / name for name in names if job.position(name) is not None)
+    count = 0
+    with ThreadPoolExecutor(encoding_threads(job.threads)) as pool:
+        while chunk := list(islice(paths, CHECKED_AT_ONCE)):
+            count += sum(pool.map(lambda path: job.encoding.is_whole(path, size), chunk))
+    return count
 
 
 # ----------------------------------------------------------------------------
@@ -112,8 +140,9 @@ def survey(synthesizer: Synthesizer, job: Job) -> int:
 
 
 def _to_folder(synthesizer: Synthesizer, job: Job, report: Report) -> int:
+    job.encoding.codec  # noqa: B018 (raises PgsrError before the folder is made)
+    job = replace(job, digits=claim(make_folder(job.out), manifest(synthesizer, job)))
     sink = FolderSink(job.out, job.encoding, faces_of(synthesizer, job, {}))
-    claim(make_folder(job.out), manifest(synthesizer, job))
     remove_leftovers(job.out)
     cells = Cells(job)
     count = _make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
@@ -138,7 +167,20 @@ def missing(job: Job, size: int) -> Iterator[int]:
 # An archive: its samples stand in the order of their positions, so what is there is its beginning.
 
 
+def _like_the_archive(job: Job) -> Job:
+    """The job with as many digits as the archive's first name has, so that an archive goes on as it began."""
+    path = job.out if job.out.exists() else partial(job.out)
+    if not path.exists():
+        return job
+    for member, _ in islice(members(path), 1):
+        digits = member.name.partition(".")[0]
+        if digits.isascii() and digits.isdecimal() and LEAST_DIGITS <= len(digits) <= MOST_DIGITS:
+            return replace(job, digits=len(digits))
+    return job
+
+
 def _to_archive(synthesizer: Synthesizer, job: Job, report: Report) -> int:
+    job = _like_the_archive(job)
     if job.out.exists():
         _present(synthesizer, job)
         return 0
@@ -162,7 +204,7 @@ def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
     count, length = 0, 0
     contents = members(path)
     for position, picture, note in zip(job.positions, contents, contents, strict=False):
-        names = sample_names(job.encoding, faces.number(position))
+        names = sample_names(job.encoding, faces.number(position), faces.digits)
         if (picture[0].name, note[0].name) != names or note[1] != note_json(faces.note(position)):
             raise PgsrError(f"{path} holds other faces: name another --out, or remove it")
         if not job.encoding.is_whole_data(picture[1], synthesizer.size):

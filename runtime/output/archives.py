@@ -23,7 +23,9 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from pgsr.errors import PgsrError
-from pgsr.files import cannot_write
+from pgsr.files import cannot_read, cannot_write, open_regular
+
+LARGEST_MEMBER = 2**29  # bytes that are read: no picture that is written here is as large
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,12 @@ def members(path: Path) -> Iterator[tuple[Member, bytes]]:
     form = form_of(path)
     assert form is not None
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for member in form.members(file, os.fstat(file.fileno()).st_size):
                 file.seek(member.data)
-                yield member, file.read(member.size)
+                yield member, file.read(min(member.size, LARGEST_MEMBER))
     except OSError as error:
-        raise PgsrError(f"cannot read {path}: {error.strerror or error}") from error
+        raise cannot_read(path, error) from error
 
 
 def partial(path: Path) -> Path:

@@ -7,9 +7,11 @@ with Finisher(FolderSink(folder, Encoding("png"), faces)) as finisher:
 from __future__ import annotations
 
 import json
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +46,14 @@ FORMATS = {
 }
 
 
+LEAST_DIGITS, MOST_DIGITS = 6, 20  # of files' names; 20 are enough for 2**64
+
+
+def digits_of(number: int) -> int:
+    """Returns how many digits the names of files have that are numbered up to `number`, so that they sort."""
+    return max(LEAST_DIGITS, len(str(number)))
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How pictures are written. Raises PgsrError for a quality that the format does not have."""
@@ -67,13 +77,13 @@ class Encoding:
         """The encoder that is used. Raises PgsrError if there is no such encoder here."""
         return open_encoder(self.format, self.encoder)
 
-    def name(self, index: int) -> str:
-        """Returns what image `index` is called."""
-        return f"{index:06d}{FORMATS[self.format].suffix}"
+    def name(self, index: int, digits: int = LEAST_DIGITS) -> str:
+        """Returns what image `index` is called, with zeros before it up to so many digits."""
+        return f"{index:0{digits}d}{FORMATS[self.format].suffix}"
 
-    def path(self, folder: Path, index: int) -> Path:
+    def path(self, folder: Path, index: int, digits: int = LEAST_DIGITS) -> Path:
         """Returns where image `index` stands."""
-        return folder / self.name(index)
+        return folder / self.name(index, digits)
 
     def encode(self, picture: NDArray[np.uint8], note: Note) -> bytes:
         """uint8 [S, S, 3] -> a file's contents."""
@@ -108,6 +118,7 @@ class Faces:
 
     number: Callable[[int], int]
     note: Callable[[int], dict[str, Any]]
+    digits: int = LEAST_DIGITS  # of the numbers in files' names
 
 
 class FolderSink:
@@ -124,7 +135,8 @@ class FolderSink:
         return self._encoding.encode(picture, self._faces.note(position))
 
     def write(self, position: int, data: bytes) -> None:
-        write_bytes(self._encoding.path(self._folder, self._faces.number(position)), data, durable=False)
+        path = self._encoding.path(self._folder, self._faces.number(position), self._faces.digits)
+        write_bytes(path, data, durable=False)
 
 
 class ArchiveSink:
@@ -142,14 +154,14 @@ class ArchiveSink:
         return self._encoding.encode(picture, note), note_json(note)
 
     def write(self, position: int, data: tuple[bytes, bytes]) -> None:
-        number = self._faces.number(position)
-        for name, part in zip(sample_names(self._encoding, number), data, strict=True):
+        names = sample_names(self._encoding, self._faces.number(position), self._faces.digits)
+        for name, part in zip(names, data, strict=True):
             self._archive.append(name, part)
 
 
-def sample_names(encoding: Encoding, number: int) -> tuple[str, str]:
+def sample_names(encoding: Encoding, number: int, digits: int) -> tuple[str, str]:
     """Returns what the two members of a sample are called."""
-    return encoding.name(number), f"{number:06d}.json"
+    return encoding.name(number, digits), f"{number:0{digits}d}.json"
 
 
 def note_json(note: Note) -> bytes:
@@ -158,11 +170,15 @@ def note_json(note: Note) -> bytes:
 
 
 class RawSink:
-    """Pixels alone, uint8 [S, S, 3] one after the other, to a stream."""
+    """Pixels alone, uint8 [S, S, 3] one after the other, to a stream.
+
+    A stream with a buffer has a lock, too, which the thread holds that waits for a reader; nobody else can
+    flush or close it then.
+    """
 
     ordered = True
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | RawIOBase) -> None:
         self._stream = stream
 
     def encode(self, position: int, picture: NDArray[np.uint8]) -> memoryview:
@@ -170,7 +186,12 @@ class RawSink:
 
     def write(self, position: int, data: memoryview) -> None:
         try:
-            self._stream.write(data)
+            while data:
+                written = self._stream.write(data)
+                if written is None:  # whoever gave us the pipe lets nobody wait in it
+                    select.select([], [self._stream], [])
+                data = data[written or 0 :]
+            self._stream.flush()
         except BrokenPipeError:  # whoever read them has enough
             raise
         except OSError as error:

@@ -1,0 +1,305 @@
+"""Manifests are held to one table before anything is computed, and graphs to their hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import bundles as tiny
+from pgsr import bundle as bundles
+from pgsr.errors import PgsrError
+from pgsr.files import sha256
+from pgsr.schema import DEEPEST, LONGEST_DOCUMENT, read_json
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.add_generator(tiny.write_bundle(tmp_path_factory.mktemp("original")))
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "b")
+
+
+def changed(folder: Path, change: Callable[[Any], Any]) -> None:
+    path = folder / bundles.MANIFEST
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def put(*keys: Any, value: Any) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        for key in keys[:-1]:
+            data = data[key]
+        data[keys[-1]] = value
+
+    return change
+
+
+def without(*keys: Any) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        for key in keys[:-1]:
+            data = data[key]
+        del data[keys[-1]]
+
+    return change
+
+
+# What is wrong, and what the sentence says of it. The graphs are [generator, chain] of 8 x 8 from 8 numbers.
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a size as text": (put("resolution", value="8"), "resolution is '8', not a whole number"),
+    "a size with a fraction": (put("resolution", value=8.0), "resolution is 8.0, not a whole number"),
+    "a truth as size": (put("scale", value=True), "scale is True, not a whole number"),
+    "no size": (put("latent_size", value=None), "latent_size is None"),
+    "a huge latent": (put("latent_size", value=10**9), "latent_size is 1000000000, not a whole number"),
+    "thousands of digits": (put("latent_size", value=10**4000), "latent_size is 1000"),
+    "a scale of zero": (put("scale", value=0), "scale is 0"),
+    "a negative size": (put("resolution", value=-8), "resolution is -8"),
+    "resolution 0": (put("resolution", value=0), "contradicts itself (rgb of generator fp32 is"),
+    "another resolution": (put("resolution", value=16), "contradicts itself"),
+    "another scale": (put("scale", value=2), "contradicts itself (pixels of chain fp32 is"),
+    "another latent": (put("latent_size", value=9), "contradicts itself (latents of generator fp32 is"),
+    "graphs in an object": (put("graphs", value={}), "graphs is {}, not a list"),
+    "no graphs": (put("graphs", value=[]), "graphs is [], not a list of 1 to 12"),
+    "ten thousand graphs": (put("graphs", value=[{}] * 10_000), "not a list of 1 to 12"),
+    "a graph that is none": (put("graphs", 0, value=7), "graphs[0] is 7, not an object"),
+    "a graph twice": (put("graphs", 0, "name", value="chain"), "each once"),
+    "two graphs in a file": (put("graphs", 0, "file", value="chain.onnx"), "in a file of its own"),
+    "an unknown graph": (put("graphs", 0, "name", value="critic"), "graphs[0].name is 'critic'"),
+    "an unknown precision": (put("graphs", 0, "precision", value="fp8"), "graphs[0].precision is 'fp8'"),
+    "a file elsewhere": (
+        put("graphs", 0, "file", value="../chain.onnx"),
+        "graphs[0].file is '../chain.onnx'",
+    ),
+    "an absolute file": (put("graphs", 0, "file", value="/etc/passwd"), "graphs[0].file"),
+    "a null in a file": (put("graphs", 0, "file", value="a\0.onnx"), "graphs[0].file"),
+    "a format of its own": (put("graphs", 0, "file", value="chain.ort"), "graphs[0].file"),
+    "no file": (without("graphs", 0, "file"), "graphs[0].file is missing"),
+    "a short hash": (put("graphs", 1, "sha256", value="00"), "graphs[1].sha256 is '00'"),
+    "two inputs": (lambda data: data["graphs"][0]["inputs"].append({}), "inputs is"),
+    "no outputs": (put("graphs", 0, "outputs", value=[]), "graphs[0].outputs is []"),
+    "a dimension of zero": (
+        put("graphs", 0, "inputs", 0, "shape", value=["N", 0]),
+        "inputs[0].shape[1] is 0",
+    ),
+    "a list as dimension": (put("graphs", 0, "inputs", 0, "shape", value=[[]]), "graphs[0].inputs[0].shape"),
+    "no rank": (put("graphs", 0, "inputs", 0, "shape", value=[]), "shape is []"),
+    "a fixed batch": (put("graphs", 0, "inputs", 0, "shape", value=[1, 8]), "contradicts itself"),
+    "other numbers": (put("graphs", 1, "outputs", 0, "dtype", value="float32"), "contradicts itself"),
+    "an unknown type": (put("graphs", 1, "outputs", 0, "dtype", value="object"), "dtype is 'object'"),
+    "a list of rewrites in text": (put("graphs", 0, "rewrites", value="fold"), "rewrites is 'fold'"),
+    "a parity in a list": (put("graphs", 0, "parity", value=[]), "parity is [], not an object"),
+    "a provenance in text": (put("provenance", value="x"), "provenance is 'x', not an object"),
+    "a generator in a list": (put("provenance", value={"generator": []}), "provenance.generator is []"),
+    "a label in text": (
+        put("provenance", value={"generator": {"label": "3"}}),
+        "label is '3', not a whole number from 0 to 2147483648 or None",
+    ),
+    "a name with an escape": (put("name", value="\x1b[2Jb"), "name is"),
+    "half a letter": (put("name", value="\ud800"), "name is"),
+    "a name of a book's length": (put("name", value="n" * 10**6), "name is 'nnn"),
+    "another schema": (put("schema", value=2), "schema is 2, not 1"),
+    "no schema": (without("schema"), "schema is missing"),
+    "a number that is none": (put("graphs", 0, "parity", value={"max": float("nan")}), "it holds NaN"),
+    "no end": (put("graphs", 0, "parity", value={"max": float("inf")}), "it holds Infinity"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_named(what: str, folder: Path):
+    change, words = WRONG[what]
+    changed(folder, change)
+    with pytest.raises(PgsrError) as refusal:
+        bundles.read(folder)
+    sentence = str(refusal.value)
+    assert words in sentence
+    assert str(folder / bundles.MANIFEST) in sentence
+    assert "export the bundle again" in sentence
+    assert len(sentence) < 600
+
+
+TEXTS = {
+    "nothing": b"",
+    "no JSON": b"<html>",
+    "no UTF-8": b'{"schema": "\xff"}',
+    "a list": b"[]",
+    "deep lists": b"[" * 100_000 + b"]" * 100_000,
+    "a little too deep": b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1),
+    "a number of thousands of digits": b'{"schema": ' + b"9" * 5000 + b"}",
+    "a number beyond all": b'{"schema": 1e999}',
+}
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_what_is_no_manifest(what: str, folder: Path):
+    (folder / bundles.MANIFEST).write_bytes(TEXTS[what])
+    with pytest.raises(PgsrError, match=r"manifest\.json is no manifest of a bundle, or damaged"):
+        bundles.read(folder)
+
+
+def test_documents_have_limits(tmp_path: Path):
+    path = tmp_path / "long.json"
+    with path.open("wb") as file:
+        file.truncate(LONGEST_DOCUMENT + 1)
+    with pytest.raises(PgsrError, match="longer than"):
+        read_json(path)
+    (tmp_path / "deep.json").write_text("[" * DEEPEST + "]" * DEEPEST)
+    assert read_json(tmp_path / "deep.json")
+
+
+def test_pipes_and_folders_are_not_waited_for(folder: Path):
+    path = folder / bundles.MANIFEST
+    path.unlink()
+    with pytest.raises(PgsrError, match="no bundle in"):
+        bundles.read(folder)
+    os.mkfifo(path)
+    with pytest.raises(PgsrError, match="is a pipe or a device"):
+        bundles.read(folder)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(PgsrError, match="is a folder, not a file"):
+        bundles.read(folder)
+
+
+def test_what_newer_versions_add_is_let_through(folder: Path):
+    expected = bundles.read(folder)
+    changed(folder, put("new", value=1))
+    changed(folder, put("graphs", 0, "new", value=[1]))
+    changed(folder, put("graphs", 0, "inputs", 0, "new", value={}))
+    assert bundles.read(folder) == expected
+
+
+def test_terms_and_names_of_any_language(folder: Path):
+    licence = "\u00a9 2026\tA\u00a0B\r\nnur f\u00fcr \u7814\u7a76\n\U0001f600"
+    bundle = dataclasses.replace(bundles.read(folder), licence=licence, name="\u7814\u7a76 \u00a0b")
+    bundles.write(bundle)
+    assert bundles.read(folder) == bundle
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "a\nb"}, "name is 'a\\nb', not a text without control characters"),
+        ({"name": "n" * 256}, "not a text of at most 255 letters"),
+        ({"resolution": 16}, "as the bundle's sizes say"),
+        ({"graphs": ()}, "graphs is [], not a list of 1 to 12"),
+        ({"provenance": {"x": float("nan")}}, "it holds NaN"),
+    ],
+)
+def test_what_would_not_be_read_is_not_written(change: dict[str, Any], words: str, folder: Path):
+    before = (folder / bundles.MANIFEST).read_bytes()
+    wrong = dataclasses.replace(bundles.read(folder), **change)
+    with pytest.raises(PgsrError, match="no bundle can be written") as refusal:
+        bundles.write(wrong)
+    assert words in str(refusal.value)
+    assert (folder / bundles.MANIFEST).read_bytes() == before
+
+
+def test_the_shipped_bundle_is_within_the_table():
+    bundle = bundles.read(bundles.shipped())
+    assert [bundle.path(graph) for graph in bundle.graphs]
+
+
+def test_an_upscaler_alone_has_no_resolution(folder: Path):
+    """And one for pictures of one size says by how much they grow."""
+    path = folder / bundles.MANIFEST
+    data = json.loads(path.read_text())
+    port = {"name": "x", "dtype": "float32", "range": "[-1, 1]"}
+    graph = {**data["graphs"][0], "name": "upscaler"}
+
+    def read(small: list[Any], large: list[Any]) -> bundles.Bundle:
+        graph.update(inputs=[{**port, "shape": small}], outputs=[{**port, "shape": large}])
+        path.write_text(
+            json.dumps({**data, "latent_size": 0, "resolution": 0, "scale": 2, "graphs": [graph]})
+        )
+        return bundles.read(folder)
+
+    assert read(["n", 3, "h", "w"], ["n", 3, "2*h", "2*w"]).scale == 2
+    assert read(["n", 3, 24, 24], ["n", 3, 48, 48]).graphs[0].inputs[0].shape == ("n", 3, 24, 24)
+    for small, large in (([24, 24], [48, 47]), ([24, 24], ["h", "w"]), (["h", "w"], [48, 48])):
+        with pytest.raises(PgsrError, match="contradicts itself"):
+            read(["n", 3, *small], ["n", 3, *large])
+
+
+# ----------------------------------------------------------------------------
+# Graph files.
+
+
+def rehashed(folder: Path, name: str) -> bundles.Graph:
+    changed(folder, put("graphs", 1, "sha256", value=sha256(folder / name)))
+    return bundles.read(folder).graphs[1]
+
+
+def external(folder: Path) -> None:
+    model = onnx.load(folder / "chain.onnx")
+    onnx.save(model, folder / "chain.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+
+
+def external_in_a_branch(folder: Path) -> None:
+    """In a tensor of a node's attribute, whose own data is not there."""
+    tensor = TensorProto(name="t", dims=[1], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "weights"
+    model = onnx.load(folder / "chain.onnx")
+    model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=tensor))
+    onnx.save(model, folder / "chain.onnx")
+
+
+def engine(folder: Path) -> None:
+    model = onnx.load(folder / "chain.onnx")
+    node = helper.make_node("EPContext", [], ["y"], domain="com.microsoft", ep_cache_context="x.engine")
+    model.graph.node.append(node)
+    onnx.save(model, folder / "chain.onnx")
+
+
+@pytest.mark.parametrize("change", [external, external_in_a_branch, engine])
+def test_graphs_that_read_other_files_are_refused(change: Callable[[Path], None], folder: Path):
+    """No hash vouches for what they would read."""
+    change(folder)
+    bundle = bundles.read(folder)
+    graph = rehashed(folder, "chain.onnx")
+    with pytest.raises(PgsrError, match="in other files, for which its hash does not vouch"):
+        bundle.path(graph)
+
+
+@pytest.mark.parametrize("field", [b"\x0a\x08", b"\x0a\x88\0", b"\x8a\0\x08", b"\x8a\x80\0\x88\x80\x80\0"])
+def test_keys_are_found_however_protobuf_writes_them(field: bytes):
+    assert onnx.StringStringEntryProto.FromString(field + b"location").key == "location"
+    assert bundles.FIELD.search(b"before" + field)
+
+
+def test_a_tensor_called_allocation_is_no_file(folder: Path):
+    model = onnx.load(folder / "chain.onnx")
+    values = onnx.numpy_helper.from_array(np.zeros(1, np.float32), "allocation")
+    model.graph.initializer.append(values)
+    onnx.save(model, folder / "chain.onnx")
+    graph = rehashed(folder, "chain.onnx")
+    assert bundles.read(folder).path(graph) == folder / "chain.onnx"
+
+
+def test_graph_files_that_are_something_else(folder: Path):
+    bundle = bundles.read(folder)
+    path = folder / "chain.onnx"
+    with path.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(PgsrError, match="does not match the hash"):
+        bundle.path(bundle.graphs[1])
+    path.unlink()
+    with pytest.raises(PgsrError, match="is missing"):
+        bundle.path(bundle.graphs[1])
+    os.mkfifo(path)
+    with pytest.raises(PgsrError, match="is missing"):
+        bundle.path(bundle.graphs[1])
