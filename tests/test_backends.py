@@ -388,7 +388,10 @@ def test_the_tensorrt_provider_that_is_not_there(small: Bundle) -> None:
 
     if ort.TENSORRT in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has TensorRT")
-    with pytest.raises(PgsrError, match=r"no TensorRT: .*'pgsr\[gpu\]' 'tensorrt<11'"):
+    with pytest.raises(
+        PgsrError,
+        match=r"no TensorRT: pip uninstall onnxruntime onnxruntime-gpu, then .*'pgsr\[gpu\]' 'tensorrt<11'",
+    ):
         open_runner(small, "cuda", backend="onnxruntime-tensorrt")
 
 
