@@ -16,13 +16,15 @@ import importlib.util
 import json
 import logging
 import os
+import re
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -555,10 +557,23 @@ def forget() -> None:
 # ----------------------------------------------------------------------------
 
 
+@cache
+def needed_by_pycuda() -> tuple[str, ...]:
+    """The driver's functions that pycuda itself links, called or not, where it is installed."""
+    spec = importlib.util.find_spec("pycuda")
+    if spec is None or spec.origin is None:
+        return ()
+    (library,) = Path(spec.origin).parent.glob("_driver.*.so")
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+    )
+    return tuple(re.findall(r" (cu[A-Z]\w+)$", listed.stdout, re.MULTILINE))
+
+
 def perform(scenario: Scenario, folder: Path, library: Path, bundle: Any) -> list[str]:
     """What went wrong: an exception, and what the driver reports."""
     os.environ["PGSR_CACHE"] = str(folder)
-    machine = Machine(Driver(library), library, bundle, [])
+    machine = Machine(Driver(library, needed_by_pycuda()), library, bundle, [])
     handler = logging.Handler()
     handler.emit = lambda record: machine.warnings.append(record.getMessage())  # type: ignore[method-assign]
     handler.setLevel(logging.WARNING)
@@ -578,7 +593,7 @@ def main(folder: Path) -> None:
     faulthandler.dump_traceback_later(150, exit=True)
     gc.disable()  # what is freed by chance only is not freed
     logging.getLogger("pgsr").propagate = False
-    library = build(folder)
+    library = build(folder, needed_by_pycuda())
     bundle = contract.read(tiny.write_bundle(folder / "bundle"))
     told: dict[str, dict[str, list[str]]] = {"scenarios": {}, "faults": {}}
     for number, (name, scenario) in enumerate(SCENARIOS.items()):

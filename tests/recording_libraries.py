@@ -192,7 +192,7 @@ def _tensor(value: Any) -> ITensor:
     return ITensor(value.name, shape, _type(value.type.tensor_type.elem_type))
 
 
-class IParserError:
+class ParserError:
     def desc(self) -> str:
         return "it is no ONNX model"
 
@@ -313,8 +313,8 @@ def tensorrt(driver: Driver, version: str, rtx: bool = False, **faults: bool) ->
             self.num_errors = 1
             return False
 
-        def get_error(self, index: int) -> IParserError:
-            return IParserError()
+        def get_error(self, index: int) -> ParserError:
+            return ParserError()
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
