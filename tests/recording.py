@@ -100,6 +100,9 @@ class Driver:
         self.calls: list[str] = []
         self.devices = devices
         self.refuses: dict[str, int] = {}  # function -> the code it answers with
+        self.before: dict[
+            str, Callable[[], None]
+        ] = {}  # function -> what happens first, on the caller's thread
         self._references: dict[int, int] = {}  # of primary contexts
         self._device_blocks: dict[int, Block] = {}
         self._host_blocks: dict[int, Block] = {}
@@ -122,6 +125,7 @@ class Driver:
     def _handle(self, number: int, *arguments: int) -> int:
         name = self._names[number]
         try:
+            self.before.get(name, int)()
             with self._lock:
                 if name != "cuGetProcAddress_v2":
                     self.calls.append(name)
@@ -176,6 +180,9 @@ class Driver:
     def put(self, stream: int, what: str, do: Callable[[], None], needs: list[int]) -> bool:
         """Puts a library's work into a stream."""
         return self._put(stream, Operation(what, do, needs)) == SUCCESS
+
+    def is_recorded(self, stream: int) -> bool:
+        return stream in self._streams and self._streams[stream].recorded is not None
 
     def memory(self, address: int, size: int) -> np.ndarray:
         """The bytes behind a device address. Raises LookupError unless they are one live block's."""

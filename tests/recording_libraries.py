@@ -273,8 +273,8 @@ class IRuntimeConfig:
 
 def tensorrt(driver: Driver, version: str, rtx: bool = False, **faults: bool) -> ModuleType:
     """The module tensorrt or tensorrt_rtx. `faults` lets it fail as the real one can: no_start (an old
-    driver), no_profile, no_context (the second), dynamic (its inspector tells no type of what depends on the
-    batch, even with shapes)."""
+    driver), no_profile, no_context (the second), no_capture, dynamic (its inspector tells no type of what
+    depends on the batch, even with shapes)."""
 
     class Builder:
         def __init__(self, logger: ILogger) -> None:
@@ -434,6 +434,8 @@ def tensorrt(driver: Driver, version: str, rtx: bool = False, **faults: bool) ->
                 return False
             session, shape = self._engine.session, self.shape
             source, target = self._addresses[given.name], self._addresses[made.name]
+            if faults.get("no_capture") and driver.is_recorded(stream_handle):
+                return False
             if stream_handle not in self._streams:
                 self._streams.add(stream_handle)
                 driver.use(self, "a TensorRT execution context", stream_handle)

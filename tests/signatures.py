@@ -82,7 +82,8 @@ def stored(name: str) -> Table:
 
 CLASSES = (
     "Builder", "INetworkDefinition", "ITensor", "ILayer", "IBuilderConfig", "IOptimizationProfile",
-    "ITimingCache", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "EngineInspector", "IExecutionContext", "ILogger",
+    "ITimingCache", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "EngineInspector",
+    "IExecutionContext", "ILogger",
     "IRuntimeConfig", "IRuntimeCache", "IHostMemory", "NetworkDefinitionCreationFlag", "BuilderFlag",
     "ProfilingVerbosity", "LayerInformationFormat", "TensorIOMode", "ExecutionContextAllocationStrategy",
     "ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy",
@@ -249,7 +250,8 @@ def option_lines(package: Path) -> Iterator[str]:
 CUDA_OPTION_NAMES = (
     "device_id", "user_compute_stream", "has_user_compute_stream", "gpu_mem_limit", "arena_extend_strategy",
     "cudnn_conv_algo_search", "do_copy_in_default_stream", "cudnn_conv_use_max_workspace",
-    "enable_cuda_graph", "cudnn_conv1d_pad_to_nc1d", "tunable_op_enable", "use_tf32", "prefer_nhwc", "fuse_conv_bias",
+    "enable_cuda_graph", "cudnn_conv1d_pad_to_nc1d", "tunable_op_enable", "use_tf32", "prefer_nhwc",
+    "fuse_conv_bias",
 )  # fmt: skip
 
 
