@@ -179,6 +179,8 @@ class Driver:
 
     def put(self, stream: int, what: str, do: Callable[[], None], needs: list[int]) -> bool:
         """Puts a library's work into a stream."""
+        if self.refuses.get("batch"):
+            return False
         return self._put(stream, Operation(what, do, needs)) == SUCCESS
 
     def is_recorded(self, stream: int) -> bool:

@@ -672,9 +672,11 @@ CUDA_OPTIONS = {
 SWITCHES = "(.*_enable|trt_dump_.*|trt_force_.*)"
 
 
-def onnxruntime_gpu(driver: Driver, whole: bool = True, graphs: bool = True) -> ModuleType:
+def onnxruntime_gpu(
+    driver: Driver, whole: bool = True, graphs: bool = True, captures: bool = True
+) -> ModuleType:
     """The module onnxruntime as onnxruntime-gpu brings it. Not `whole`: a node is left to the CPU; not
-    `graphs`: the session cannot be captured."""
+    `graphs`: a session with them does not open; not `captures`: its first run fails."""
 
     class InferenceSession:
         def __init__(
@@ -721,6 +723,10 @@ def onnxruntime_gpu(driver: Driver, whole: bool = True, graphs: bool = True) -> 
         def run_with_iobinding(self, iobinding: IOBinding, run_options: Any = None) -> None:
             if not self._stream:
                 driver.wrong("a session computes in a stream of its own, which the copies do not wait for")
+            if self._graphs and not captures:
+                raise RuntimeError(
+                    "CUDA failure 901: operation failed due to a previous error during capture"
+                )
             if self._graphs:  # the addresses of the first run stay
                 self._captured = self._captured or [*iobinding.bound]
             (_, shape, source), (_, _, target) = self._captured or iobinding.bound
@@ -729,7 +735,8 @@ def onnxruntime_gpu(driver: Driver, whole: bool = True, graphs: bool = True) -> 
             def do() -> None:
                 compute(driver, session, shape, source, target)
 
-            driver.put(self._stream, "a batch of ONNX Runtime", do, [source, target])
+            if not driver.put(self._stream, "a batch of ONNX Runtime", do, [source, target]):
+                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     class IOBinding:
         def __init__(self, session: InferenceSession) -> None:

@@ -470,6 +470,18 @@ def test_the_library_that_a_provider_lacks_is_named(
         ort.load_libraries(module, "cuda")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_list_names_the_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU, an ONNX Runtime without its libraries does not run on it."""
+    module = provider_library(tmp_path, "libcudnn.so.99", "")
+    module.__dict__.update(get_available_providers=lambda: [ort.CUDA, ort.CPU], InferenceSession=object)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(listing, "find_gpu", lambda: Gpu(0, "a GPU", "8.9", "1"))
+    found = listing._presence("onnxruntime")
+    assert found.devices == ("cpu",)
+    assert "libcudnn.so.99: cannot open" in found.missing
+
+
 def test_auto_passes_over_what_fails_in_a_way_of_its_own(
     small: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -102,28 +102,34 @@ def made_on(cuda: Cuda, make: Callable[[], T]) -> T:
                 return make()
             except PgsrError as error:
                 log.debug("%s", traceback.format_exc())
-                failure = PgsrError(*error.args)
+                reason = str(error)
     except BaseException:
         cuda.close()
         raise
     cuda.close()
-    raise failure
+    raise PgsrError(reason)
 
 
 class _Made:
     """What was made and must be freed: calls that free it, the last one first."""
 
     def __init__(self) -> None:
+        self._waits: list[Callable[[], Any]] = []
         self._freed_by: list[Callable[[], Any]] = []
 
-    def add(self, free: Callable[[], Any]) -> None:
+    def add(self, free: Callable[[], Any], wait: Callable[[], Any] | None = None) -> None:
+        """Of a stream, `wait` waits for its work, which may use what was made after it."""
         self._freed_by.append(free)
+        if wait is not None:
+            self._waits.append(wait)
 
     def free(self) -> None:
         """Calls them all: one that a broken GPU refuses does not keep the others."""
-        while self._freed_by:
+        calls = [*self._freed_by, *self._waits]
+        self._freed_by, self._waits = [], []
+        while calls:
             try:
-                self._freed_by.pop()()
+                calls.pop()()
             except Exception as error:  # the bindings' errors have no common base but this one
                 log.info("not freed: %s", error)
 
@@ -175,8 +181,9 @@ class CudaPython:
 
     def stream(self) -> int:
         stream = self._call("cuStreamCreate", NON_BLOCKING)
-        self._made.add(lambda: self._call("cuStreamDestroy", stream))
-        return int(stream)
+        handle = int(stream)
+        self._made.add(lambda: self._call("cuStreamDestroy", stream), lambda: self.wait(handle))
+        return handle
 
     def upload(self, address: int, array: Array, stream: int) -> None:
         self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
@@ -275,7 +282,8 @@ class PyCuda:
             stream = self._driver.Stream(NON_BLOCKING)
         handle = int(stream.handle)
         self._streams[handle] = stream
-        self._made.add(lambda: self._streams.pop(handle))  # it is destroyed with its object
+        # It is destroyed with its object.
+        self._made.add(lambda: self._streams.pop(handle), lambda: self.wait(handle))
         return handle
 
     def upload(self, address: int, array: Array, stream: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from pgsr.errors import PgsrError, check_onnxruntime
 from pgsr.gpu import find_gpu
@@ -12,6 +13,7 @@ from pgsr.privacy import silent_openvino
 
 from . import BACKENDS, INSTALL_ORT_CUDA, INSTALL_ORT_TENSORRT
 from .choice import is_installed
+from .ort import load_libraries
 
 # What to install where the extra alone is not enough.
 INSTALL = {"onnxruntime-tensorrt": INSTALL_ORT_TENSORRT}
@@ -63,17 +65,19 @@ def _presence(name: str) -> Presence:
     return Presence(name, version, devices, missing)
 
 
-def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...], str]:
+def _cuda_of(name: str, library: Any, install: str) -> tuple[tuple[str, ...], str]:
     """(("cuda",), "") where a backend can run on the GPU, else ((), what is missing)."""
     if name.startswith("onnxruntime"):
         provider = "TensorrtExecutionProvider" if name.endswith("tensorrt") else "CUDAExecutionProvider"
-        if provider not in library.get_available_providers():  # type: ignore[attr-defined]
+        if provider not in library.get_available_providers():
             gpu = INSTALL.get(name, INSTALL_ORT_CUDA)
             return (), f"for NVIDIA GPUs: {gpu}"
     elif not any(_has_module(package) for package in CUDA_PACKAGES):
         return (), f"it needs cuda-python or pycuda: {install}"
     try:
         find_gpu()
+        if name.startswith("onnxruntime"):
+            load_libraries(library, "tensorrt" if name.endswith("tensorrt") else "cuda")
     except PgsrError as error:
         return (), str(error)
     return ("cuda",), ""

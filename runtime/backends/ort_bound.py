@@ -35,13 +35,29 @@ class BoundLane:
         ):
             bind(buffer.name, "cuda", device, np.dtype(buffer.dtype).type, buffer.shape, address)
         self._input[:] = 0
+        self._enqueue()  # records the CUDA graph, too; what cannot be recorded is known now
+        self._cuda.wait(self._stream)
+
+    def _enqueue(self) -> None:
+        self._cuda.upload(self._addresses[0], self._input, self._stream)
+        reason = self._compute()
+        if reason:
+            raise PgsrError(reason)
+        self._cuda.download(self._output, self._addresses[1], self._stream)
+
+    def _compute(self) -> str:
+        """Returns why it failed, "" if it did not: the error itself would hold the session, by its traceback,
+        until after the device is closed."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+            return str(error).strip().partition("\n")[0] or repr(error)
+        return ""
 
     def start(self, values: NDArray[np.float32]) -> None:
         """Begins a batch; of fewer images, the rest stays what it was: rows do not see one another."""
         self._input[: len(values)] = values
-        self._cuda.upload(self._addresses[0], self._input, self._stream)
-        self._session.run_with_iobinding(self._binding)
-        self._cuda.download(self._output, self._addresses[1], self._stream)
+        self._enqueue()
 
     def finish(self) -> NDArray[Any]:
         """Waits for it; the result is overwritten by the next batch."""
@@ -68,7 +84,7 @@ class BoundRunner:
         """[N, ...] -> [N, ...]. Raises PgsrError if it is closed or the GPU fails, for want of memory say."""
         try:
             return self._lanes.run(values, self._rows)
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+        except PgsrError as error:
             raise PgsrError(
                 f"ONNX Runtime could not run a batch of {len(values)}; try a smaller --batch ({error})"
             ) from error
