@@ -8,6 +8,7 @@ The cause, where there is one, is in what the logger was told.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +16,19 @@ from pgsr.errors import PgsrError
 
 
 def quiet_log(trt: Any) -> Any:
-    """A logger that keeps errors and the builder's list of layers, and prints nothing."""
+    """A logger that keeps errors and the builder's list of layers, and prints nothing; with nothing in it.
 
+    It is one for each library: TensorRT tells all to the first that it was given, as long as anything of that
+    lives.
+    """
+    log = _log(trt)
+    log.errors.clear()
+    log.layers = ""
+    return log
+
+
+@functools.cache
+def _log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -50,9 +62,7 @@ def start(make: Callable[..., Any], log: Any, name: str, *arguments: Any) -> Any
 
 
 def _cannot_start(name: str, log: Any) -> PgsrError:
-    return PgsrError(
-        f"{name} cannot start: {log.reason()}; update the NVIDIA driver, or use another --backend"
-    )
+    return PgsrError(f"{name} cannot start: {log.reason()}; the NVIDIA driver may be too old for it")
 
 
 @contextlib.contextmanager
