@@ -190,8 +190,10 @@ def onnxruntime_on_part(machine: Machine) -> None:
 
 def onnxruntime_tensorrt(machine: Machine) -> None:
     gpu = libraries.onnxruntime_gpu(machine.driver)
+    before = os.environ.get("NVIDIA_TF32_OVERRIDE")
     with modules(onnxruntime=gpu), machine.open("onnxruntime-tensorrt") as runner:
         assert runner.provider == "TensorrtExecutionProvider"
+        assert os.environ.get("NVIDIA_TF32_OVERRIDE") == before
         check_runs(machine, runner)
 
 
@@ -383,6 +385,13 @@ FAULTS = {
         '"trt_engine_cache_enable": "1"',
         "onnxruntime tensorrt",
         "should be 'True' or 'False'",
+    ),
+    "fp32 that is TF32": Fault(
+        "runtime/backends/ort.py",
+        'os.environ[TF32] = "0"',
+        'os.environ[TF32] = "1"',
+        "onnxruntime tensorrt",
+        "with TF32",
     ),
     "an option that no provider has": Fault(
         "runtime/backends/ort.py",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import os
 import re
 import threading
 import weakref
@@ -691,6 +692,8 @@ def onnxruntime_gpu(
             self._providers = [name for name, _ in asked]
             self._options = dict(asked)
             check_options(self._options)
+            if self._providers[0] == TENSORRT and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+                driver.wrong("an engine of a graph in fp32 is built with TF32")
             self._session = cpu_session(path_or_bytes)
             self._stream = int(self._options.get(CUDA, {}).get("user_compute_stream", 0))
             self._graphs = self._options.get(CUDA, {}).get("enable_cuda_graph") == "1"

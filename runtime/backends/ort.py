@@ -7,8 +7,9 @@ import ctypes
 import importlib
 import io
 import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
+TF32 = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries go without TF32 where it is 0
 NO_FALLBACK = "explicitly disabled by the user"  # in its message where a node would be left to the CPU
 
 log = logging.getLogger(__name__)
@@ -157,8 +159,23 @@ def open_tensorrt(bundle: Bundle, graph: Graph, settings: Settings) -> OrtRunner
     options = _options(onnxruntime)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     providers = [(TENSORRT, tensorrt_options(graph, settings)), (CUDA, cuda_options(settings))]
-    session = _session(onnxruntime, path, options, providers)
+    with _exact() if graph.precision == "fp32" else contextlib.nullcontext():
+        session = _session(onnxruntime, path, options, providers)
     return OrtRunner(session, graph, TENSORRT, rows_at_least=settings.batch)
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Lets engines be built without TF32, TensorRT's own choice, for which the provider has no option."""
+    before = os.environ.get(TF32)
+    os.environ[TF32] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TF32]
+        else:
+            os.environ[TF32] = before
 
 
 def tensorrt_options(graph: Graph, settings: Settings) -> dict[str, str]:
