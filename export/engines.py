@@ -20,7 +20,7 @@ from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.files import cache_root
 from pgsr.gpu import find_gpu
 from pgsr.tensorrt.building import build
-from pgsr.tensorrt.data_types import histogram
+from pgsr.tensorrt.data_types import SOURCES, histogram
 from pgsr.tensorrt.engines import LIBRARIES, Engine, Key, Profile, sm
 from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
@@ -42,7 +42,7 @@ class EngineResult:
         what = f"built in {self.seconds:.1f} s, {self.reason}" if self.reason else "fresh, left as it is"
         return (
             f"{self.engine.path.name}: {what}; layers put out {histogram(self.engine.layers)} "
-            f"(by the {self.engine.read_back})"
+            f"({SOURCES.get(self.engine.read_back, self.engine.read_back)})"
         )
 
     def summary(self) -> dict[str, Any]:

@@ -22,3 +22,16 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises PgsrError unless `value` is one of `choices`."""
     if value not in tuple(choices):  # a tuple asks for equality only, not for a hash
         raise PgsrError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+# The two packages own the same files: removing one alone removes the other's, and leaves an empty shell.
+REMOVE_ONNXRUNTIMES = "pip uninstall onnxruntime onnxruntime-gpu"
+
+
+def check_onnxruntime(module: object) -> None:
+    """Raises PgsrError if an imported onnxruntime is what remains of one that was uninstalled."""
+    if not hasattr(module, "InferenceSession"):
+        raise PgsrError(
+            "onnxruntime is an empty shell, as remains where two of its packages were installed and one was "
+            f"removed: {REMOVE_ONNXRUNTIMES}, then pip install 'pgsr[cpu]', or 'pgsr[gpu]' for an NVIDIA GPU"
+        )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -388,8 +392,131 @@ def test_the_tensorrt_provider_that_is_not_there(small: Bundle) -> None:
 
     if ort.TENSORRT in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has TensorRT")
-    with pytest.raises(PgsrError, match=r"no TensorRT: .*'pgsr\[gpu\]' 'tensorrt<11'"):
+    with pytest.raises(
+        PgsrError,
+        match=r"no TensorRT: pip uninstall onnxruntime onnxruntime-gpu, then .*'pgsr\[gpu\]' 'tensorrt<11'",
+    ):
         open_runner(small, "cuda", backend="onnxruntime-tensorrt")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-tensorrt"])
+def test_an_onnxruntime_of_which_only_the_folder_is_left(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """As where onnxruntime was uninstalled beside onnxruntime-gpu, which owns the same files."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    words = "empty shell, .*: pip uninstall onnxruntime onnxruntime-gpu, then pip install"
+    with pytest.raises(PgsrError, match=words):
+        open_runner(small, backend=backend)
+    told = [found for found in listing.present() if found.name == backend]
+    assert "empty shell" in told[0].missing
+    assert not told[0].devices
+
+
+def provider_library(folder: Path, needs: str, calls: str = "") -> ModuleType:
+    """An onnxruntime whose CUDA provider needs a library that is not there, or a function that it lacks."""
+    capi = folder / "capi"
+    capi.mkdir()
+    source = folder / "empty.c"
+    source.write_text(f"void {calls}(void); void use(void) {{ {calls}(); }}" if calls else "")
+    for name, more in (
+        (needs, [f"-Wl,-soname,{needs}"]),
+        ("libonnxruntime_providers_shared.so", []),
+        ("libonnxruntime_providers_cuda.so", ["-Wl,-z,now", *([str(folder / needs)] if not calls else [])]),
+    ):
+        of = source if calls and "cuda" in name else os.devnull
+        target = folder / name if name == needs else capi / name
+        subprocess.run(
+            [
+                "cc",
+                "-shared",
+                "-fPIC",
+                "-x",
+                "c",
+                str(of),
+                "-o",
+                str(target),
+                "-x",
+                "none",
+                "-Wl,--no-as-needed",
+                *more,
+            ],
+            check=True,
+        )
+    (folder / needs).unlink()
+    module = ModuleType("onnxruntime")
+    module.__dict__.update(__file__=str(folder / "__init__.py"), __version__="1.31.1")
+    return module
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    ("needs", "calls", "mends"),
+    [
+        ("libcublasLt.so.99", "", r"libcublasLt.so.99: cannot open .*; pip install 'pgsr\[gpu\]'"),
+        ("libcudnn.so.99", "", r"libcudnn.so.99: cannot open .*; pip install 'pgsr\[gpu\]'"),
+        ("libnvinfer.so.99", "", r"libnvinfer.so.99: cannot open .*; pip install 'tensorrt<11'"),
+        ("libcuda.so.99", "", r"libcuda.so.99: cannot open .*; install the NVIDIA driver"),
+        ("libx.so", "cuTensorMapEncodeTiled", r"undefined symbol: cuTensor.*; update the NVIDIA driver"),
+    ],
+)
+def test_the_library_that_a_provider_lacks_is_named(
+    tmp_path: Path, needs: str, calls: str, mends: str
+) -> None:
+    """ONNX Runtime's own words are that "fallback has been explicitly disabled by the user". The versions are
+    ones that no machine has."""
+    module = provider_library(tmp_path, needs, calls)
+    with pytest.raises(PgsrError, match=rf"ONNX Runtime 1.31.1 cannot load its cuda provider: .*{mends}"):
+        ort.load_libraries(module, "cuda")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_list_names_the_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU, an ONNX Runtime without its libraries does not run on it."""
+    module = provider_library(tmp_path, "libcudnn.so.99", "")
+    module.__dict__.update(get_available_providers=lambda: [ort.CUDA, ort.CPU], InferenceSession=object)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(listing, "find_gpu", lambda: Gpu(0, "a GPU", "8.9", "1"))
+    found = listing._presence("onnxruntime")
+    assert found.devices == ("cpu",)
+    assert "libcudnn.so.99: cannot open" in found.missing
+
+
+def test_auto_passes_over_what_fails_in_a_way_of_its_own(
+    small: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pgsr.runtime.backends import openvino as module
+
+    def broken(*_: Any) -> Any:
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(module, "open_graph", broken)
+    with open_runner(small) as runner:
+        assert runner.provider == ort.CPU
+    assert "openvino is not used: TypeError: factory function returned nullptr" in caplog.text
+
+
+def test_the_gpu_extra_brings_what_its_onnxruntime_needs() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert any(line.startswith("onnxruntime-gpu[cuda,cudnn]") for line in extras["gpu"])
+    both = [
+        name
+        for name, lines in extras.items()
+        if _runtimes(extras, lines) == {"onnxruntime", "onnxruntime-gpu"}
+    ]
+    assert not both  # they own the same files
+
+
+def _runtimes(extras: dict[str, list[str]], lines: list[str]) -> set[str]:
+    found = set()
+    for line in lines:
+        own = re.fullmatch(r"pgsr\[(.*)\]", line)
+        if own:
+            found |= _runtimes(extras, [more for name in own[1].split(",") for more in extras[name]])
+        found |= set(re.findall(r"^onnxruntime(?:-gpu)?", line))
+    return found
 
 
 FIRST_LOOKS = """

@@ -303,89 +303,7 @@ def test_an_engine_for_smaller_batches_is_refused() -> None:
 
 
 # ----------------------------------------------------------------------------
-# cuda-python and pycuda.
-
-
-class RecordingDriver:
-    """cuda.bindings.driver as far as CudaPython calls it: gives back handles, and remembers the calls."""
-
-    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
-
-    def __init__(self, refuses: str = "") -> None:
-        self.calls: list[str] = []
-        self.refuses = refuses
-        self.blocks: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append(name)
-            if name == self.refuses:
-                return (2,)
-            if name == "cuMemAllocHost":
-                self.blocks.append((ctypes.c_uint8 * arguments[0])())
-                return 0, ctypes.addressof(self.blocks[-1])
-            return 0, len(self.calls)
-
-        return call
-
-
-def with_driver(monkeypatch: pytest.MonkeyPatch, driver: RecordingDriver) -> cuda.CudaPython:
-    bindings = SimpleNamespace(driver=driver)
-    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    return cuda.CudaPython(0)
-
-
-def test_cuda_python_frees_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = RecordingDriver()
-    device = with_driver(monkeypatch, driver)
-    assert driver.calls == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]  # none is made current
-    with device.current():
-        stream = device.stream()
-        address = device.device(64)
-        array = device.pinned((2, 3), "float32")
-        array[:] = 7
-        device.upload(address, array, stream)
-        launch = device.record(stream, lambda: device.download(array, address, stream))
-        assert launch is not None
-        launch()
-        device.wait(stream)
-    assert array.shape == (2, 3)
-    assert driver.calls.count("cuCtxPushCurrent") == driver.calls.count("cuCtxPopCurrent") == 1
-    began, ended = (driver.calls.index(name) for name in ("cuStreamBeginCapture", "cuStreamEndCapture"))
-    assert driver.calls[began + 1 : ended] == ["cuMemcpyDtoHAsync"]
-    device.close()
-    device.close()
-    for made, freed in (
-        ("cuMemAlloc", "cuMemFree"),
-        ("cuMemAllocHost", "cuMemFreeHost"),
-        ("cuStreamCreate", "cuStreamDestroy"),
-        ("cuGraphInstantiate", "cuGraphExecDestroy"),
-        ("cuStreamEndCapture", "cuGraphDestroy"),
-        ("cuCtxPushCurrent", "cuCtxPopCurrent"),
-        ("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease"),
-    ):
-        assert driver.calls.count(made) == driver.calls.count(freed), made
-    assert driver.calls[-1] == "cuDevicePrimaryCtxRelease"
-
-
-def test_what_cuda_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = with_driver(monkeypatch, RecordingDriver(refuses="cuMemAlloc"))
-    with pytest.raises(PgsrError, match="the GPU refuses cuMemAlloc: 2"), device.current():
-        device.device(1 << 50)
-    assert device._driver.calls[-1] == "cuCtxPopCurrent"
-
-
-def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = with_driver(monkeypatch, RecordingDriver())
-
-    def enqueue() -> None:
-        raise PgsrError("TensorRT could not run a batch")
-
-    with device.current(), pytest.raises(PgsrError, match="could not run"):
-        device.record(device.stream(), enqueue)
-    assert "cuStreamEndCapture" in device._driver.calls
+# cuda-python and pycuda: what can be missing. What they do is in tests/test_recorded.py.
 
 
 def test_without_a_driver(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,33 +331,42 @@ def test_neither_pycuda_nor_cuda_python(small: Bundle, monkeypatch: pytest.Monke
         open_runner(small, backend="tensorrt")
 
 
-def test_the_real_cuda_python_has_every_call() -> None:
-    """The names and flags that CudaPython uses exist in the package that is installed."""
-    driver = pytest.importorskip("cuda.bindings.driver", reason="pip install 'pgsr[trt-rtx]'")
-    source = Path(cuda.__file__).read_text()
-    called = {
-        word for word in source.replace('"', " ").split() if word.startswith("cu") and word[2:3].isupper()
-    }
-    assert len(called) > 15
-    assert all(hasattr(driver, name) for name in called)
-    assert hasattr(driver.CUstream_flags, "CU_STREAM_NON_BLOCKING")
-    assert hasattr(driver.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
+def test_a_binding_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_gpu", lambda index: GPU)
+    asked = {name: (lambda index, name=name: name) for name in cuda.BINDINGS}
+    monkeypatch.setattr(cuda, "BINDINGS", asked)
+    for name in asked:
+        monkeypatch.setenv("PGSR_CUDA", name)
+        assert cuda.open_cuda(0) == name
+    monkeypatch.setenv("PGSR_CUDA", "numba")
+    with pytest.raises(PgsrError, match="PGSR_CUDA = 'numba' is not one of 'cuda-python', 'pycuda'"):
+        cuda.open_cuda(0)
 
 
-@needs_rtx
-def test_the_real_tensorrt_rtx_has_every_call() -> None:
-    """What the runner asks of TensorRT-RTX, which cannot be loaded without a GPU, exists by these names."""
-    assert {"EAGER"} <= set(rtx.DynamicShapesKernelSpecializationStrategy.__members__)
-    assert {"WHOLE_GRAPH_CAPTURE"} <= set(rtx.CudaGraphStrategy.__members__)
-    for owner, names in (
-        (rtx.IExecutionContext, "set_optimization_profile_async set_input_shape set_tensor_address"),
-        (rtx.IExecutionContext, "execute_async_v3"),
-        (rtx.ICudaEngine, "create_runtime_config create_execution_context get_tensor_dtype"),
-        (rtx.IRuntimeConfig, "create_runtime_cache set_runtime_cache cuda_graph_strategy"),
-        (rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy"),
-        (rtx.IRuntimeCache, "deserialize serialize"),
+def test_cuda_python_comes_before_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No release of pycuda records CUDA graphs."""
+    monkeypatch.setattr(cuda, "find_gpu", lambda index: GPU)
+    monkeypatch.delenv("PGSR_CUDA", raising=False)
+    for name in ("CudaPython", "PyCuda"):
+        monkeypatch.setattr(cuda, name, lambda index, name=name: name)
+    assert cuda.open_cuda(0) == "CudaPython"
+
+    def absent(index: int) -> None:
+        raise ImportError("No module named 'cuda'")
+
+    monkeypatch.setattr(cuda, "CudaPython", absent)
+    assert cuda.open_cuda(0) == "PyCuda"
+
+
+def test_a_library_that_does_not_load(small: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT's package raises OSError where its shared libraries are missing."""
+    (tmp_path / "tensorrt.py").write_text("import ctypes\nctypes.CDLL('libnvinfer.so.10')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(
+        PgsrError, match=r"tensorrt backend needs .*pgsr\[trt\].*libnvinfer.so.10: cannot open"
     ):
-        assert all(hasattr(owner, name) for name in names.split()), owner
+        open_runner(small, backend="tensorrt")
 
 
 # ----------------------------------------------------------------------------

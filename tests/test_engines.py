@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from pgsr.errors import PgsrError
 from pgsr.export import engines as export
 from pgsr.export.cli import main
 from pgsr.files import sha256
-from pgsr.tensorrt import building, data_types, sidecars
+from pgsr.tensorrt import building, data_types, library, sidecars
 from pgsr.tensorrt.engines import Key, Profile
 from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale
 
@@ -175,6 +175,47 @@ def test_graphs_and_gpus_that_do_not_suit() -> None:
         building.build(rtx, upscaler, wanted)
 
 
+@needs_rtx
+def test_the_library_tells_why_beside_another_engine() -> None:
+    """Whoever came first has the library's logger; both are told what fails."""
+    first = library.start(rtx.Runtime, library.quiet_log(rtx), "tensorrt-rtx")
+    log = library.quiet_log(rtx)
+    second = library.start(rtx.Runtime, log, "tensorrt-rtx")
+    assert second.deserialize_cuda_engine(b"no engine") is None
+    assert log.reason() != "it does not say why"
+    assert library.quiet_log(rtx).reason() == "it does not say why"
+    del first
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Error in set optimization profile async."), ValueError("shape")]
+)
+def test_what_the_bindings_raise_is_named(error: Exception) -> None:
+    with (
+        pytest.raises(PgsrError, match=f"tensorrt 10.9 failed: {error}"),
+        library.named_errors("tensorrt 10.9"),
+    ):
+        raise error
+
+
+def test_a_library_that_does_not_start_is_named() -> None:
+    def make(log: Any) -> Any:
+        log.errors.append("CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    class Log:
+        errors: ClassVar[list[str]] = []
+
+        def reason(self) -> str:
+            return self.errors[0]
+
+    for of in (make, lambda log: None):
+        with pytest.raises(
+            PgsrError, match=r"tensorrt 10.9 cannot start: CUDA initialization failure .*driver"
+        ):
+            library.start(of, Log(), "tensorrt 10.9")
+
+
 # ----------------------------------------------------------------------------
 # Fresh, stale.
 
@@ -281,7 +322,7 @@ def test_a_damaged_sidecar_is_none(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------
 # Data types: as the library tells them.
 
-TENSORRT_10 = {
+TENSORRT_10: dict[str, Any] = {
     "Layers": [
         {"Name": "conv", "Outputs": [{"Name": "a", "Dimensions": [1, 8], "Format/Datatype": "Half"}]},
         {
@@ -317,12 +358,15 @@ def test_data_types_of_every_version() -> None:
     assert data_types.inspected_types(json.dumps(TENSORRT_11)) == {"fp16": 1, "bf16": 1, "uint8": 1}
     assert data_types.logged_types(LOGGED) == {"fp16": 1, "fp32": 1}
     assert data_types.inspected_types('{"Layers": ["names", "only"]}') == {}
+    dynamic = {"Outputs": [{"Name": "d", "Format/Datatype": "N/A due to dynamic shapes"}]}
+    partly = {"Layers": [*TENSORRT_10["Layers"], dynamic]}
+    assert data_types.inspected_types(json.dumps(partly)) == {}  # what is told is not all
 
 
 @needs_rtx
 def test_data_types_of_a_network(built: Path) -> None:
     """What is left where an engine tells nothing."""
-    log = building.quiet_log(rtx)
+    log = library.quiet_log(rtx)
     network = rtx.Builder(log).create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert rtx.OnnxParser(network, log).parse((built / "chain.fp16.onnx").read_bytes())
     found = data_types.network_types(network)
@@ -383,12 +427,12 @@ def test_libraries_that_are_not_installed(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.write_bundle(tmp_path / "bundle")
-    for module, library, extra in (
+    for module, name, extra in (
         ("tensorrt", "tensorrt", "trt"),
         ("tensorrt_rtx", "tensorrt-rtx", "trt-rtx"),
     ):
         monkeypatch.setitem(sys.modules, module, None)
-        done = command(main, folder, "--engine", library)
+        done = command(main, folder, "--engine", name)
         assert done.exit_code == 1
         assert f"pip install 'pgsr[{extra}]'" in done.stderr
 

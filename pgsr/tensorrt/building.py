@@ -13,6 +13,7 @@ from pgsr.files import make_folder, write_bytes
 
 from .data_types import data_types, require_precision
 from .engines import Key, Profile, sm
+from .library import named_errors, quiet_log, start
 
 # ----------------------------------------------------------------------------
 # Building.
@@ -33,26 +34,31 @@ def build(trt: Any, onnx: bytes, key: Key, caches: Path | None = None) -> Built:
     `trt` is tensorrt or tensorrt_rtx; `caches` is the folder of timing caches. Raises PgsrError if the graph
     or the GPU does not suit the library, or what was built is not of the precision asked for.
     """
+    with named_errors(f"{key.library} {key.version}"):
+        return _build(trt, onnx, key, caches)
+
+
+def _build(trt: Any, onnx: bytes, key: Key, caches: Path | None) -> Built:
     log = quiet_log(trt)
-    builder = trt.Builder(log)
-    if builder is None:  # pybind's None where the library could not start
-        raise PgsrError(f"{key.library} {key.version} cannot start: {log.reason()}")
+    name = f"{key.library} {key.version}"
+    builder = start(trt.Builder, log, name)
     network = builder.create_network(_typed(trt, key))
-    parser = trt.OnnxParser(network, log)
+    parser = start(trt.OnnxParser, log, name, network)
     if not parser.parse(onnx):
         messages = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.reason()
-        raise PgsrError(f"{key.library} {key.version} cannot read the graph: {messages}")
+        raise PgsrError(f"{name} cannot read the graph: {messages}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that data types can be read back
     if key.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32; who wants speed asks for fp16
     if key.library == "tensorrt-rtx":
         _set_capabilities(trt, config, key)
-    config.add_optimization_profile(_profile(builder, network, key.profile))
+    if config.add_optimization_profile(_profile(builder, network, key.profile)) < 0:
+        raise PgsrError(f"{name} does not take the batches {key.profile}: {log.reason()}")
     timing = _TimingCache(trt, config, key, caches)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise PgsrError(f"{key.library} {key.version} built no engine: {log.reason()}")
+        raise PgsrError(f"{name} built no engine: {log.reason()}")
     timing.save()
     data = bytes(serialized)
     layers, read_back = data_types(trt, data, log, network)
@@ -89,7 +95,8 @@ def _set_capabilities(trt: Any, config: Any, key: Key) -> None:
                         f"{', '.join(unknown)}, only for {has}")  # fmt: skip
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        config.set_compute_capability(members[name], index)
+        if not config.set_compute_capability(members[name], index):
+            raise PgsrError(f"TensorRT-RTX {key.version} does not take {name} beside the others: name fewer")
 
 
 class _TimingCache:
@@ -111,24 +118,3 @@ class _TimingCache:
         if self._path is not None:
             with contextlib.suppress(PgsrError):
                 write_bytes(self._path, bytes(self._config.get_timing_cache().serialize()))
-
-
-def quiet_log(trt: Any) -> Any:
-    """A logger that keeps errors and the builder's list of layers, and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif message.startswith("Layers:"):
-                self.layers = message
-
-        def reason(self) -> str:
-            return self.errors[0] if self.errors else "it does not say why"
-
-    return Log()

@@ -10,6 +10,8 @@ from typing import Any
 
 from pgsr.errors import PgsrError
 
+from .library import named_errors, start
+
 # ----------------------------------------------------------------------------
 # Reading back: what data types an engine's layers really have.
 
@@ -28,28 +30,62 @@ WORD = re.compile(rf"\b({'|'.join(NAMES)})\b", re.IGNORECASE)
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")
 
 
+# Where the numbers of `data_types` come from, and how far each is proof.
+SOURCES = {
+    "inspector": "read back from the engine by its inspector",
+    "build log": "read back from the builder's list of what it made",
+    "network": "not read back: the network asks for these, and the engine does not tell",
+}
+
+
+UNRESOLVED = "N/A"  # "N/A due to dynamic shapes", of a layer whose type depends on the batch
+
+
 def data_types(trt: Any, data: bytes, log: Any, network: Any) -> tuple[dict[str, int], str]:
-    """Counts the data types of an engine's layers, by its inspector if it can be loaded, else by the
-    builder's list; of the network's where neither tells."""
+    """Counts the data types of an engine's layers, and says which of SOURCES they are from: the engine's
+    inspector if it can be loaded and tells all, else the builder's list, else the network."""
     errors = len(log.errors)
-    engine = trt.Runtime(log).deserialize_cuda_engine(data)
+    try:
+        with named_errors("the inspector"):
+            types = inspected_types(_inspection(trt, data, log))
+    except PgsrError:
+        types = {}
     del log.errors[errors:]  # no GPU is no error here
-    if engine is not None:
-        inspector = engine.create_engine_inspector()
-        types = inspected_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-        if types:
-            return types, "inspector"
+    if types:
+        return types, "inspector"
     types = logged_types(log.layers)
     return (types, "build log") if types else (network_types(network), "network")
 
 
+def _inspection(trt: Any, data: bytes, log: Any) -> str:
+    """What the inspector tells as JSON; of layers whose type depends on the batch, for the profile's best.
+
+    Raises PgsrError if the engine cannot be loaded here.
+    """
+    engine = start(trt.Runtime, log, "the runtime").deserialize_cuda_engine(data)
+    if engine is None:
+        raise PgsrError("the engine is not for this machine")
+    inspector = engine.create_engine_inspector()
+    # A context that computes nothing needs no memory of its own.
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is not None:
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                context.set_input_shape(name, tuple(engine.get_tensor_profile_shape(name, 0)[1]))
+        inspector.execution_context = context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
 def inspected_types(text: str) -> dict[str, int]:
-    """Counts data types in an inspector's JSON: "Format/Datatype" in TensorRT 10, "DataType" in 11."""
+    """Counts data types in an inspector's JSON: "Format/Datatype" in TensorRT 10, "DataType" in 11. None
+    at all if one is not told."""
     counts: Counter[str] = Counter()
     for layer in json.loads(text).get("Layers", []):
         for port in layer.get("Outputs", []) if isinstance(layer, dict) else []:
-            type_name = next((v for k, v in port.items() if "datatype" in k.lower()), "")
-            counts.update(name.lower() for name in WORD.findall(str(type_name))[:1])
+            type_name = str(next((v for k, v in port.items() if "datatype" in k.lower()), ""))
+            if UNRESOLVED in type_name:
+                return {}
+            counts.update(name.lower() for name in WORD.findall(type_name)[:1])
     return _renamed(counts)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr.bundle import Bundle, Graph, Port
-from pgsr.errors import PgsrError, check_choice, missing_package
+from pgsr.errors import REMOVE_ONNXRUNTIMES, PgsrError, check_choice, missing_package
 from pgsr.machine import installed_versions, threads_by_quota
 
 
@@ -118,6 +118,10 @@ class Backend:
 
 
 ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+
+# What gives ONNX Runtime its providers for NVIDIA GPUs. TensorRT 11 is too new for it.
+INSTALL_ORT_CUDA = f"{REMOVE_ONNXRUNTIMES}, then pip install 'pgsr[gpu]'"
+INSTALL_ORT_TENSORRT = f"{INSTALL_ORT_CUDA} 'tensorrt<11'"
 
 # In the order of preference where two are equally fast.
 BACKENDS = {

@@ -50,7 +50,7 @@ def open_fastest(bundle: Bundle, graph: Graph, settings: Settings) -> Runner:
     name = measured.recall("backend", key)
     if name in present:
         with contextlib.suppress(PgsrError):  # measured when it could be opened; now it cannot
-            return open_backend(name, bundle, graph, settings)
+            return _try_open(name, bundle, graph, settings)
     return _measured(present, bundle, graph, settings, key)
 
 
@@ -112,7 +112,7 @@ def _measured(
     try:
         for name in names:
             try:
-                runners[name] = open_backend(name, bundle, graph, settings)
+                runners[name] = _try_open(name, bundle, graph, settings)
             except PgsrError as error:
                 refusals[name] = error
         if not runners:
@@ -128,6 +128,18 @@ def _measured(
                 runner.__exit__(None, None, None)
     measured.remember("backend", key, best)
     return runners[best]
+
+
+def _try_open(name: str, bundle: Bundle, graph: Graph, settings: Settings) -> Runner:
+    """`open_backend`, but whatever a library raises is a PgsrError: one that is broken in a way that nobody
+    foresaw must not keep the others from being tried."""
+    try:
+        return open_backend(name, bundle, graph, settings)
+    except PgsrError:
+        raise
+    except Exception as error:
+        log.debug("%s", name, exc_info=True)
+        raise PgsrError(f"{type(error).__name__}: {error}") from error
 
 
 def example(graph: Graph, rows: int) -> NDArray[np.float32]:
@@ -147,6 +159,7 @@ def measure(runners: Mapping[str, Runner], values: NDArray[np.float32]) -> dict[
             runner.run(values)  # what is set up with the first batch is not counted
             seconds[name] = float("inf")
         except PgsrError as error:
+            log.warning("%s is not used: %s", name, error)  # shown on stderr
             refusals.append(error)
     if not seconds:
         raise refusals[0]

@@ -1,28 +1,38 @@
-"""CUDA for the TensorRT runners, by pycuda where it is installed, else by cuda-python: the same few calls.
+"""CUDA for the runners that place their own memory: by cuda-python, or by pycuda.
 
     cuda = open_cuda(0)
     with cuda.current():           # on every thread that calls it
         stream = cuda.stream()
 
-Both work in the device's primary context, the one that torch and TensorRT use, and only while `current` says
-so: nothing is made at import, and a thread's own context is as it was afterwards. Raises PgsrError for
-whatever CUDA refuses.
+cuda-python is taken where both are installed, since no release of pycuda can record CUDA graphs;
+PGSR_CUDA=pycuda takes pycuda. Both work in the device's primary context, the one that torch, ONNX Runtime and
+TensorRT use, and only while `current` says so: nothing is made at import, and a thread's own context is as it
+was afterwards. Raises PgsrError for whatever CUDA refuses.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.errors import PgsrError
+from pgsr.errors import PgsrError, check_choice
 from pgsr.gpu import find_gpu
 
 Array = NDArray[Any]
+T = TypeVar("T")
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that does not wait for torch's default stream
+
+log = logging.getLogger(__name__)
 
 
 class Cuda(Protocol):
@@ -59,16 +69,69 @@ class Cuda(Protocol):
         none."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees everything in the opposite order of making; a second time does nothing. Whatever uses the
+        memory and the streams must be gone by then."""
+        ...
 
 
 def open_cuda(index: int) -> Cuda:
     """Raises ImportError without either package, PgsrError without a driver or such a GPU."""
     find_gpu(index)  # says what is missing in one sentence; both packages would raise in their own ways
+    wanted = os.environ.get("PGSR_CUDA")
+    if wanted:
+        check_choice("PGSR_CUDA", wanted, BINDINGS)
+        return BINDINGS[wanted](index)
     try:
-        return PyCuda(index)
-    except ImportError:
         return CudaPython(index)
+    except ImportError as absent:
+        with suppress(ImportError):
+            return PyCuda(index)
+        raise absent  # cuda-python's: that is what the extras install
+
+
+def made_on(cuda: Cuda, make: Callable[[], T]) -> T:
+    """Returns `make()`, with the device current; if that fails, everything is freed and the device closed.
+
+    A PgsrError is raised anew: its traceback would keep what the failed calls had made from being freed until
+    after the device.
+    """
+    try:
+        with cuda.current():
+            try:
+                return make()
+            except PgsrError as error:
+                log.debug("%s", traceback.format_exc())
+                reason = str(error)
+    except BaseException:
+        cuda.close()
+        raise
+    cuda.close()
+    raise PgsrError(reason)
+
+
+class _Made:
+    """What was made and must be freed: calls that free it, the last one first."""
+
+    def __init__(self) -> None:
+        self._waits: list[Callable[[], Any]] = []
+        self._freed_by: list[Callable[[], Any]] = []
+
+    def add(self, free: Callable[[], Any], wait: Callable[[], Any] | None = None) -> None:
+        """Of a stream, `wait` waits for its work, which may use what was made after it."""
+        self._freed_by.append(free)
+        if wait is not None:
+            self._waits.append(wait)
+
+    def free(self) -> None:
+        """Calls them all: one that a broken GPU refuses does not keep the others."""
+        calls = [*self._freed_by, *self._waits]
+        self._freed_by, self._waits = [], []
+        while calls:
+            try:
+                calls.pop()()
+            except Exception as error:  # the bindings' errors have no common base but this one
+                log.info("not freed: %s", error)
 
 
 class CudaPython:
@@ -80,14 +143,17 @@ class CudaPython:
         from cuda.bindings import driver
 
         self._driver = driver
-        self._freed_by: list[Callable[[], Any]] = []
+        self._made = _Made()
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", index)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver, which gives back (code, results ...)."""
-        code, *results = getattr(self._driver, name)(*arguments)
+        try:
+            code, *results = getattr(self._driver, name)(*arguments)
+        except RuntimeError as error:  # these bindings are of a newer CUDA than the driver
+            raise PgsrError(f"the NVIDIA driver has no {name}: update it ({error})") from error
         if int(code) != 0:
             raise PgsrError(f"the GPU refuses {name}: {getattr(code, 'name', code)}")
         return results[0] if results else None
@@ -102,22 +168,22 @@ class CudaPython:
 
     def device(self, size: int) -> int:
         address = self._call("cuMemAlloc", size)
-        self._freed_by.append(lambda: self._call("cuMemFree", address))
+        self._made.add(lambda: self._call("cuMemFree", address))
         return int(address)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         address = self._call("cuMemAllocHost", size)
-        self._freed_by.append(lambda: self._call("cuMemFreeHost", address))
+        self._made.add(lambda: self._call("cuMemFreeHost", address))
         memory = (ctypes.c_uint8 * size).from_address(int(address))
         array: Array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         return array
 
     def stream(self) -> int:
-        flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING  # does not wait for torch's default stream
-        stream = self._call("cuStreamCreate", flag)
-        self._freed_by.append(lambda: self._call("cuStreamDestroy", stream))
-        return int(stream)
+        stream = self._call("cuStreamCreate", NON_BLOCKING)
+        handle = int(stream)
+        self._made.add(lambda: self._call("cuStreamDestroy", stream), lambda: self.wait(handle))
+        return handle
 
     def upload(self, address: int, array: Array, stream: int) -> None:
         self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
@@ -133,26 +199,40 @@ class CudaPython:
         self._call("cuStreamBeginCapture", stream, mode)
         try:
             enqueue()
-        finally:  # a stream must not stay in this state
-            graph = self._call("cuStreamEndCapture", stream)
-        executable = self._call("cuGraphInstantiate", graph, 0)
-        self._call("cuGraphDestroy", graph)
-        self._freed_by.append(lambda: self._call("cuGraphExecDestroy", executable))
+        except BaseException:
+            self._abandon_capture(stream)
+            raise
+        graph = self._call("cuStreamEndCapture", stream)
+        try:
+            executable = self._call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._call("cuGraphDestroy", graph)
+        self._made.add(lambda: self._call("cuGraphExecDestroy", executable))
         return lambda: self._call("cuGraphLaunch", executable, stream)
 
+    def _abandon_capture(self, stream: int) -> None:
+        """Ends it, since the stream must not stay in this state."""
+        with suppress(PgsrError):  # what failed may have ended it
+            self._call("cuGraphDestroy", self._call("cuStreamEndCapture", stream))
+
     def close(self) -> None:
-        """Frees everything in the opposite order of making; a second time does nothing."""
         if self._context is None:
             return
-        with self.current():
-            while self._freed_by:
-                self._freed_by.pop()()
-        self._call("cuDevicePrimaryCtxRelease", self._device)
-        self._context = None
+        try:
+            with self.current():
+                self._made.free()
+        finally:
+            self._context = None
+            self._call("cuDevicePrimaryCtxRelease", self._device)
 
 
 class PyCuda:
-    """pycuda: built from source against a CUDA toolkit."""
+    """pycuda: built from source against a CUDA toolkit.
+
+    A context belongs to the thread that retained it: released on another one it leaks, and released on its
+    own one it stays at the top of that thread's stack. So a thread that does nothing else retains it,
+    releases it and ends.
+    """
 
     name = "pycuda"
 
@@ -160,10 +240,12 @@ class PyCuda:
         import pycuda.driver
 
         self._driver = pycuda.driver
-        self._driver.init()
-        self._context = self._driver.Device(index).retain_primary_context()
+        self._made = _Made()
         self._streams: dict[int, Any] = {}
-        self._owners: list[Any] = []  # pycuda frees what nobody holds
+        self._owner = ThreadPoolExecutor(1, "pgsr-pycuda")
+        with self._named_errors():
+            self._driver.init()
+            self._context = self._owner.submit(self._driver.Device(index).retain_primary_context).result()
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -179,24 +261,30 @@ class PyCuda:
         try:
             yield
         finally:
-            self._driver.Context.pop()
+            with self._named_errors():
+                self._driver.Context.pop()
 
     def device(self, size: int) -> int:
         with self._named_errors():
             allocation = self._driver.mem_alloc(size)
-        self._owners.append(allocation)
+        self._made.add(allocation.free)
         return int(allocation)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Array:
         with self._named_errors():
             array: Array = self._driver.pagelocked_empty(shape, np.dtype(dtype))
+        owner: Any = array.base
+        self._made.add(owner.free)
         return array
 
     def stream(self) -> int:
         with self._named_errors():
-            stream = self._driver.Stream()
-        self._streams[stream.handle] = stream
-        return int(stream.handle)
+            stream = self._driver.Stream(NON_BLOCKING)
+        handle = int(stream.handle)
+        self._streams[handle] = stream
+        # It is destroyed with its object.
+        self._made.add(lambda: self._streams.pop(handle), lambda: self.wait(handle))
+        return handle
 
     def upload(self, address: int, array: Array, stream: int) -> None:
         with self._named_errors():
@@ -211,24 +299,20 @@ class PyCuda:
             self._streams[stream].synchronize()
 
     def record(self, stream: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
-        on = self._streams[stream]
-        if not hasattr(on, "begin_capture"):  # before 2022.2
-            return None
-        with self._named_errors():
-            on.begin_capture(self._driver.capture_mode.THREAD_LOCAL)
-            try:
-                enqueue()
-            finally:
-                graph = on.end_capture()
-            executable = graph.instantiate()
-        self._owners += [graph, executable]
-        return lambda: executable.launch(on)
+        """None: no release of pycuda can record a stream."""
+        return None
 
     def close(self) -> None:
         if self._context is None:
             return
-        with self.current():
-            self._owners.clear()
-            self._streams.clear()
-        self._context.detach()
-        self._context = None
+        try:
+            with self.current():
+                self._made.free()
+        finally:
+            context, self._context = self._context, None
+            with self._named_errors():
+                self._owner.submit(context.detach).result()
+            self._owner.shutdown()
+
+
+BINDINGS: dict[str, Callable[[int], Cuda]] = {"cuda-python": CudaPython, "pycuda": PyCuda}

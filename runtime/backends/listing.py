@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
-from pgsr.errors import PgsrError
+from pgsr.errors import PgsrError, check_onnxruntime
 from pgsr.gpu import find_gpu
 from pgsr.machine import installed_versions
 from pgsr.privacy import silent_openvino
 
-from . import BACKENDS
+from . import BACKENDS, INSTALL_ORT_CUDA, INSTALL_ORT_TENSORRT
 from .choice import is_installed
+from .ort import load_libraries
 
 # What to install where the extra alone is not enough.
-INSTALL = {"onnxruntime-tensorrt": "pip uninstall onnxruntime, then pip install 'pgsr[gpu]' 'tensorrt<11'"}
-CUDA_PACKAGES = ("pycuda.driver", "cuda.bindings")  # one of them, for TensorRT itself
+INSTALL = {"onnxruntime-tensorrt": INSTALL_ORT_TENSORRT}
+CUDA_PACKAGES = ("cuda.bindings", "pycuda.driver")  # one of them, for TensorRT itself
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def _presence(name: str) -> Presence:
     try:
         with silent_openvino():
             library = importlib.import_module(entry.library)
+        if entry.library == "onnxruntime":
+            check_onnxruntime(library)
+    except PgsrError as error:
+        return Presence(name, "", (), str(error))
     except (ImportError, OSError) as error:
         return Presence(name, "", (), f"it is installed but does not load ({error}): {install}")
     versions = installed_versions(*entry.packages).values()
@@ -59,17 +65,19 @@ def _presence(name: str) -> Presence:
     return Presence(name, version, devices, missing)
 
 
-def _cuda_of(name: str, library: object, install: str) -> tuple[tuple[str, ...], str]:
+def _cuda_of(name: str, library: Any, install: str) -> tuple[tuple[str, ...], str]:
     """(("cuda",), "") where a backend can run on the GPU, else ((), what is missing)."""
     if name.startswith("onnxruntime"):
         provider = "TensorrtExecutionProvider" if name.endswith("tensorrt") else "CUDAExecutionProvider"
-        if provider not in library.get_available_providers():  # type: ignore[attr-defined]
-            gpu = INSTALL.get(name, "pip uninstall onnxruntime, then pip install 'pgsr[gpu]'")
+        if provider not in library.get_available_providers():
+            gpu = INSTALL.get(name, INSTALL_ORT_CUDA)
             return (), f"for NVIDIA GPUs: {gpu}"
     elif not any(_has_module(package) for package in CUDA_PACKAGES):
         return (), f"it needs cuda-python or pycuda: {install}"
     try:
         find_gpu()
+        if name.startswith("onnxruntime"):
+            load_libraries(library, "tensorrt" if name.endswith("tensorrt") else "cuda")
     except PgsrError as error:
         return (), str(error)
     return ("cuda",), ""

@@ -58,6 +58,10 @@ class Request:
         result: NDArray[Any] = self._request.get_output_tensor(0).data
         return result
 
+    def close(self) -> None:
+        """OpenVINO frees a request that nobody holds."""
+        self._request = None
+
 
 class OpenVinoRunner:
     """A compiled model and its requests."""
@@ -87,7 +91,8 @@ class OpenVinoRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lanes = Lanes([])
+        for lane in self._lanes.close():
+            lane.close()
 
 
 def _filled(part: NDArray[np.float32], rows: int) -> NDArray[np.float32]:

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,50 +20,24 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.bundle import Bundle, Graph, Port
+from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_bytes
 from pgsr.gpu import Gpu, find_gpu
-from pgsr.tensorrt.building import build, quiet_log
+from pgsr.tensorrt.building import build
 from pgsr.tensorrt.engines import Key, Profile, sm
+from pgsr.tensorrt.library import named_errors, quiet_log, start
 from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
 from . import Settings
-from .cuda import Cuda, open_cuda
+from .buffers import Buffer, plan
+from .cuda import Cuda, made_on, open_cuda
 from .lanes import Lanes
 
 LANES = 2
 COMMON = Profile(1, 16, 64)  # of the engines that are built here, so that one serves all usual batches
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """One input or output of a fixed batch, on the host and on the device."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # numpy's name
-
-    @property
-    def size(self) -> int:
-        """The buffer's size in bytes."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-
-
-def plan(graph: Graph, rows: int) -> tuple[Buffer, Buffer]:
-    """The input's and the output's buffers. Raises PgsrError for a graph of pictures of any size."""
-    return _buffer(graph.inputs[0], rows), _buffer(graph.outputs[0], rows)
-
-
-def _buffer(port: Port, rows: int) -> Buffer:
-    rest = [side for side in port.shape[1:] if isinstance(side, int)]
-    if len(rest) != len(port.shape) - 1:
-        raise PgsrError(
-            "TensorRT needs a graph of one picture size; this one takes any: use another --backend"
-        )
-    return Buffer(port.name, (rows, *rest), port.dtype)
 
 
 # ----------------------------------------------------------------------------
@@ -124,9 +97,8 @@ class Lane:
         self._stream = cuda.stream()
         self._input, self._output = (cuda.pinned(b.shape, b.dtype) for b in buffers)
         self._addresses = [cuda.device(b.size) for b in buffers]
-        # Only an engine's first context has a profile by itself.
-        if not context.set_optimization_profile_async(0, self._stream):
-            raise PgsrError("the engine has no profile: export the bundle again")
+        # Only an engine's first context has a profile by itself. Raises where it cannot be set.
+        context.set_optimization_profile_async(0, self._stream)
         cuda.wait(self._stream)
         if not context.set_input_shape(source.name, source.shape):
             raise PgsrError(
@@ -137,14 +109,14 @@ class Lane:
         self._input[:] = 0
         self._enqueue()  # what TensorRT sets up with the first batch cannot be recorded
         cuda.wait(self._stream)
-        self._launch: Callable[[], None] = self._recorded() if graphs else self._enqueue
+        self._graph = self._recorded() if graphs else None
 
-    def _recorded(self) -> Callable[[], None]:
+    def _recorded(self) -> Callable[[], None] | None:
         try:
-            return self._cuda.record(self._stream, self._enqueue) or self._enqueue
+            return self._cuda.record(self._stream, self._enqueue)
         except PgsrError as error:  # slower by some microseconds a launch, and as right
             log.info("no CUDA graph: %s", error)
-            return self._enqueue
+            return None
 
     def _enqueue(self) -> None:
         self._cuda.upload(self._addresses[0], self._input, self._stream)
@@ -155,12 +127,17 @@ class Lane:
     def start(self, values: NDArray[np.float32]) -> None:
         """Begins a batch; of fewer images, the rest stays what it was: rows do not see one another."""
         self._input[: len(values)] = values
-        self._launch()
+        (self._graph or self._enqueue)()
 
     def finish(self) -> NDArray[Any]:
         """Waits for it; the result is overwritten by the next batch."""
         self._cuda.wait(self._stream)
         return self._output
+
+    def close(self) -> None:
+        """Gives up the execution context, and the CUDA graph that was recorded of it."""
+        self._graph = None
+        self._context = None
 
 
 class TensorRtRunner:
@@ -178,14 +155,17 @@ class TensorRtRunner:
     ) -> None:
         self.provider = provider
         self._cuda, self._rows = cuda, output.shape[0]
-        self._lanes = lanes
-        self._shared = Lanes(lanes)
+        self._lanes = Lanes(lanes, around=cuda.current)
         self._close = close
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """[N, ...] -> [N, ...]. Raises PgsrError if the GPU fails, for want of memory say."""
-        with self._cuda.current():
-            return self._shared.run(values, self._rows)
+        """[N, ...] -> [N, ...]. Raises PgsrError if it is closed or the GPU fails, for want of memory say."""
+        try:
+            return self._lanes.run(values, self._rows)
+        except RuntimeError as error:  # what TensorRT's bindings raise
+            raise PgsrError(f"TensorRT could not run a batch of {len(values)}: {error}") from error
+        except PgsrError as error:
+            raise PgsrError(f"TensorRT could not run a batch of {len(values)}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -193,26 +173,38 @@ class TensorRtRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._lanes:  # closed before
+        if not self._lanes.close():  # closed before
             return
-        with self._cuda.current():
-            self._close()
-            self._lanes.clear()
-        self._cuda.close()
+        try:
+            with self._cuda.current():
+                self._close()
+        finally:
+            self._cuda.close()
 
 
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
     """TensorRT. Raises ImportError without its packages, PgsrError without a GPU or an engine for it."""
-    import tensorrt
+    with _library_errors():
+        import tensorrt
 
     return _open(tensorrt, "tensorrt", bundle, graph, settings)
 
 
 def open_rtx(bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
     """TensorRT-RTX. Raises as `open_graph`."""
-    import tensorrt_rtx
+    with _library_errors():
+        import tensorrt_rtx
 
     return _open(tensorrt_rtx, "tensorrt-rtx", bundle, graph, settings)
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+    """A shared library that does not load is an OSError here, and an ImportError everywhere else."""
+    try:
+        yield
+    except OSError as error:
+        raise ImportError(str(error)) from error
 
 
 def _open(trt: Any, library: str, bundle: Bundle, graph: Graph, settings: Settings) -> TensorRtRunner:
@@ -222,53 +214,66 @@ def _open(trt: Any, library: str, bundle: Bundle, graph: Graph, settings: Settin
     except PgsrError as error:
         raise PgsrError(f"--backend {library} needs an NVIDIA GPU: {error}") from error
     cuda = open_cuda(settings.device_index)
-    try:
-        with cuda.current():
+
+    def load() -> tuple[LoadedEngine, list[Lane]]:
+        with named_errors(f"{library} {trt.__version__}"):
             data = find_engine(trt, library, bundle, graph, gpu, settings.batch)
-            return _runner(trt, library, data, cuda, gpu, buffers)
-    except BaseException:
-        cuda.close()
-        raise
+            loaded = LoadedEngine(trt, library, data, gpu, buffers)
+            return loaded, [loaded.lane(cuda) for _ in range(LANES)]
+
+    loaded, lanes = made_on(cuda, load)
+    name = "TensorRT-RTX" if library == "tensorrt-rtx" else "TensorRT"
+    provider = f"{name} {trt.__version__} on {gpu.name} by {cuda.name}"
+    return TensorRtRunner(cuda, lanes, buffers[1], provider, loaded.close)
 
 
-def _runner(
-    trt: Any, library: str, data: bytes, cuda: Cuda, gpu: Gpu, buffers: tuple[Buffer, Buffer]
-) -> TensorRtRunner:
-    messages = quiet_log(trt)
-    runtime = trt.Runtime(messages)
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        raise PgsrError(f"{library} {trt.__version__} cannot load its engine: {messages.reason()}")
-    for buffer in buffers:
-        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(buffer.name))).name
-        if dtype != buffer.dtype:
-            raise PgsrError(
-                f"the engine's {buffer.name} is {dtype}, not {buffer.dtype}: export the bundle again"
-            )
-    rtx = library == "tensorrt-rtx"
-    kernels = KernelCache(trt, engine, data, gpu) if rtx else None
-    lanes = []
-    for _ in range(LANES):
-        context = (
-            engine.create_execution_context(kernels.config) if kernels else engine.create_execution_context()
-        )
+class LoadedEngine:
+    """An engine on the GPU, with all that TensorRT holds for it: freed by `close`, in the order that TensorRT
+    asks for, while the GPU's context still is."""
+
+    def __init__(self, trt: Any, library: str, data: bytes, gpu: Gpu, buffers: tuple[Buffer, Buffer]) -> None:
+        self._trt, self._library, self._buffers = trt, f"{library} {trt.__version__}", buffers
+        self._log = quiet_log(trt)
+        self._lanes: list[Lane] = []
+        self._runtime = start(trt.Runtime, self._log, self._library)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise PgsrError(f"{self._library} cannot load its engine: {self._log.reason()}")
+        self._check_types()
+        self._kernels = KernelCache(trt, self._engine, data, gpu) if library == "tensorrt-rtx" else None
+
+    def _check_types(self) -> None:
+        for buffer in self._buffers:
+            dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(buffer.name))).name
+            if dtype != buffer.dtype:
+                raise PgsrError(
+                    f"the engine's {buffer.name} is {dtype}, not {buffer.dtype}: export the bundle again"
+                )
+
+    def lane(self, cuda: Cuda) -> Lane:
+        """Another lane. Raises PgsrError if the GPU has no room for it."""
+        if self._kernels:
+            context = self._engine.create_execution_context(self._kernels.config)
+        else:
+            context = self._engine.create_execution_context()
         if context is None:
             raise PgsrError(
-                f"{library} could not set up a batch; try a smaller --batch ({messages.reason()})"
+                f"{self._library} could not set up a batch; try a smaller --batch ({self._log.reason()})"
             )
-        lanes.append(Lane(cuda, context, buffers, graphs=not rtx))
-    # The runtime must outlive the engine, and the engine its contexts: `close` holds them.
-    owners = [runtime, engine]
+        # TensorRT-RTX records a CUDA graph by itself.
+        self._lanes.append(Lane(cuda, context, self._buffers, graphs=self._kernels is None))
+        return self._lanes[-1]
 
-    def close() -> None:
-        if kernels:
-            kernels.save()
-        lanes.clear()
-        while owners:
-            owners.pop()
-
-    provider = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__} on {gpu.name} by {cuda.name}"
-    return TensorRtRunner(cuda, lanes, buffers[1], provider, close)
+    def close(self) -> None:
+        """Contexts, then the engine, then the runtime; a second time does nothing."""
+        if self._kernels:
+            self._kernels.save()
+        for lane in self._lanes:
+            lane.close()
+        self._lanes.clear()
+        self._kernels = None
+        self._engine = None
+        self._runtime = None
 
 
 class KernelCache:
@@ -289,6 +294,7 @@ class KernelCache:
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
+        """Writes what has been compiled so far."""
         with contextlib.suppress(PgsrError):  # a cache that cannot be written is compiled again
             make_folder(self._path.parent)
             write_bytes(self._path, bytes(self._cache.serialize()))
