@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from pgsr.errors import PgsrError
-from pgsr.pictures import Refused, open_picture
+from pgsr.pictures import Refused, open_picture, silence_libtiff
 
 Levels = NDArray[np.uint8]  # [H, W]
 
@@ -183,6 +183,7 @@ def _load(image: ImageFile.ImageFile, source: Path | bytes) -> None:
     shown the orientation alone, since the rest may be damaged."""
     own = Image.Exif()
     if image.format == "TIFF":
+        silence_libtiff()
         with suppress(Exception):  # damaged EXIF raises what it likes
             own = image.getexif()
         alone = Image.Exif()

@@ -6,11 +6,12 @@ PostScript to Ghostscript, which runs it, whatever the file is called.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import io
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image, ImageFile
@@ -76,6 +77,18 @@ class _File(io.BufferedReader, _Clock):
     def read(self, size: int | None = -1) -> bytes:
         self._check()
         return super().read(size)
+
+
+@functools.cache
+def silence_libtiff() -> None:
+    """Keeps libtiff from writing to standard error by itself, many lines of them for one damaged file: the
+    library that Pillow has loaded, of which nothing else can be asked for it."""
+    with suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in maps if "libtiff" in line}:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 @functools.cache

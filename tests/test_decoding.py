@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -412,6 +414,25 @@ def test_damage_is_one_sentence_with_the_name(format: str) -> None:
     assert len(reasons) > 3
     assert all(re.fullmatch(r"x\.dat \S.{0,280}", reason) for reason in reasons)
     assert not any(re.search(r"0x[0-9a-f]{6}", reason) for reason in reasons)
+
+
+def test_libtiff_says_nothing_by_itself(tmp_path: Path) -> None:
+    """It writes to the standard error of the process, below Python: a line or more for each damaged strip."""
+    data = bytearray(sample("TIFF"))
+    with Image.open(io.BytesIO(data)) as image:
+        (place,) = image.tag_v2[273]  # type: ignore[attr-defined]  # of the strip
+    data[place + 10 : place + 30] = b"\xff" * 20
+    (tmp_path / "a.tif").write_bytes(data)
+    program = (
+        "import sys; from pathlib import Path; from PIL import Image; from pgsr import decoding\n"
+        "try: {}\nexcept Exception as error: print(error)"
+    )
+    for call, silent in {
+        f"decoding.decode(Path({str(tmp_path / 'a.tif')!r}), 'a.tif')": True,
+        f"Image.open({str(tmp_path / 'a.tif')!r}).load()": False,
+    }.items():
+        done = subprocess.run([sys.executable, "-c", program.format(call)], capture_output=True, text=True)
+        assert (done.stderr == "") == silent
 
 
 def test_what_is_not_a_picture() -> None:

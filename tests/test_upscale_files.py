@@ -176,6 +176,14 @@ def test_damaged_exif_is_no_reason_to_stop(model: Path, name: str, format: str, 
     assert name == "garbage" or found.getexif()[0x10F] == "abc"
 
 
+def test_what_is_left_out_is_named(model: Path, tmp_path: Path) -> None:
+    exif = b"II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x11A, 2, 4, b"300\0", 0)
+    (tmp_path / "a.jpg").write_bytes(file_of(still(), "JPEG", exif=b"Exif\0\0" + exif))
+    result = command(model, tmp_path / "a.jpg", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr == f"note: {tmp_path / 'a.jpg'}: left out, EXIF XResolution\n"
+
+
 def test_exif_that_is_too_long_for_a_jpeg(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(file_of(still(), "PNG", exif=camera_exif(bytes(70_000))))
     result = command(model, tmp_path / "a.png", "--out", tmp_path / "a.jpg")

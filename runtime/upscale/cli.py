@@ -66,6 +66,8 @@ def main(
     streams = [task for task in found.tasks if task.source == STREAM]
     if (streams or out == STREAM) and len(found.tasks) != 1:
         raise PgsrError("stdin and stdout are for one picture alone: name a single one")
+    if out == STREAM and found.refused:
+        raise PgsrError(found.refused[0])
     if out is None:
         out = STREAM if streams else Path("upscaled")
     single = None if out == STREAM else check_out(out, len(found.tasks), file_format)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from pgsr.decoding import ORIENTATION
@@ -93,7 +93,7 @@ def _sound(
             exif.tobytes()
             result[number] = value
         except Exception:
-            lost.append(f"EXIF tag 0x{number:04X}")
+            lost.append(f"EXIF {ExifTags.TAGS.get(number, hex(number))}")
     return result
 
 
