@@ -20,6 +20,7 @@ from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
 from .augment import AugmentConfig
+from .degradation import FILTERS, STORED
 from .objectives import OBJECTIVES, ObjectiveConfig
 from .precision import PRECISIONS
 from .residency import WISHES
@@ -129,13 +130,21 @@ class DataConfig:
 
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
-    noise: float = 0.0  # super-resolution: the most that is added to inputs, as a standard deviation
+    # Super-resolution: what makes inputs worse, each crop by shares of its own (degradation.py).
+    filters: Sequence[str] = (STORED,)  # one of which reduces a crop
+    blur: float = 0.0  # the most, as a Gaussian's standard deviation in pixels of the input
+    noise: float = 0.0  # the most, as a standard deviation
+    coarse_noise: float = 0.0  # the same, of blocks of 2 x 2
     box: int = 0  # if not 0, side of a random box of each photograph, reduced by averaging to what is trained
     held_out: int = 0  # so many photographs, the last ones, are not trained on
     stacked: bool = False  # each image is red of one picture, green of another, blue of a third
 
     def __post_init__(self) -> None:
-        for name in ("box", "held_out"):
+        if not self.filters:
+            raise PgsrError(f"data.filters is empty: name some of {', '.join(FILTERS)}")
+        for name in self.filters:
+            check_choice("data.filters", name, FILTERS)
+        for name in ("box", "held_out", "blur", "noise", "coarse_noise"):
             if getattr(self, name) < 0:
                 raise PgsrError(f"data.{name} is {getattr(self, name)}, but must be at least 0")
         if self.box and self.resolution and self.box > self.resolution:
@@ -336,7 +345,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return None if value is None else _value(typing.get_args(hint)[0], value, path)
     if origin is Sequence:
         if not isinstance(value, (list, tuple)):
-            raise PgsrError(f"{path} is {value!r}, but must be a list of tables")
+            raise PgsrError(f"{path} is {value!r}, but must be a list")
         inner = typing.get_args(hint)[0]
         return tuple(_value(inner, v, f"{path}.{i}") for i, v in enumerate(value))
     if origin is not None:  # Mapping[str, X]
