@@ -19,6 +19,7 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 
+from pgsr import draws
 from pgsr.errors import PgsrError
 from pgsr.trainer.data import cache as data
 from pgsr.trainer.data import cli as prepare
@@ -590,9 +591,23 @@ def test_noise_is_on_the_inputs_alone_and_no_stronger_than_asked(placed: Path):
     assert min(strengths) < 0.05
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_crops_do_not_depend_on_the_batch(placed: Path, noise: float):
-    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], "noise": noise}})  # type: ignore[dict-item]
+WORSE = {"noise": 0.3, "coarse_noise": 0.2, "blur": 0.8, "filters": ["stored", "area", "bicubic"]}
+
+
+def test_noise_is_the_draws_of_its_positions(placed: Path):
+    """To the bit, so that a run with noise goes on as it began."""
+    noisy = config.from_dict({**CROPS, "data": {"resolution": 16, "mirror": False, "noise": 0.5}})
+    clean = config.from_dict({**CROPS, "data": {"resolution": 16, "mirror": False}})
+    stage, shown = build(noisy.schedule).at(20), range(20, 20 + noisy.schedule.batch)
+    a, b = (batches.CropBatches(r, placed, CPU).for_critic(stage, 20) for r in (noisy, clean))
+    strengths = np.float32([0.5 * draws.uniforms(noisy.seed, "degradation", p, 1)[0] for p in shown])
+    rows = draws.normals(noisy.seed, "noise", shown, 48) * strengths[:, None]
+    assert torch.equal(a.inputs, b.inputs + torch.from_numpy(rows).view(-1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("ways", [{}, {"noise": 0.3}, WORSE])
+def test_crops_do_not_depend_on_the_batch(placed: Path, ways: dict[str, Any]):
+    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], **ways}})  # type: ignore[dict-item]
     halved = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, batch=5))
     whole = batches.CropBatches(recipe, placed, CPU).for_critic(build(recipe.schedule).at(20), 20)
     source, stage = batches.CropBatches(halved, placed, CPU), build(halved.schedule).at(20)

@@ -23,6 +23,7 @@ from pgsr.networks.progan import fade_reals
 
 from ..data.cache import Noise, Photographs, Source, load_photographs
 from ..data.listing import LeftOut
+from .degradation import degraded
 from .parallel import ALONE, Ranks
 from .pixels import box_cuts, boxes, data_indices, middle_boxes, mirror, mirrored, stack_cuts, stacked
 from .recipe import Recipe
@@ -256,26 +257,18 @@ class CropBatches(Batches):
         self.check_files()
         positions = self.ranks.share(start, stage.batch)
         of_high, of_low = self.cuts(positions)
-        low = self.tensor(from_pixels(self.low.cut(of_low))) + self._noise(positions)
         high = self.tensor(from_pixels(self.high.cut(of_high)))
+        low = self.tensor(from_pixels(self.low.cut(of_low)))
+        data = self.recipe.data
+        low = degraded(
+            low, high, self.recipe.seed, positions, data.filters, data.blur, data.noise, data.coarse_noise
+        )
         self.high.expect(lambda: self.cuts(self.following(stage, start))[0])
         self.low.expect(lambda: self.cuts(self.following(stage, start))[1])
         if self.recipe.data.mirror:
             flips = mirrored(self.recipe.seed, positions)
             low, high = mirror(low, flips), mirror(high, flips)
         return Batch(low, high, self.paired)
-
-    def _noise(self, positions: range) -> Tensor | float:
-        """Noise of a strength drawn for each crop, so that the network does not sharpen what a generator
-        leaves in its images: [N, 3, h, w]."""
-        strongest = self.recipe.data.noise
-        if not strongest:
-            return 0.0
-        seed, side = self.recipe.seed, self.crop // self.scale
-        strength = [strongest * draws.uniforms(seed, "degradation", p, 1)[0] for p in positions]
-        rows = draws.normals(seed, "noise", positions, 3 * side**2)
-        rows *= np.array(strength, dtype=np.float32)[:, None]
-        return self.tensor(rows).view(-1, 3, side, side)
 
     def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """The critic's last batch, since its pairs serve the pixel loss as well."""

@@ -23,6 +23,7 @@ from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
 from .augment import AugmentConfig
+from .degradation import FILTERS, STORED
 from .objectives import OBJECTIVES, ObjectiveConfig
 from .precision import PRECISIONS
 from .residency import WISHES
@@ -31,6 +32,8 @@ DEEPEST = 8  # tables within tables, of which recipes have four
 LONGEST_TEXT = 2000  # letters of a name or a description
 LARGEST = 2**53  # a whole number, so that floats hold it too; only the seed may be larger
 LARGEST_SIDE = 2**13  # pixels of a photograph that is trained on
+MOST_BLUR = 16  # pixels of a super-resolution input
+MOST_NOISE = 2  # from black to white
 MOST_AT_ONCE = 2**16  # images that networks look at in one step or sheet
 LONGEST_FILE = 2**20  # bytes of a recipe or a run's config.json
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -148,13 +151,23 @@ class DataConfig:
 
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
-    noise: float = 0.0  # super-resolution: the most that is added to inputs, as a standard deviation
+    # Super-resolution: what makes inputs worse, each crop by shares of its own (degradation.py).
+    filters: Sequence[str] = (STORED,)  # one of which reduces a crop
+    blur: float = 0.0  # the most, as a Gaussian's standard deviation in pixels of the input
+    noise: float = 0.0  # the most, as a standard deviation
+    coarse_noise: float = 0.0  # the same, of blocks of 2 x 2
     box: int = 0  # if not 0, side of a random box of each photograph, reduced by averaging to what is trained
     held_out: int = 0  # so many photographs, the last ones, are not trained on
     stacked: bool = False  # each image is red of one picture, green of another, blue of a third
 
     def __post_init__(self) -> None:
-        for name, most in (("resolution", LARGEST_SIDE), ("box", LARGEST_SIDE), ("held_out", LARGEST)):
+        if not self.filters:
+            raise PgsrError(f"data.filters is empty: name some of {', '.join(FILTERS)}")
+        for name in self.filters:
+            check_choice("data.filters", name, FILTERS)
+        sides, strengths = dict.fromkeys(("resolution", "box"), LARGEST_SIDE), ("noise", "coarse_noise")
+        bounds = sides | {"held_out": LARGEST, "blur": MOST_BLUR} | dict.fromkeys(strengths, MOST_NOISE)
+        for name, most in bounds.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
                 bound = "at least 0" if value < 0 else f"at most {most}"
@@ -389,7 +402,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return None if value is None else _value(typing.get_args(hint)[0], value, path)
     if origin is Sequence:
         if not isinstance(value, (list, tuple)):
-            raise PgsrError(f"{path} is {value!r}, but must be a list of tables")
+            raise PgsrError(f"{path} is {value!r}, but must be a list")
         inner = typing.get_args(hint)[0]
         return tuple(_value(inner, v, f"{path}.{i}") for i, v in enumerate(value))
     if origin is not None:  # Mapping[str, X]
