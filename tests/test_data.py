@@ -600,7 +600,8 @@ def test_noise_is_the_draws_of_its_positions(placed: Path):
     clean = config.from_dict({**CROPS, "data": {"resolution": 16, "mirror": False}})
     stage, shown = build(noisy.schedule).at(20), range(20, 20 + noisy.schedule.batch)
     a, b = (batches.CropBatches(r, placed, CPU).for_critic(stage, 20) for r in (noisy, clean))
-    strengths = np.float32([0.5 * draws.uniforms(noisy.seed, "degradation", p, 1)[0] for p in shown])
+    shares = [0.5 * draws.uniforms(noisy.seed, "degradation", p, 1)[0] for p in shown]
+    strengths = np.array(shares, dtype=np.float32)
     rows = draws.normals(noisy.seed, "noise", shown, 48) * strengths[:, None]
     assert torch.equal(a.inputs, b.inputs + torch.from_numpy(rows).view(-1, 3, 4, 4))
 
