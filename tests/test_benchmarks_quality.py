@@ -19,6 +19,7 @@ from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.quality import swd_cost
+from pgsr.benchmarks.quality.sets import Settings, holds, open_photos
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
@@ -26,6 +27,7 @@ from pgsr.runtime import Synthesizer
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics.fidelity import fidelity
 from pgsr.trainer.metrics.swd import distance_between
+from pictures import png
 
 LATENT, SIDE, SCALE = 4, 16, 2
 LARGE = SCALE * SIDE
@@ -319,3 +321,20 @@ def test_what_swd_costs(command):
     assert "16x16" in swd_cost.text(json.loads(result.stdout))
     with pytest.raises(PgsrError, match="power of two"):
         swd_cost.run((8,), 24, 1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [((16,) * 4, "as stored"), ((16, 32, 16, 24), "lanczos (2 of 4)"), ((32,) * 4, "lanczos")],
+)
+def test_reports_say_how_many_photographs_were_resized(sides: tuple[int, ...], said: str, tmp_path: Path):
+    for i, side in enumerate(sides):
+        (tmp_path / f"{i}.png").write_bytes(png(side, i))
+    photos = open_photos(tmp_path, 16, Settings(tmp_path, images=2))
+    assert photos.conditions["resize"] == said
+
+
+def test_photographs_are_large_enough_if_one_of_the_first_is(tmp_path: Path):
+    for i, content in enumerate((b"damaged", png(8), png(32))):
+        (tmp_path / f"{i}.png").write_bytes(content)
+    assert [holds(tmp_path, side) for side in (8, 32, 33)] == [True, True, False]
