@@ -267,6 +267,7 @@ def fake_onnxruntime(asked: dict[str, Any], started: list[str]) -> Any:
 
     return SimpleNamespace(
         __version__="0",
+        __file__=__file__,
         SessionOptions=Options,
         InferenceSession=session,
         get_available_providers=lambda: [ort.CUDA, ort.CPU],
@@ -274,6 +275,18 @@ def fake_onnxruntime(asked: dict[str, Any], started: list[str]) -> Any:
     )
 
 
+@pytest.fixture
+def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU, and neither cuda-python nor pycuda; with one of them: tests/test_recorded.py."""
+
+    def absent(index: int) -> None:
+        raise ImportError("No module named 'cuda'")
+
+    monkeypatch.setattr(ort, "find_gpu", lambda index: None)
+    monkeypatch.setattr(ort, "open_cuda", absent)
+
+
+@pytest.mark.usefixtures("unbound")
 def test_cuda_fills_batches_and_forbids_falling_back(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,12 +302,14 @@ def test_cuda_fills_batches_and_forbids_falling_back(
     assert capsys.readouterr().out == ""  # stdout carries results only
 
 
+@pytest.mark.usefixtures("unbound")
 def test_cuda_that_does_not_start_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime({}, [ort.CPU]))
     with pytest.raises(PgsrError, match=f"could not start {ort.CUDA}"):
         open_runner(contract.read(model), "cuda", backend="onnxruntime")
 
 
+@pytest.mark.usefixtures("unbound")
 def test_auto_says_why_it_took_the_cpu(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

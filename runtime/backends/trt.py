@@ -121,7 +121,7 @@ class Lane:
     def _enqueue(self) -> None:
         self._cuda.upload(self._addresses[0], self._input, self._stream)
         if not self._context.execute_async_v3(self._stream):
-            raise PgsrError("TensorRT could not run a batch; try a smaller --batch")
+            raise PgsrError("it does not say why; try a smaller --batch")
         self._cuda.download(self._output, self._addresses[1], self._stream)
 
     def start(self, values: NDArray[np.float32]) -> None:
@@ -162,9 +162,7 @@ class TensorRtRunner:
         """[N, ...] -> [N, ...]. Raises PgsrError if it is closed or the GPU fails, for want of memory say."""
         try:
             return self._lanes.run(values, self._rows)
-        except RuntimeError as error:  # what TensorRT's bindings raise
-            raise PgsrError(f"TensorRT could not run a batch of {len(values)}: {error}") from error
-        except PgsrError as error:
+        except (PgsrError, RuntimeError) as error:  # RuntimeError is what TensorRT's bindings raise
             raise PgsrError(f"TensorRT could not run a batch of {len(values)}: {error}") from error
 
     def __enter__(self) -> Self:
