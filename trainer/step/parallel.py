@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -128,6 +129,8 @@ class Ranks:
         """The module as DDP runs it: its gradients are the means over ranks."""
         if self.steps is None or not any(p.requires_grad for p in module.parameters()):
             return module
+        # Gradients of 1 x 1 weights are in another order of dimensions and the same order of memory.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Layers that are not grown in yet take no part.
         return nn.parallel.DistributedDataParallel(
             module, process_group=self.steps, find_unused_parameters=True
