@@ -428,7 +428,8 @@ def test_an_overflow_of_half_precision_is_named_as_one(tmp_path: Path):
 def test_networks_that_give_one_picture_do_not_export(options: dict, tmp_path: Path):
     network = build_network(GENERATORS, options, 3)
     if options is COMPACT:
-        network.base = nn.Sequential(network.base, nn.Threshold(2.0, 0.0))
+        base: Any = network.base
+        network.base = nn.Sequential(base, nn.Threshold(2.0, 0.0))
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     with pytest.raises(PgsrError, match=r"its network gives the same picture for every input; nothing was"):
@@ -438,7 +439,7 @@ def test_networks_that_give_one_picture_do_not_export(options: dict, tmp_path: P
 # ----------------------------------------------------------------------------
 # Checkpoints whose digest is right and whose contents are not.
 
-ODD = {
+ODD: dict[str, list[Any]] = {
     "config": [[], None, {}, {"generator": None}, {"generator": []}, {"generator": {"kind": "none"}}],
     "progress": [[], {}, {"grown_resolution": "16", "images_shown": 1}, {"grown_resolution": 16}],
     "provenance": [None, "x"],

@@ -39,7 +39,7 @@ class Unshuffled(nn.Module):
         return F.pixel_shuffle(self.last(F.leaky_relu(self.first(F.pixel_unshuffle(x, 3)), 0.2)), 6)
 
 
-def source_of(network: nn.Module, **needs: int) -> Source:
+def source_of(network: nn.Module, **needs: Any) -> Source:
     return Source(network.eval().requires_grad_(False), "upscaler", 0, 0, 2, {}, **needs)
 
 

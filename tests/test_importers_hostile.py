@@ -404,7 +404,7 @@ def test_parts_that_share_their_bytes_are_refused(tmp_path: Path):
             copy.header_offset, copy.file_size = data.header_offset, data.file_size
             copy.compress_size, copy.CRC = data.compress_size, data.CRC
             archive.filelist.append(copy)
-        archive._didModify = True
+        archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(PgsrError, match="its parts are larger than the file"):
         import_file(path)
 
