@@ -29,6 +29,7 @@ from ..step.trainer import Trainer
 AVERAGE = "swd/average"
 BEST = "best.safetensors"  # in the run's folder, a link to a checkpoint
 BATCH = 16
+CONDITIONS = ("resolution", "alpha", "swd_images")  # of a distance, in a line of metrics.jsonl
 NOISE = 2**63  # the draw that seeds what networks draw inside; those below are latents
 
 
@@ -97,7 +98,7 @@ def _fakes(trainer: Trainer, count: int) -> Iterator[Pixels]:
 def best(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The line of metrics.jsonl with the least average distance, of those that compare with the last one: of
     the same resolution, fading in or not, and number of images. None if nothing was measured."""
-    lines = [line for line in records if {AVERAGE, "step", "swd_images"} <= line.keys()]
+    lines = [line for line in records if {AVERAGE, *CONDITIONS} <= line.keys()]
     alike = [line for line in lines if _conditions(line) == _conditions(lines[-1])]
     return min(alike, key=lambda line: line[AVERAGE], default=None)
 

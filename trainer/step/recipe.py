@@ -30,7 +30,7 @@ from .residency import WISHES
 
 DEEPEST = 8  # tables within tables, of which recipes have four
 LONGEST_TEXT = 2000  # letters of a name or a description
-LARGEST = 2**53  # a whole number, so that floats hold it too; only the seed may be larger
+LARGEST = 2**62  # a whole number; only the seed may be larger
 LARGEST_SIDE = 2**13  # pixels of a photograph that is trained on
 MOST_BLUR = 16  # pixels of a super-resolution input
 MOST_NOISE = 2  # from black to white
@@ -334,6 +334,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` gives the same recipe back."""
         result = dataclasses.asdict(self)
+        result["data"]["filters"] = list(self.data.filters)
         return {**result, "critics": list(result["critics"])}
 
 
