@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -398,6 +402,28 @@ def test_progress_is_on_stderr(report):
 
 # ----------------------------------------------------------------------------
 # What goes wrong.
+
+
+STARTER = """
+import subprocess, sys
+child = "import os, threading; from pgsr.benchmarks.training.contender import end_with\\n"
+child += "threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()\\n"
+child += "print(os.getpid(), flush=True)\\nwhile True: pass"
+subprocess.run([sys.executable, "-c", child])
+"""
+
+
+def test_a_process_ends_with_who_started_it():
+    """Though it computes and looks at nothing: its starter was killed."""
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    process = int(starter.stdout.readline())
+    starter.kill()
+    try:
+        starter.communicate(timeout=60)  # until the pipe's other end closes, as the process ends
+    except subprocess.TimeoutExpired:
+        os.kill(process, signal.SIGKILL)
+        raise
 
 
 def test_a_process_that_breaks_is_an_error(archive):

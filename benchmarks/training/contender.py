@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -208,8 +209,16 @@ def serve(job: Job, requests: TextIO, answer: Callable[[dict[str, Any]], None]) 
         answer({"seconds": seconds, "memory_peak_bytes": clocked.peak_bytes()})
 
 
+def end_with(parent: int) -> None:
+    """Ends this process, whatever it is computing, once its parent is gone: that may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main() -> None:
     """Speaks on the real stdout; whatever else prints goes to stderr."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
