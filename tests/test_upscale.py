@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.images import to_float, to_uint8
 from pgsr.runtime.upscale.upscaler import RAMP, Axis, Upscaler
-from upscaling import SCALE, command, file_of, made_by, opened, picture, pixels, write_upscaler
+from upscaling import SCALE, command, file_of, made_by, opened, picture, pixels, upscaled, write_upscaler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -122,18 +121,8 @@ def test_no_upscaler_in_the_bundle(tmp_path: Path) -> None:
 # Pictures.
 
 
-def written(model: Path, folder: Path, data: bytes, name: str, *options: Any) -> Image.Image:
-    """What becomes of a file."""
-    (folder / name).write_bytes(data)
-    made_by(model, folder / name, "--out", folder / "out", *options)
-    (path,) = (folder / "out").iterdir()
-    found = Image.open(path)
-    found.load()
-    return found
-
-
 def test_colours(model: Path, upscaler: Upscaler, tmp_path: Path) -> None:
-    found = written(model, tmp_path, file_of(Image.fromarray(picture())), "a.png")
+    found = upscaled(model, tmp_path, file_of(Image.fromarray(picture())), "a.png")
     assert (found.format, found.mode) == ("PNG", "RGB")
     assert np.array_equal(np.asarray(found), upscaler.upscale(picture()))
 
@@ -142,14 +131,16 @@ def test_alpha_is_kept(model: Path, upscaler: Upscaler, tmp_path: Path) -> None:
     alpha = np.zeros((40, 30), np.uint8)
     alpha[:20, :15] = 255
     given = Image.fromarray(np.dstack([picture(), alpha]))
-    found = written(model, tmp_path, file_of(given), "a.png")
+    found = upscaled(model, tmp_path, file_of(given), "a.png")
     assert found.mode == "RGBA"
     larger = np.asarray(found)
     seen = (slice(0, 2 * (20 - 7)), slice(0, 2 * (15 - 7)))  # beyond the network's reach of what is hidden
     assert np.array_equal(larger[seen][..., :3], upscaler.upscale(picture())[seen])
     assert (larger[:34, :24, 3] == 255).all()
     assert (larger[46:, :, 3] == 0).all()
-    found = written(model, tmp_path, file_of(given, "WEBP", lossless=True), "b.webp", "--out", tmp_path / "w")
+    found = upscaled(
+        model, tmp_path, file_of(given, "WEBP", lossless=True), "b.webp", "--out", tmp_path / "w"
+    )
     assert pixels(tmp_path / "w" / "b.webp").shape == (80, 60, 4)
 
 
@@ -161,7 +152,7 @@ def test_modes(model: Path, mode: str, tmp_path: Path) -> None:
         "I;16": lambda: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
     }.get(mode, lambda: Image.fromarray(picture()).convert(mode))()
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    found = written(model, tmp_path, file_of(given, kind), f"a.{kind.lower()}")
+    found = upscaled(model, tmp_path, file_of(given, kind), f"a.{kind.lower()}")
     expected = {"P": "RGB", "CMYK": "RGB", "LA": "LA"}.get(mode, "L")
     assert (found.mode, found.size) == (expected, (60, 80))
     if mode in ("L", "I;16"):
@@ -175,7 +166,7 @@ def test_orientation_is_applied(model: Path, upscaler: Upscaler, orientation: in
     exif[0x0112] = orientation
     exif[0x010F] = "A camera"
     data = file_of(Image.fromarray(picture()), "PNG", exif=exif)
-    found = written(model, tmp_path, data, "a.png")
+    found = upscaled(model, tmp_path, data, "a.png")
     turned = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -198,7 +189,7 @@ def test_what_belongs_to_a_photograph(model: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "at the sea"
     options = {"icc_profile": profile, "exif": exif, "dpi": (300, 300), "quality": 95}
-    found = written(model, tmp_path, file_of(Image.fromarray(picture()), "JPEG", **options), "a.jpg")
+    found = upscaled(model, tmp_path, file_of(Image.fromarray(picture()), "JPEG", **options), "a.jpg")
     assert found.format == "JPEG"
     assert found.info["icc_profile"] == profile
     assert found.info["dpi"] == (300, 300)

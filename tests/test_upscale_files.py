@@ -23,7 +23,7 @@ from pgsr.runtime.upscale.metadata import read_metadata
 from pgsr.runtime.upscale.notes import held_note, is_own
 from pgsr.runtime.upscale.row_encoders import MOST_SIDE, open_encoder
 from pgsr.runtime.upscale.tasks import find, targets
-from upscaling import SCALE, command, file_of, made_by, opened, picture, pixels, write_upscaler
+from upscaling import SCALE, command, file_of, made_by, opened, picture, pixels, upscaled, write_upscaler
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT = 30 * SCALE, 40 * SCALE
@@ -50,16 +50,6 @@ def camera_exif(makers_note: bytes = b"maker's") -> bytes:
     exif[0x8769] = {0x9003: "2020:01:01 00:00:00", 0xA002: 30, 0xA003: 40, 0x927C: makers_note}
     exif[0x8825] = {1: "N", 2: (48.0, 8.0, 30.0)}
     return exif.tobytes()
-
-
-def upscaled(model: Path, folder: Path, data: bytes, name: str, *options: Any) -> Image.Image:
-    """What becomes of a file."""
-    (folder / name).write_bytes(data)
-    made_by(model, folder / name, "--out", folder / "out", *options)
-    (path,) = (folder / "out").iterdir()
-    found = Image.open(path)
-    found.load()
-    return found
 
 
 def started(program: str, *arguments: Any) -> subprocess.CompletedProcess[str]:

@@ -97,6 +97,16 @@ def made_by(model: Path, *arguments: Any) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
+def upscaled(model: Path, folder: Path, data: bytes, name: str, *options: Any) -> Image.Image:
+    """What becomes of a file."""
+    (folder / name).write_bytes(data)
+    made_by(model, folder / name, "--out", folder / "out", *options)
+    (path,) = (folder / "out").iterdir()
+    found = Image.open(path)
+    found.load()
+    return found
+
+
 def pixels(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as found:
         return np.asarray(found)

@@ -41,6 +41,8 @@ def degraded(
     coarse_noise: float = 0.0,  # the same, of blocks of 2 x 2
 ) -> Tensor:
     """[N, 3, h, w], a function of (seed, position)."""
+    if not (blur or noise or coarse_noise or set(filters) != {STORED}):
+        return low  # and nothing is drawn
     shares = np.stack([draws.uniforms(seed, "degradation", p, 4) for p in positions])  # [N, 4]
     chosen = [filters[int(share * len(filters))] for share in shares[:, 3]]
     low = reduced(low, high, chosen)
