@@ -215,6 +215,42 @@ def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--images", type=int, default=16, show_default=True, help="Of a call.")
+@click.option("--batch", type=int, default=4, show_default=True, help="Of our graphs in the stages.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Timed calls of everything.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="May be repeated [default: all that are fast]."
+)
+@click.option("--convolution", "convolutions", type=click.Choice(["vanilla", "separable"]), multiple=True)
+@click.option("--stage", "stages", type=click.Choice(["generator", "upscaler", "end to end"]), multiple=True)
+@click.option("--resolution", type=click.IntRange(4), default=64, show_default=True, help="The generator's.")
+@click.option("--feature-base", type=click.IntRange(1), default=16384, show_default=True)
+@click.option("--feature-max", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--sr-blocks", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--sr-features", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: one a usable core.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for opponent.json and .md.")
+@json_option
+def opponent(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Race a plain export in plain OpenVINO, as a good engineer writes it in an afternoon."""
+    with packages("the opponent", "opponent"):
+        import cv2  # noqa: F401
+        import nncf  # noqa: F401
+
+        from .opponent.measure import STAGES, Settings, run
+        from .opponent.report import text, write_report
+        from .throughput.systems import CONVOLUTIONS, Widths
+    names = ("resolution", "feature_base", "feature_max", "sr_blocks", "sr_features")
+    widths = Widths(**{name: options.pop(name) for name in names})
+    options["convolutions"] = options["convolutions"] or CONVOLUTIONS
+    options["stages"] = options["stages"] or STAGES
+    result = run(Settings(widths, **options), lambda line: click.echo(line, err=True))
+    if out:
+        write_report(result, out)
+    emit(result, text(result), as_json)
+
+
+@main.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs to train on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report.")
 @click.option("--resolution", type=int, default=32, show_default=True, help="The paper's is 128.")

@@ -262,6 +262,27 @@ class Phases(nn.Module):
         return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
 
 
+class BlocksFirstShuffle(nn.Module):
+    """PixelShuffle of maps that lie place by place: [N, r r C, H, W] -> [N, C, r H, r W].
+
+    Where pixels lie together (NHWC) it moves runs of C values, and PixelShuffle single ones.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, maps, height, width = x.shape
+        r = self.factor
+        if torch.onnx.is_in_onnx_export():
+            shape = (n, maps // r**2, r * height, r * width)
+            attributes = {"blocksize": r, "mode": "DCR"}
+            return torch.onnx.ops.symbolic("DepthToSpace", (x,), attributes, dtype=x.dtype, shape=shape)
+        places = x.view(n, r, r, maps // r**2, height, width)
+        return places.permute(0, 3, 4, 1, 5, 2).reshape(n, maps // r**2, r * height, r * width)
+
+
 class DividingNorm(nn.Module):
     """PixelNorm as one division: x / sqrt(mean(x * x) + eps), in float32 inside half precision."""
 

@@ -303,7 +303,7 @@ def test_began_exports(tmp_path: Path) -> None:
         image = read_source(path).network(torch.from_numpy(draws.latents(4, range(4), 12))).numpy()
     expected = np.rint(np.clip((image + 1) * 127.5, 0, 255)).transpose(0, 2, 3, 1)
     assert np.abs(pixels - expected).max() <= 1
-    assert made.graph("chain").rewrites == ("upsample-convolution",)
+    assert made.graph("chain").rewrites == ("upsample-convolution", "shuffle-blocks-first")
     assert made.graph("chain", "fp16").parity["psnr_db"] > 45
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from lively import lively
 from pgsr.errors import PgsrError
 from pgsr.export.bundle_builder import multiply_adds
 from pgsr.export.lowering import Fade, Grown, as_steps
-from pgsr.export.rewrites.reordering import unshuffled
+from pgsr.export.onnx_file import to_onnx
+from pgsr.export.rewrites.reordering import blocks_first, unshuffled
 from pgsr.export.rewrites.rules import apply_rule, convolution
 from pgsr.export.rewrites.table import REWRITES, TARGETS, choose_rewrites, rewritten
 from pgsr.export.rewrites.upsampling import four_by_four, four_kernels
@@ -92,12 +94,12 @@ NETWORKS: dict[str, tuple[dict, set[str]]] = {
         {"kind": "began", "resolution": 16, "latent_size": 12, "features": 6},
         {"upsample-convolution", "upsample-convolution-four", "upsample-convolution-transposed"},
     ),
-    "srresnet": (SRRESNET, {"fold-batch-norm", "convolution-before-shuffle"}),
+    "srresnet": (SRRESNET, {"fold-batch-norm", "convolution-before-shuffle", "shuffle-blocks-first"}),
     "separable srresnet": (
         {**SRRESNET, "convolution": "separable"},
-        {"fold-batch-norm"},
+        {"fold-batch-norm", "shuffle-blocks-first"},
     ),
-    "compact": ({"kind": "compact", "scale": 2, "features": 8, "layers": 2}, set()),
+    "compact": ({"kind": "compact", "scale": 2, "features": 8, "layers": 2}, {"shuffle-blocks-first"}),
     "compact bicubic": (
         {"kind": "compact", "scale": 2, "features": 8, "layers": 2, "base": "bicubic"},
         set(),
@@ -221,6 +223,36 @@ def test_a_fade_in_progress_is_kept():
 # Kernels against slow references.
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_blocks_first_moves_the_same_values(factor: int):
+    torch.manual_seed(0)
+    shuffled = nn.Sequential(nn.Conv2d(3, 5 * factor**2, 1), nn.PReLU(), nn.PixelShuffle(factor))
+    x = torch.randn(2, 3, 4, 6)
+    expected = shuffled(x)
+    assert apply_rule(shuffled, blocks_first)
+    assert not any(isinstance(step, nn.PixelShuffle) for step in shuffled)
+    assert torch.equal(shuffled(x), expected)
+
+
+def test_the_graph_of_blocks_first_is_one_operation_and_exact():
+    import onnxruntime
+
+    torch.manual_seed(0)
+    network, _ = rewritten(nn.Sequential(nn.Conv2d(3, 20, 1), nn.PixelShuffle(2)), ["shuffle-blocks-first"])
+    x = torch.randn(2, 3, 4, 6)
+    model = onnx.load_model_from_string(to_onnx(network, x, "x", "y", {0: "batch"}, 20, ""))
+    assert [node.op_type for node in model.graph.node] == ["Conv", "DepthToSpace"]
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (made,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(made), network(x), rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_map_has_its_own_slope_for_is_not_reordered():
+    steps = [nn.Conv2d(3, 8, 1), nn.PReLU(8), nn.PixelShuffle(2)]
+    assert blocks_first(steps, 0) is None
+    assert blocks_first([nn.Conv2d(8, 8, 1, groups=8), nn.PixelShuffle(2)], 0) is None
+
+
 def test_four_kernels_by_hand():
     k = torch.arange(9.0).view(1, 1, 3, 3)
     first, _, _, last = four_kernels(k)
@@ -279,7 +311,7 @@ def test_sequences_of_other_networks_are_rewritten_too():
 
     network, x = Peer().eval(), torch.randn(2, 3, 6, 7)
     made, applied = rewritten(network)
-    assert applied == ("upsample-convolution",)
+    assert applied == ("upsample-convolution", "shuffle-blocks-first")
     torch.testing.assert_close(made(x), network(x))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgsr import __version__, bundle, draws
 from pgsr.bundle import Bundle, Graph
-from pgsr.export.bundle_builder import Plan, convert, in_int8, multiply_adds, plans
+from pgsr.export.bundle_builder import Choice, Plan, convert, in_int8, multiply_adds, plans
 from pgsr.export.graphs import Chain
 from pgsr.export.lowering import Grown
 from pgsr.export.source import Source
@@ -87,8 +87,10 @@ def new_system(
     folder: Path,
     precisions: Sequence[str] = ("fp32",),
     device: str = "cpu",
+    target: str = Choice.target,
 ) -> System:
-    """Networks with random weights, exported into `folder` by the functions that pgsr-export uses."""
+    """Networks with random weights, exported into `folder` by the functions that pgsr-export uses, with the
+    rewrites that it makes for a target."""
     generator = build(GENERATORS, widths.generator(convolution), seed=0).eval().requires_grad_(False)
     upscaler = build(GENERATORS, widths.upscaler(convolution), seed=1).eval().requires_grad_(False)
     todo = plans(
@@ -98,7 +100,7 @@ def new_system(
         }
     )
     counts = {p.name: multiply_adds(Chain(list(p.networks), "fp32", False), example(widths, p)) for p in todo}
-    exported = _export(widths, todo, make_folder(folder), precisions)
+    exported = _export(widths, todo, make_folder(folder), precisions, Choice(target))
     if convolution == "vanilla":
         eager: tuple[nn.Module, nn.Module] = plain_networks(widths, generator, upscaler)
     else:
@@ -119,7 +121,9 @@ def inputs(widths: Widths, stage: str, count: int) -> Tensor:
     return torch.from_numpy(noise).view(count, 3, widths.resolution, widths.resolution).clamp(-1, 1)
 
 
-def _export(widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence[str]) -> Bundle:
+def _export(
+    widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence[str], choice: Choice
+) -> Bundle:
     bundle.write(
         Bundle(
             folder=folder,
@@ -128,15 +132,15 @@ def _export(widths: Widths, todo: list[Plan], folder: Path, precisions: Sequence
             latent_size=widths.latent_size,
             resolution=widths.resolution,
             scale=widths.scale,
-            graphs=tuple(_write_graph(widths, plan, p, folder) for p in precisions for plan in todo),
+            graphs=tuple(_write_graph(widths, plan, p, folder, choice) for p in precisions for plan in todo),
             licence="random weights",
         )
     )
     return bundle.read(folder)
 
 
-def _write_graph(widths: Widths, plan: Plan, precision: str, folder: Path) -> Graph:
-    graph = convert(plan, precision, example(widths, plan, 2))
+def _write_graph(widths: Widths, plan: Plan, precision: str, folder: Path, choice: Choice) -> Graph:
+    graph = convert(plan, precision, example(widths, plan, 2), choice)
     if precision == "int8":
         graph, _ = in_int8(graph, example(widths, plan, CALIBRATION).numpy(), True, "")
     write_bytes(folder / graph.graph.file, graph.model, durable=False)

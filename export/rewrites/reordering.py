@@ -1,14 +1,15 @@
-"""Rewrites that exchange layers: a convolution before PixelShuffle, a normalisation behind an RGB layer."""
+"""Rewrites of order: what stands before or behind PixelShuffle, and a normalisation behind an RGB layer."""
 
 from __future__ import annotations
 
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..lowering import DividingNorm, NormBehind, PixelNorm, Steps
-from .rules import convolution
+from ..lowering import BlocksFirstShuffle, DividingNorm, NormBehind, PixelNorm, Steps
+from .rules import convolution, with_values
 from .upsampling import is_convolution
 
 # ----------------------------------------------------------------------------
@@ -58,6 +59,29 @@ def unshuffled(weight: Tensor, factor: int) -> Tensor:
         (row, alpha), (column, beta) = divmod(a + d - side // 2, factor), divmod(b + e - side // 2, factor)
         low[:, a, b, :, alpha, beta, row + reach, column + reach] += weight[:, :, d, e]
     return low.flatten(3, 5).flatten(0, 2)
+
+
+# ----------------------------------------------------------------------------
+# The order of the maps before PixelShuffle: place by place instead of map by map, so that what belongs to one
+# place lies together where the maps of a pixel do (NHWC, in which OpenVINO computes).
+
+
+def blocks_first(steps: Steps, i: int) -> tuple[int, Steps] | None:
+    """Orders the maps of a convolution before PixelShuffle by their places."""
+    layer: Any = steps[i]
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
+        return None
+    behind = i + 1
+    while behind < len(steps) and _is_same_activation(steps[behind]):
+        behind += 1
+    shuffle = steps[behind] if behind < len(steps) else None
+    if not isinstance(shuffle, nn.PixelShuffle):
+        return None
+    factor = shuffle.upscale_factor
+    order = torch.arange(layer.out_channels).view(-1, factor**2).T.flatten()
+    bias = None if layer.bias is None else layer.bias[order]
+    with_values(layer, layer.weight[order], bias)
+    return behind + 1 - i, [layer, *steps[i + 1 : behind], BlocksFirstShuffle(factor)]
 
 
 # ----------------------------------------------------------------------------

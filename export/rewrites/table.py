@@ -21,7 +21,7 @@ from pgsr.errors import PgsrError
 
 from ..lowering import as_steps
 from .folding import dense_first, fold_gains, fold_norm, merge_first, new_branch
-from .reordering import before_shuffle, dividing, norm_behind
+from .reordering import before_shuffle, blocks_first, dividing, norm_behind
 from .rules import Rewrite, Rule, apply_rule
 from .upsampling import (
     depthwise_four,
@@ -63,6 +63,9 @@ REWRITES: dict[str, Rewrite] = {
     ),
     "balance-separable": Rewrite(_elsewhere, "depthwise maps of like size, in int8 (export/int8.py)"),
     "convolution-before-shuffle": Rewrite(_by(before_shuffle), "9 x 9 after PixelShuffle: 5 x 5 before it"),
+    "shuffle-blocks-first": Rewrite(
+        _by(blocks_first), "maps before PixelShuffle in the order of their places"
+    ),
     "norm-behind-rgb": Rewrite(_by(norm_behind), "the last PixelNorm divides 3 maps, not all"),
     "divide-in-norm": Rewrite(_by(dividing), "PixelNorm in 5 operations: multiply, mean, add, root, divide"),
 }
@@ -77,7 +80,14 @@ _ALWAYS = (
 )
 
 
-_USUAL = (*_ALWAYS, "upsample-convolution", "convolution-before-shuffle", "norm-behind-rgb", "divide-in-norm")
+_USUAL = (
+    *_ALWAYS,
+    "upsample-convolution",
+    "convolution-before-shuffle",
+    "shuffle-blocks-first",
+    "norm-behind-rgb",
+    "divide-in-norm",
+)
 
 
 # What wins on each backend, as `pgsr-bench rewrites` measured it (docs/export.md).
