@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgsr import __version__, bundle, draws
-from pgsr.bundle import Bundle, Graph, Port
+from pgsr.bundle import MOST_UPSCALERS, UPSCALERS, Bundle, Graph, Port, upscaler_name
 from pgsr.errors import PgsrError
 from pgsr.files import write_bytes
 
@@ -43,12 +45,21 @@ from .parity import (
     worse,
 )
 from .rewrites.table import choose_rewrites, rewritten
+from .shapes import activation_bytes
 from .sides import Padded, Sides
 from .source import Source
 
 PARITY_SEED = 2**32 + 1  # far from the seeds people use, so that parity is on latents nobody looked at
 CALIBRATION_SEED = 2**32 + 2  # of what int8's ranges are found on: not the latents it is judged on
-CALIBRATION_SAMPLES = 32
+SAMPLES, CALIBRATION_SAMPLES = 64, 32
+PART = 8  # pictures computed together while graphs are compared
+# Numbers of pictures are those of 256 x 256. Of larger ones fewer show as many pixels, and fit into memory.
+COUNTED_SIDE, FEWEST = 256, 8
+
+
+def of_side(count: int, side: int, fewest: int = FEWEST) -> int:
+    """The number of pictures of a side that stands for `count` of 256 x 256: as many pixels."""
+    return min(count, max(fewest, count * COUNTED_SIDE**2 // max(1, side) ** 2))
 
 
 TRACED = (23, 29)  # sides of the images that upscalers are traced with,
@@ -60,7 +71,7 @@ OTHER_SIDES = ((1, 19, 37), (3, 46, 28))  # images, height and width that their 
 class Plan:
     """One graph to be: which networks it chains and what goes in and out."""
 
-    name: str  # "generator", "upscaler", "chain"
+    name: str  # one of pgsr.bundle.GRAPHS
     networks: tuple[nn.Module, ...]  # as trained
     pixels: bool  # uint8 out
     input: Port
@@ -68,6 +79,12 @@ class Plan:
     dynamic: dict[int, str]
     sides: Sides = ANY_SIDES  # of the images that an upscaler's network takes
     scale: int = 1
+    made_side: int = 0  # of what the chain makes up to here; 0 of an upscaler alone
+
+    @property
+    def part(self) -> int:
+        """Pictures that are computed together."""
+        return of_side(PART, self.made_side, 1)
 
     def whole(self, module: nn.Module) -> nn.Module:
         """The module as its graph is: for images of any size."""
@@ -108,24 +125,41 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     name: str,
     licence: str,
-    samples: int = 64,
+    samples: int = 0,  # 0: 64, or as many pixels of larger pictures
     choice: Choice | None = None,
 ) -> Bundle:
-    """Writes the bundle of one generator, one upscaler or both.
+    """Writes the bundle of a generator, an upscaler, or a generator and upscalers one behind the other.
 
     An upscaler that cannot be traced for images of any size is exported for one size, in which a runtime
     takes pictures tile by tile.
     Raises PgsrError if the sources do not make a chain, a graph fails parity, or `out` is something else;
     then nothing is left behind and a bundle that stood there is untouched.
     """
-    by_kind = {source.kind: source for source in sources}
-    if len(by_kind) != len(sources):
-        raise PgsrError("name at most one generator and one upscaler to export")
+    by_name = named(sources)
     wishes = (precisions, name, licence, samples, choice or Choice())
     try:
-        return _exported(by_kind, out, *wishes)
+        return _exported(by_name, out, *wishes)
     except SidesError:
-        return _exported({kind: _of_one_size(s, by_kind) for kind, s in by_kind.items()}, out, *wishes)
+        return _exported(_of_one_size(by_name), out, *wishes)
+
+
+def named(sources: Sequence[Source]) -> dict[str, Source]:
+    """The sources by the names of their graphs, in the order of the chain.
+
+    Raises PgsrError for two generators, too many upscalers, or several without a generator.
+    """
+    generators = [source for source in sources if source.kind == "generator"]
+    upscalers = [source for source in sources if source.kind == "upscaler"]
+    if len(generators) > 1:
+        raise PgsrError("name at most one generator to export; upscalers may be several")
+    if len(upscalers) > 1 and not generators:
+        raise PgsrError("several upscalers make a chain behind a generator: name one too, or a single upscaler")
+    if len(upscalers) > MOST_UPSCALERS:
+        raise PgsrError(f"{len(upscalers)} upscalers are too many: a chain has at most {MOST_UPSCALERS}")
+    return {
+        **{"generator": source for source in generators},
+        **{upscaler_name(place): source for place, source in enumerate(upscalers)},
+    }
 
 
 class SidesError(PgsrError):
@@ -135,17 +169,22 @@ class SidesError(PgsrError):
 FIXED_SIDE = 128  # of the images of an upscaler that takes one size, if no generator says which
 
 
-def _of_one_size(source: Source, by_kind: dict[str, Source]) -> Source:
-    """An upscaler for the generator's images alone, or for tiles; a generator stays itself."""
-    if source.kind == "generator":
-        return source
-    sides = Sides(source.multiple, source.least)
-    side = by_kind["generator"].resolution if "generator" in by_kind else sides.of(FIXED_SIDE)
-    return dataclasses.replace(source, network=_fitted(source, side), input_size=side)
+def _of_one_size(by_name: dict[str, Source]) -> dict[str, Source]:
+    """Upscalers for the images alone that come to them, or for tiles; the generator stays itself."""
+    result, side = {}, 0
+    for name, source in by_name.items():
+        if source.kind == "generator":
+            side = source.resolution
+        else:
+            side = side or Sides(source.multiple, source.least).of(FIXED_SIDE)
+            source = dataclasses.replace(source, network=_fitted(source, side), input_size=side)
+            side *= source.scale
+        result[name] = source
+    return result
 
 
 def _exported(
-    by_kind: dict[str, Source],
+    by_name: dict[str, Source],
     out: Path,
     precisions: Sequence[str],
     name: str,
@@ -155,54 +194,69 @@ def _exported(
 ) -> Bundle:
     check_replaceable(out)
     with replacing_bundle(out) as folder:
-        inputs = _Inputs(by_kind, samples)
-        trials = [_trial(plan, inputs) for plan in plans(by_kind)]
-        note = _note(name, licence, by_kind)
+        inputs = _Inputs(by_name, samples)
+        trials = [_trial(plan, inputs) for plan in plans(by_name)]
+        note = _note(name, licence, by_name)
         floats: Floats = {}
         graphs = [
             _write_graph(trial, precision, selection, note, folder, floats)
             for precision in precisions
             for trial in trials
         ]
-        generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
+        generator, scales = by_name.get("generator"), _scales(by_name)
         result = Bundle(
             folder=folder,
             name=name,
             version=__version__,
             latent_size=generator.latent_size if generator else 0,
             resolution=generator.resolution if generator else 0,
-            scale=upscaler.scale if upscaler else 1,
+            scale=math.prod(scales),
             graphs=tuple(graphs),
             licence=licence,
-            provenance={kind: source.provenance for kind, source in sorted(by_kind.items())},
+            provenance={kind: source.provenance for kind, source in sorted(by_name.items())},
+            scales=scales if len(scales) > 1 else (),
         )
         bundle.write(result)
     return bundle.read(out)
 
 
-def plans(by_kind: dict[str, Source]) -> list[Plan]:
-    """The graphs that a bundle of these sources holds."""
-    generator, upscaler = by_kind.get("generator"), by_kind.get("upscaler")
-    result: list[Plan] = []
-    scale = upscaler.scale if upscaler else 1
-    images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
-    if upscaler and upscaler.input_size:
-        result.append(_fixed_upscaler(upscaler, generator))
-    elif upscaler:
-        larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
-        dynamic = {0: "n", 2: "height", 3: "width"}
-        sides = Sides(upscaler.multiple, upscaler.least)
-        result.append(Plan("upscaler", (upscaler.network,), False, images, larger, dynamic, sides, scale))
-    if generator:
-        side = generator.resolution
-        grown = Grown(generator.generator, side)
-        latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
-        output = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
-        result.insert(0, Plan("generator", (grown,), False, latents, output, {0: "n"}))
-        pixels = Port("pixels", ("n", side * scale, side * scale, 3), "uint8", "[0, 255]")
-        networks = (grown, _fitted(upscaler, side)) if upscaler else (grown,)
-        result.append(Plan("chain", networks, True, latents, pixels, {0: "n"}))
+def _scales(by_name: dict[str, Source]) -> tuple[int, ...]:
+    return tuple(by_name[name].scale for name in UPSCALERS if name in by_name)
+
+
+def plans(by_name: dict[str, Source]) -> list[Plan]:
+    """The graphs that a bundle of these sources, in the chain's order, holds: each part, then the chain.
+
+    Raises PgsrError if an upscaler takes images of another size than those that come to it.
+    """
+    generator = by_name.get("generator")
+    upscalers = {name: source for name, source in by_name.items() if source.kind == "upscaler"}
+    if generator is None:
+        return [_upscaler(name, source, 0) for name, source in upscalers.items()]
+    side = generator.resolution
+    grown = Grown(generator.generator, side)
+    latents = Port("latents", ("n", generator.latent_size), "float32", "standard normal")
+    output = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
+    result = [Plan("generator", (grown,), False, latents, output, {0: "n"}, made_side=side)]
+    networks: list[nn.Module] = [grown]
+    for name, source in upscalers.items():
+        result.append(_upscaler(name, source, side))
+        networks.append(_fitted(source, side))
+        side *= source.scale
+    pixels = Port("pixels", ("n", side, side, 3), "uint8", "[0, 255]")
+    result.append(Plan("chain", tuple(networks), True, latents, pixels, {0: "n"}, made_side=side))
     return result
+
+
+def _upscaler(name: str, source: Source, side: int) -> Plan:
+    """The graph of an upscaler, which the chain gives images of this side; 0: whoever runs it alone does."""
+    if source.input_size:
+        return _fixed_upscaler(name, source, side)
+    scale = source.scale
+    images = Port("images", ("n", 3, "height", "width"), "float32", "[-1, 1]")
+    larger = Port("upscaled", ("n", 3, f"{scale}*height", f"{scale}*width"), "float32", "[-1, 1]")
+    dynamic, sides = {0: "n", 2: "height", 3: "width"}, Sides(source.multiple, source.least)
+    return Plan(name, (source.network,), False, images, larger, dynamic, sides, scale, side * scale)
 
 
 def _fitted(upscaler: Source, side: int) -> nn.Module:
@@ -211,40 +265,57 @@ def _fitted(upscaler: Source, side: int) -> nn.Module:
     return upscaler.network if sides.of(side) == side else Padded(upscaler.network, sides, upscaler.scale)
 
 
-def _fixed_upscaler(upscaler: Source, generator: Source | None) -> Plan:
+def _fixed_upscaler(name: str, source: Source, given: int) -> Plan:
     """The graph of an upscaler that takes images of one size."""
-    side = upscaler.input_size
-    if generator and generator.resolution != side:
-        raise PgsrError(f"the upscaler takes {side}x{side}, but the generator makes {generator.resolution}")
-    large = side * upscaler.scale
+    side = source.input_size
+    if given and given != side:
+        raise PgsrError(
+            f"{name} takes images of {side}x{side}, but those that come to it are "
+            f"{given}x{given}: name another one, or export it alone"
+        )
+    large = side * source.scale
     images = Port("images", ("n", 3, side, side), "float32", "[-1, 1]")
     larger = Port("upscaled", ("n", 3, large, large), "float32", "[-1, 1]")
-    return Plan("upscaler", (upscaler.network,), False, images, larger, {0: "n"})
+    return Plan(name, (source.network,), False, images, larger, {0: "n"}, scale=source.scale, made_side=large)
 
 
 class _Inputs:
-    """What parity is measured on: latents, and for the upscaler the generator's own images."""
+    """What parity is measured on: latents, and for upscalers the images of the networks before them."""
 
-    def __init__(self, by_kind: dict[str, Source], samples: int) -> None:
-        self.samples = samples
-        self.generator = by_kind.get("generator")
-        self.side = by_kind["upscaler"].input_size if "upscaler" in by_kind else 0
+    def __init__(self, by_name: dict[str, Source], samples: int) -> None:
+        self.samples = samples  # 0: by the pictures' size
+        self.generator = by_name.get("generator")
+        self.upscalers = {name: source for name, source in by_name.items() if source.kind == "upscaler"}
 
-    def latents(self, seed: int = PARITY_SEED) -> Array:
+    def count(self, plan: Plan) -> int:
+        """The number of inputs for a plan."""
+        return self.samples or of_side(SAMPLES, plan.made_side)
+
+    def latents(self, seed: int, count: int) -> Array:
         assert self.generator is not None
-        return draws.latents(seed, range(self.samples), self.generator.latent_size)
+        return draws.latents(seed, range(count), self.generator.latent_size)
 
-    def images(self, seed: int = PARITY_SEED) -> Array:
+    def images(self, name: str, seed: int, count: int) -> Array:
+        """Images as they come to an upscaler of the chain."""
+        source = self.upscalers[name]
         if self.generator is None:  # smooth noise, since there is nothing to draw faces with
-            rows = draws.latents(seed, range(self.samples), 3 * 6 * 6).reshape(-1, 3, 6, 6)
+            rows = draws.latents(seed, range(count), 3 * 6 * 6).reshape(-1, 3, 6, 6)
             coarse = torch.from_numpy(rows).clamp(-2, 2) / 2
-            smooth = nn.functional.interpolate(coarse, size=self.side or 24, mode="bicubic")
+            smooth = nn.functional.interpolate(coarse, size=source.input_size or 24, mode="bicubic")
             return np.asarray(smooth.clamp(-1, 1).numpy())
-        function = torch_function(Grown(self.generator.generator, self.generator.resolution))
-        return np.clip(in_parts(function, self.latents(seed)), -1, 1)
+        side = self.generator.resolution
+        images = in_parts(torch_function(Grown(self.generator.generator, side)), self.latents(seed, count))
+        for before, upscaler in self.upscalers.items():
+            if before == name:
+                break
+            part = of_side(PART, side * upscaler.scale, 1)
+            images = in_parts(torch_function(_fitted(upscaler, side)), images, part)
+            side *= upscaler.scale
+        return np.clip(images, -1, 1)
 
-    def of(self, plan: Plan, seed: int = PARITY_SEED) -> Array:
-        return self.latents(seed) if plan.input.name == "latents" else self.images(seed)
+    def of(self, plan: Plan, seed: int, count: int) -> Array:
+        latents = plan.input.name == "latents"
+        return self.latents(seed, count) if latents else self.images(plan.name, seed, count)
 
 
 @dataclass(frozen=True)
@@ -258,9 +329,10 @@ class Trial:
 
 
 def _trial(plan: Plan, inputs: _Inputs) -> Trial:
-    x = inputs.of(plan)
-    calibration = inputs.of(plan, CALIBRATION_SEED)[:CALIBRATION_SAMPLES]
-    reference = pictures(in_parts(_trained(plan), x))
+    x = inputs.of(plan, PARITY_SEED, inputs.count(plan))
+    calibrating = min(len(x), of_side(CALIBRATION_SAMPLES, plan.made_side, 4))
+    calibration = inputs.of(plan, CALIBRATION_SEED, calibrating)
+    reference = pictures(in_parts(_trained(plan), x, plan.part))
     require_variety(reference, plan.name)
     return Trial(plan, x, reference, calibration)
 
@@ -271,12 +343,12 @@ def _trained(plan: Plan) -> Callable[[Array], Array]:
     return torch_function(plan.whole(chain))
 
 
-def _note(name: str, licence: str, by_kind: dict[str, Source]) -> str:
+def _note(name: str, licence: str, by_name: dict[str, Source]) -> str:
     """Returns what a graph's doc string says: provenance and licence."""
     of = [
         f"{kind}: {source.provenance.get('recipe', {}).get('generator', {}).get('kind', 'imported')}, "
         f"{source.provenance.get('images_shown', 'unknown')} images shown"
-        for kind, source in sorted(by_kind.items())
+        for kind, source in sorted(by_name.items())
     ]
     return f"{name}, made by pgsr {__version__}. {'; '.join(of)}. Licence of the weights: {licence}."
 
@@ -358,6 +430,7 @@ def with_names(
         rewrites=applied,
         multiply_adds=multiply_adds(plan.whole(Chain(networks, "fp32", False)), example[:1]),
         parity={},
+        activation_bytes=activation_bytes(onnx.load_from_string(model), example.shape[-1]),
     )
     return Converted(module, model, graph)
 
@@ -372,10 +445,10 @@ def _rewritten_networks(
 
 def _measure(trial: Trial, graph: Converted, precision: str) -> Parity:
     x, reference, plan = trial.inputs, trial.reference, trial.plan
-    parity = compare(reference, pictures(in_parts(_written(plan, graph, precision), x)))
+    parity = compare(reference, pictures(in_parts(_written(plan, graph, precision), x, plan.part)))
     if precision in STORED:
         module = require_finite(graph.module, plan.name, f"its graph in {precision}")
-        stored = pictures(in_parts(stored_function(plan.whole(module), STORED[precision]), x))
+        stored = pictures(in_parts(stored_function(plan.whole(module), STORED[precision]), x, plan.part))
         parity = worse(parity, compare(reference, stored))
     return parity
 
@@ -406,7 +479,7 @@ def _try_other_sides(trial: Trial, graph: Converted) -> None:
         some = torch.from_numpy(trial.inputs[:2]).repeat(2, 1, 1, 1)[:count]
         x = np.asarray(nn.functional.interpolate(some, size=(height, width)).numpy())
         parity = compare(pictures(trained(x)), pictures(written(x)))
-        require(parity, "fp32", f"upscaler (tried with images of {height}x{width})")
+        require(parity, "fp32", f"{trial.plan.name} (tried with images of {height}x{width})")
 
 
 def multiply_adds(module: nn.Module, example: Tensor) -> int:

@@ -1,6 +1,7 @@
 """pgsr-export: runs or checkpoints in, a bundle out.
 
 pgsr-export runs/faces-64 runs/upscale --out bundle --fp16
+pgsr-export runs/faces-64 runs/upscale runs/upscale --out chain        # 64 -> 256 -> 1024
 pgsr-export import karras2018iclr-celebahq-1024x1024.pkl --out celebahq
 pgsr-export engine bundle tensorrt-rtx --compute-capability 8.6,8.9
 pgsr-export explain bundle --out chain.svg
@@ -56,9 +57,7 @@ export_options = options(
         GRAPHS,
         "--samples",
         type=click.IntRange(2),
-        default=64,
-        show_default=True,
-        help="Latents for parity.",
+        help="Latents for parity.  [default: 64; fewer for pictures above 256 x 256]",
     ),
     option(
         ENGINES,
@@ -91,7 +90,7 @@ class Request:
     target: str
     also: tuple[str, ...]
     without: tuple[str, ...]
-    samples: int
+    samples: int | None
 
     @property
     def precisions(self) -> list[str]:
@@ -103,7 +102,7 @@ class Request:
 @click.group(cls=Modes, default="bundle", spellings={"--explain": "explain"})
 @version_option
 def main() -> None:
-    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle.
+    """Export RUNS (a generator's, upscalers' in their order, or both; folders or checkpoints) as one bundle.
 
     Every graph is compared with the network it came from; one that is too far off is an error, and no
     bundle is written. With --engine, RUNS may be one bundle: its engines that are missing or stale are built.
@@ -119,7 +118,7 @@ def main() -> None:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Weights of another project (see docs/importers.md); may be named twice.",
+    help="Weights of another project (see docs/importers.md); may be named again. They come behind RUNS.",
 )
 @export_options
 @engine_options
@@ -134,7 +133,7 @@ def bundle(
     as_json: bool,
     **wishes: Any,
 ) -> None:
-    """Export RUNS (a generator's, an upscaler's or both; folders or checkpoint files) as one bundle."""
+    """Export RUNS (a generator's, upscalers' in their order, or both; folders or checkpoints) as one bundle."""
     request, engines = Request(**wishes), engine_request(engine, batch, compute_capability)
     if engines and request.out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
         _build_engines(engines, runs[0], as_json)
@@ -228,7 +227,7 @@ def _export(
         precisions=request.precisions,
         name=request.name or request.out.resolve().name,
         licence=request.licence,
-        samples=request.samples,
+        samples=request.samples or 0,
         choice=Choice(request.target, request.also, request.without),
     )
     results = engines.build_beside(result, progress) if engines else []

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, shape_inference
+from onnx import TensorProto
 
-from pgsr.bundle import Bundle, Graph
+from pgsr.bundle import UPSCALERS, Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.files import write_bytes
 
 from .rewrites.table import REWRITES
+from .shapes import activation_bytes, shapes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
         model = onnx.load(bundle.path(graph))
     except Exception as error:  # protobuf's own errors have no common base
         raise PgsrError(f"{graph.file} cannot be read as ONNX: {error}") from error
-    layers = read_layers(model, bundle)
+    layers = read_layers(model, side_of(bundle, graph))
     return {
         "bundle": str(bundle.folder),
         "graph": graph.name,
@@ -73,6 +74,7 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
         "multiply_adds": sum(layer.multiply_adds for layer in layers),
         "weights": sum(layer.weights for layer in layers),
         "bytes": (bundle.folder / graph.file).stat().st_size,
+        "activation_bytes": activation_bytes(model, side_of(bundle, graph)),
         "rewrites": {n: REWRITES[n].what if n in REWRITES else "" for n in graph.rewrites},
         "parity": dict(graph.parity),
         "input": _ports(graph),
@@ -94,9 +96,15 @@ def _histogram(model: onnx.ModelProto) -> dict[str, int]:
 # Reading.
 
 
-def read_layers(model: onnx.ModelProto, bundle: Bundle) -> list[Layer]:
+def side_of(bundle: Bundle, graph: Graph) -> int:
+    """Returns the side of the images to explain an upscaler with: of those that the chain gives it."""
+    place = UPSCALERS.index(graph.name) if graph.name in UPSCALERS else 0
+    return bundle.side_before(place) or SIDE
+
+
+def read_layers(model: onnx.ModelProto, side: int) -> list[Layer]:
     """The layers in their order; sizes are those of one image."""
-    shapes = _shapes(model, bundle.resolution or SIDE)
+    shapes = shapes_of(model, side)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     groups: list[list[onnx.NodeProto]] = [[]]
     for node in model.graph.node:
@@ -127,24 +135,6 @@ def read_layers(model: onnx.ModelProto, bundle: Bundle) -> list[Layer]:
             )
         )
     return layers
-
-
-def _shapes(model: onnx.ModelProto, side: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every value, for one image."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in (*copy.graph.input, *copy.graph.output):
-        for place, dimension in enumerate(value.type.tensor_type.shape.dim):
-            if value in copy.graph.output:
-                dimension.Clear()
-            elif not dimension.HasField("dim_value"):
-                dimension.dim_value = side if place > 1 else 1
-    inferred = shape_inference.infer_shapes(copy, data_prop=True).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(d.dim_value for d in dims)
-    return shapes
 
 
 def _dequantized(model: onnx.ModelProto) -> dict[str, str]:
@@ -219,6 +209,7 @@ def text(explanation: Mapping[str, Any]) -> str:
         f"{explanation['bytes'] / 1e6:.1f} MB; in: {explanation['input']}",
         f"{explanation['multiply_adds'] / 1e6:.1f} M multiply-adds an image, "
         f"{explanation['weights'] / 1e6:.2f} M weights, {explanation['nodes']} operations: {kinds}",
+        f"{explanation['activation_bytes'] / 2**20:.1f} MiB of activations an image at most",
         *[f"rewrite {name}: {what}" for name, what in explanation["rewrites"].items()],
     ]
     if parity:

@@ -48,13 +48,13 @@ def quantized(
     model = proto.SerializeToString()
     scales = activation_scales(proto, calibration)
     judged = calibration[:JUDGED]
-    expected = pictures(in_parts(session_of(model), judged))
+    expected = pictures(in_parts(session_of(model), judged, PART))
     layers = smallest_first(proto, calibration[:1])
     models: dict[int, bytes] = {}
 
     def near_enough(count: int) -> bool:
         models[count] = with_scales(proto, scales, calibration[:1], layers[:count], note)
-        return compare(expected, pictures(in_parts(session_of(models[count]), judged))).psnr_db >= aim_db
+        return compare(expected, pictures(in_parts(session_of(models[count]), judged, PART))).psnr_db >= aim_db
 
     count = fewest(near_enough, len(layers) - 1)
     if count not in models:

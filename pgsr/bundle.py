@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import mmap
 import re
 from collections.abc import Mapping
@@ -20,13 +21,24 @@ from pgsr.files import open_regular, sha256, write_text
 from pgsr.schema import Mismatch, check, document, either, items, one_of, parsed_json, record, text, whole
 
 SCHEMA = 1
+CHAINED = 2  # the schema of bundles with several upscalers, of which pgsr 0.1 knows nothing
 MANIFEST = "manifest.json"
+
+
+MOST_UPSCALERS = 8
+
+
+def upscaler_name(place: int) -> str:
+    """The graph of the upscaler at a place of the chain, from 0: upscaler, upscaler-2, upscaler-3."""
+    return "upscaler" if place == 0 else f"upscaler-{place + 1}"
+
 
 # The graphs a bundle may hold.
 #   generator: latents float32 [N, L] -> images float32 [N, 3, R, R] in [-1, 1]
-#   upscaler:  images float32 [N, 3, H, W] in [-1, 1] -> the same, `scale` times as large
+#   upscaler:  images float32 [N, 3, H, W] in [-1, 1] -> the same, as many times as large as its scale says
 #   chain:     latents float32 [N, L] -> pixels uint8 [N, S, S, 3]
-GRAPHS = ("generator", "upscaler", "chain")
+UPSCALERS = tuple(map(upscaler_name, range(MOST_UPSCALERS)))
+GRAPHS = ("generator", *UPSCALERS, "chain")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -54,6 +66,7 @@ class Graph:
     rewrites: tuple[str, ...]  # exact algebra applied, by name
     multiply_adds: int  # of one image
     parity: Mapping[str, Any]  # measured against torch float32: {"samples", "max_abs", ...}
+    activation_bytes: int = 0  # of one image, at most, that the arithmetic has to hold; 0 if nobody counted
 
 
 @dataclass(frozen=True)
@@ -65,10 +78,26 @@ class Bundle:
     version: str  # of the pgsr that wrote it
     latent_size: int  # 0 in a bundle that holds an upscaler alone
     resolution: int  # of the generator's images
-    scale: int  # of the upscaler; 1 without one
+    scale: int  # of all upscalers together; 1 without one
     graphs: tuple[Graph, ...]
     licence: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    scales: tuple[int, ...] = ()  # of each upscaler in its order, where there are several
+
+    @property
+    def upscaler_scales(self) -> tuple[int, ...]:
+        """Returns the scale of each upscaler, in their order."""
+        alone = (self.scale,) if any(graph.name == "upscaler" for graph in self.graphs) else ()
+        return self.scales or alone
+
+    @property
+    def size(self) -> int:
+        """Pixels along each side of what the chain makes."""
+        return self.resolution * self.scale
+
+    def side_before(self, place: int) -> int:
+        """Pixels along each side of the images that the upscaler at a place of the chain, from 0, is given."""
+        return self.resolution * math.prod(self.upscaler_scales[:place])
 
     def graph(self, name: str, precision: str = "fp32") -> Graph:
         """Raises PgsrError if the bundle does not hold it."""
@@ -126,8 +155,10 @@ def write(bundle: Bundle) -> None:
 
     Raises PgsrError, and writes nothing, if `read` would not take it: a name with a control character, say.
     """
-    data = {"schema": SCHEMA, **dataclasses.asdict(bundle)}
+    data = {"schema": CHAINED if bundle.scales else SCHEMA, **dataclasses.asdict(bundle)}
     del data["folder"]
+    if not bundle.scales:
+        del data["scales"]
     manifest = json.dumps(data, indent=1, sort_keys=True) + "\n"
     try:
         check(parsed_json(manifest.encode()), BUNDLE)
@@ -148,7 +179,9 @@ def read(folder: Path) -> Bundle:
     data = document(path, BUNDLE, "manifest of a bundle", "export the bundle again")
     graphs = tuple(_graph(entry) for entry in data["graphs"])
     known = {f.name for f in dataclasses.fields(Bundle)} - {"folder", "graphs"}
-    bundle = Bundle(folder=folder, graphs=graphs, **{name: data[name] for name in known if name in data})
+    values = {name: data[name] for name in known if name in data}
+    scales = tuple(data.get("scales", ())) if data["schema"] == CHAINED else ()
+    bundle = Bundle(folder=folder, graphs=graphs, **{**values, "scales": scales})
     try:
         _check(bundle)
     except Mismatch as error:
@@ -193,26 +226,29 @@ GRAPH = record(
         "rewrites": items(WORD, 0, 100),
         "multiply_adds": whole(0, 2**63),
         "parity": record({}),
-    }
+    },
+    {"activation_bytes": whole(0, 2**50)},
 )
 SOURCE = record({}, {"label": either(whole(0, 2**31), one_of(None)), "recipe": record({})})
 BUNDLE = record(
     {
-        "schema": one_of(SCHEMA),
+        "schema": one_of(SCHEMA, CHAINED),
         "name": WORD,
         "version": WORD,
         "latent_size": whole(0, WIDEST),
         "resolution": whole(0, WIDEST),
-        "scale": whole(1, 64),
-        "graphs": items(GRAPH, 1, 3 * 4),
+        "scale": whole(1, 2**12),
+        "graphs": items(GRAPH, 1, len(GRAPHS) * len(PRECISIONS)),
         "licence": text(2**16, lines=True),
-        "provenance": record({}, {"generator": SOURCE, "upscaler": SOURCE}),
-    }
+        "provenance": record({}, dict.fromkeys(("generator", *UPSCALERS), SOURCE)),
+    },
+    {"scales": items(whole(1, 64), 2, MOST_UPSCALERS)},
 )
 
 
 def _check(bundle: Bundle) -> None:
     """Raises Mismatch unless the graphs are of the sizes that the bundle is said to have, each there once."""
+    _check_scales(bundle)
     names = [f"{graph.name} {graph.precision}" for graph in bundle.graphs]
     if len(set(names)) < len(names) or len({graph.file for graph in bundle.graphs}) < len(names):
         raise Mismatch("graphs", names, "each once, in a file of its own")
@@ -226,6 +262,18 @@ def _check(bundle: Bundle) -> None:
                 )
 
 
+def _check_scales(bundle: Bundle) -> None:
+    """Raises Mismatch unless there are as many upscalers as scales, which together are the bundle's."""
+    held = [name for name in UPSCALERS if any(graph.name == name for graph in bundle.graphs)]
+    count = len(bundle.upscaler_scales)
+    if held != list(UPSCALERS[:count]):
+        raise Mismatch("upscalers", held, f"{count} of them, as the scales say")
+    if bundle.scales and math.prod(bundle.scales) != bundle.scale:
+        raise Mismatch("scale", bundle.scale, f"{math.prod(bundle.scales)}, the product of the scales")
+    if bundle.size > WIDEST:
+        raise Mismatch("resolution * scale", bundle.size, f"at most {WIDEST}")
+
+
 ANY = "any"  # a dynamic dimension, whatever it is called
 
 
@@ -233,13 +281,13 @@ def _ports_of(bundle: Bundle, graph: Graph) -> tuple[tuple[str | int, ...], tupl
     """The types and shapes of a graph's input and output, by the bundle's sizes."""
     latents = ("float32", ANY, bundle.latent_size)
     images = ("float32", ANY, 3, bundle.resolution, bundle.resolution)
-    side = bundle.resolution * bundle.scale
     if graph.name == "generator":
         return latents, images
     if graph.name == "chain":
-        return latents, ("uint8", ANY, side, side, 3)
+        return latents, ("uint8", ANY, bundle.size, bundle.size, 3)
+    scale = bundle.upscaler_scales[UPSCALERS.index(graph.name)]
     sides = graph.inputs[0].shape[2:]
     if len(sides) != 2 or any(isinstance(side, str) for side in sides):
         return ("float32", ANY, 3, ANY, ANY), ("float32", ANY, 3, ANY, ANY)
-    larger = (side * bundle.scale for side in sides if isinstance(side, int))
+    larger = (side * scale for side in sides if isinstance(side, int))
     return ("float32", ANY, 3, *sides), ("float32", ANY, 3, *larger)
