@@ -153,7 +153,9 @@ def named(sources: Sequence[Source]) -> dict[str, Source]:
     if len(generators) > 1:
         raise PgsrError("name at most one generator to export; upscalers may be several")
     if len(upscalers) > 1 and not generators:
-        raise PgsrError("several upscalers make a chain behind a generator: name one too, or a single upscaler")
+        raise PgsrError(
+            "several upscalers make a chain behind a generator: name one too, or a single upscaler"
+        )
     if len(upscalers) > MOST_UPSCALERS:
         raise PgsrError(f"{len(upscalers)} upscalers are too many: a chain has at most {MOST_UPSCALERS}")
     return {

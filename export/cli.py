@@ -67,7 +67,11 @@ export_options = options(
     ),
 )
 engine_options = options(
-    option(ENGINES, "--batch", help="MIN,OPT,MAX of the engines' batch sizes.  [default: 1,16,64]"),
+    option(
+        ENGINES,
+        "--batch",
+        help="MIN,OPT,MAX of the engines' batch sizes.  [default: 1,16,64; fewer of large ones]",
+    ),
     option(
         ENGINES, "--compute-capability", help="Of tensorrt-rtx engines: 8.6,8.9  [default: 8.0 and newer]"
     ),

@@ -21,7 +21,7 @@ from pgsr.files import cache_root
 from pgsr.gpu import find_gpu
 from pgsr.tensorrt.building import build
 from pgsr.tensorrt.data_types import SOURCES, histogram
-from pgsr.tensorrt.engines import LIBRARIES, Engine, Key, Profile, sm
+from pgsr.tensorrt.engines import LIBRARIES, Engine, Key, Profile, sm, usual_profile
 from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -65,7 +65,7 @@ class EngineResult:
 def add_engines(
     bundle: Bundle,
     library: str,  # one of pgsr.tensorrt.engines.LIBRARIES
-    profile: Profile,
+    profile: Profile | None = None,  # None: by the pictures' size
     compute_capabilities: Sequence[str] = (),  # for TensorRT-RTX; empty: Ampere and newer
     report: Callable[[str], None] = lambda line: None,  # called before what takes time
 ) -> list[EngineResult]:
@@ -82,7 +82,7 @@ def add_engines(
             compute_capabilities=capabilities,
             driver=driver,
             precision=graph.precision,
-            profile=profile,
+            profile=profile or usual_profile(bundle, graph),
         )
         results.append(_add(trt, bundle, graph, key, report))
     return results
@@ -93,7 +93,7 @@ class EngineRequest:
     """What --engine and its two options ask for, checked before anything is exported."""
 
     library: str
-    profile: Profile
+    profile: Profile | None
     compute_capabilities: tuple[str, ...]
 
     def build_beside(self, bundle: Bundle, report: Callable[[str], None]) -> list[EngineResult]:
@@ -112,7 +112,7 @@ def engine_request(
                 raise PgsrError(f"{option} is for an --engine: name one, or leave it out")
         return None
     check_choice("--engine", library, LIBRARIES)
-    request = EngineRequest(library, _profile(batch or "1,16,64"), _capabilities(compute_capability))
+    request = EngineRequest(library, _profile(batch) if batch else None, _capabilities(compute_capability))
     targets(load(library), library, request.compute_capabilities)
     return request
 

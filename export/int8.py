@@ -54,7 +54,9 @@ def quantized(
 
     def near_enough(count: int) -> bool:
         models[count] = with_scales(proto, scales, calibration[:1], layers[:count], note)
-        return compare(expected, pictures(in_parts(session_of(models[count]), judged, PART))).psnr_db >= aim_db
+        return (
+            compare(expected, pictures(in_parts(session_of(models[count]), judged, PART))).psnr_db >= aim_db
+        )
 
     count = fewest(near_enough, len(layers) - 1)
     if count not in models:

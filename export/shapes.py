@@ -1,7 +1,7 @@
 """What an ONNX graph holds while it computes one image: the shape of every value, and how much memory they take.
 
-    shapes = shapes_of(model, side=64)          # an upscaler of any size is looked at with images of 64 x 64
-    memory = activation_bytes(model, side=64)   # of those values that have to be held at the same time
+shapes = shapes_of(model, side=64)          # an upscaler of any size is looked at with images of 64 x 64
+memory = activation_bytes(model, side=64)   # of those values that have to be held at the same time
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -45,27 +46,56 @@ def cores_by_quota(process: Path = Path("/proc/self")) -> int:
 
     (Linux' documentation, admin-guide/cgroup-v2, cpu.max, and scheduler/sched-bwc, cpu.cfs_quota_us.)
     """
+    shares = [share for folder in _control_groups("cpu", process) if (share := _cpu_share(folder))]
+    return math.ceil(min(shares)) if shares else 0
+
+
+def available_memory(process: Path = Path("/proc/self"), meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The bytes of memory that can still be taken before the kernel ends a process: of the machine, and of
+    this process's control groups. 2**62 where nothing tells.
+
+    (proc(5), MemAvailable; Linux' documentation, admin-guide/cgroup-v2, memory.max, and cgroup-v1/memory.)
+    """
+    left = [room for folder in _control_groups("memory", process) if (room := _room(folder)) is not None]
+    with contextlib.suppress(OSError, ValueError):
+        match = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        left += [1024 * int(match[1])] if match else []
+    return max(0, min(left, default=2**62))
+
+
+def _room(folder: Path) -> int | None:
+    """The bytes that are left of one control group's memory; None without a limit. Files that the kernel
+    keeps in memory as long as nobody needs it do not count."""
+    try:
+        if (folder / "memory.max").is_file():
+            limit, used, idle = "memory.max", "memory.current", "inactive_file"
+        else:
+            limit, used, idle = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        most, now = (int((folder / name).read_text()) for name in (limit, used))
+        match = re.search(rf"^{idle} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # "max" is no number
+        return None
+    return most - now + (int(match[1]) if match else 0)
+
+
+def _control_groups(controller: str, process: Path) -> Iterator[Path]:
+    """The folders of a process's control groups for a controller ("cpu", "memory"), each with all that it is
+    in; none where that cannot be read."""
     try:
         groups = (process / "cgroup").read_text().splitlines()
         mounts = (process / "mountinfo").read_text().splitlines()
     except (OSError, ValueError):
-        return 0
-    shares = [share for folder in _cpu_groups(groups, mounts) if (share := _cpu_share(folder))]
-    return math.ceil(min(shares)) if shares else 0
-
-
-def _cpu_groups(groups: list[str], mounts: list[str]) -> Iterator[Path]:
-    """The folders of this process's control groups for processors, each with all that it is in."""
+        return
     for mount in mounts:  # 36 35 98:0 /root /mount/point options - type source super-options (proc(5))
         front, _, back = mount.partition(" - ")
         kind, _, options = [*back.split(" "), "", ""][:3]
-        is_v1 = kind == "cgroup" and "cpu" in options.split(",")
+        is_v1 = kind == "cgroup" and controller in options.split(",")
         if not is_v1 and kind != "cgroup2":
             continue
         root, point = (Path(re.sub(r"\\(\d{3})", _unescaped, word)) for word in front.split(" ")[3:5])
         for line in groups:  # 4:cpu,cpuacct:/path, or 0::/path of version 2 (cgroups(7))
             _, controllers, path = [*line.split(":", 2), "", ""][:3]
-            if ("cpu" in controllers.split(",")) if is_v1 else (controllers == ""):
+            if (controller in controllers.split(",")) if is_v1 else (controllers == ""):
                 inner = Path(path)
                 # A path outside the mount is the host's name of what a container has mounted as a whole.
                 folder = point / (inner.relative_to(root) if inner.is_relative_to(root) else "")

@@ -11,22 +11,16 @@ import time
 from collections.abc import Callable
 
 from pgsr import draws
+from pgsr.batches import LEAST, MOST
 
 from .backends import Runner
 from .pipeline import in_turn
 
 FIRST, FIRST_ON_GPU = 16, 32  # also what is taken where nobody has measured
-LEAST, MOST = 2, 64  # a batch of one is computed as two
-PIXELS = 2**24  # of a batch's pictures at most: 48 MiB, of which a dozen may wait for their encoders
 ENOUGH = {2.0: 0.97, 0.5: 1.05}  # how many times as fast twice and half the size must be to be taken
 IMAGES = 64  # to compute for each size; two calls, if that is more
 ROUNDS = 2  # of which the quicker one counts, since others may use the machine
 SECONDS = 4.0  # for all of it
-
-
-def most(size: int) -> int:
-    """The largest batch of pictures with sides of `size` pixels."""
-    return min(MOST, max(LEAST, PIXELS // size**2))
 
 
 def fastest_batch(
@@ -59,16 +53,17 @@ def fastest_batch(
 def _speed(
     open_at: Callable[[int], Runner], size: int, latent_size: int, until: float, clock: Callable[[], float]
 ) -> float:
-    """Images a second of the quicker round, behind a call to warm up."""
+    """Images a second of the quicker round; of the call before, to warm up, if no time is left for a round."""
     latents = draws.latents(0, range(size), latent_size)
     with open_at(size) as runner:
+        began = clock()
         runner.run(latents)
-        calls, quickest = max(2, IMAGES // size), float("inf")
+        calls, quickest = max(2, IMAGES // size), clock() - began
         for _ in range(ROUNDS):
+            if clock() + calls * quickest > until:
+                break
             began = clock()
             for _ in in_turn(runner.run, [latents] * calls, runner.calls):
                 pass
             quickest = min(quickest, (clock() - began) / calls)
-            if clock() > until:
-                break
     return size / max(quickest, 1e-9)

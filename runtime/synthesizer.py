@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 
 from pgsr import bundle as bundles
 from pgsr import draws
+from pgsr.batches import LEAST, MOST, WAITING, images_on_gpu, images_that_fit, most
 from pgsr.errors import PgsrError
-from pgsr.machine import installed_versions
+from pgsr.machine import available_memory, installed_versions
 
-from .autotune import FIRST, FIRST_ON_GPU, MOST, fastest_batch, most
-from .backends import Runner, Settings, backend_versions, open_runner
+from .autotune import FIRST, FIRST_ON_GPU, fastest_batch
+from .backends import MOST_IMAGES, Runner, Settings, backend_versions, open_runner
 from .backends.choice import gpu_present
 from .measured import machine, recall, remember
 from .pipeline import in_turn, prefetch
+from .stages import open_stages
 from .truncation import check_truncation, toward, typical_direction
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 LIMIT = 2**64  # of seeds and of indices (pgsr.draws)
 
 LATENTS_AHEAD = 2  # batches
+SHARE = 0.25  # of the memory that is free, for pictures in work; libraries and files want the rest
+STAGED = 4  # pictures at a time, at most, where upscalers run in tiles
 
 
 def check_window(seed: int, count: int, start: int) -> None:
@@ -65,6 +69,7 @@ class Synthesizer:
         batch: int = 0,  # images at a time, at most; 0 is the fastest, if that was measured (see `tune`)
         threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
         truncation: float = 1.0,  # 0 to 1: the share of the variety that is kept (docs/latents.md)
+        tile: int = 0,  # pixels a side that upscalers see at once, on CPUs; 0: all, where the memory holds it
     ) -> None:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
         check_truncation(truncation)
@@ -72,11 +77,50 @@ class Synthesizer:
         self.bundle = bundles.read(bundles.shipped() if model is None else model)
         self.graph = self.bundle.graph("chain", precision)
         self.truncation = truncation
-        self._open = partial(open_runner, self.bundle, device, precision, backend, threads=threads)
         self._device, self._backend, self._threads = device, backend, threads
-        self._measured = batch == 0
-        self.batch = batch or self._remembered or self._first
-        self._runner: Runner = self._open(graph="chain", batch=self.batch)
+        self._memory = int(SHARE * available_memory())
+        room = 0 if self._gpu else images_that_fit(self.bundle, "chain", self._memory)
+        at_once = room if room < MOST else 0
+        self._open = partial(
+            open_runner, self.bundle, device, precision, backend, threads=threads, at_once=at_once
+        )
+        self._staged = self._in_stages(tile, room)
+        self._limit = self._most(room)
+        self._measured = batch == 0 and not self._staged
+        self.batch = min(batch or self._remembered or self._first, self._limit)
+        if self.batch < batch:
+            log.warning("--batch %d is more than there is memory for: %d at a time", batch, self.batch)
+        self._runner: Runner = self._opened(self.batch, tile)
+
+    def _in_stages(self, tile: int, room: int) -> bool:
+        """Returns whether upscalers run in tiles. Raises PgsrError where they cannot."""
+        if tile and self._gpu:
+            raise PgsrError("--tile is for CPUs, and a GPU would be used: leave it out, or add --device cpu")
+        has_upscaler = bool(self.bundle.upscaler_scales)
+        if tile and not has_upscaler:
+            raise PgsrError(f"--tile {tile}: {self.bundle.name} has no upscaler: leave it out")
+        if room < LEAST and not self._gpu and not tile and has_upscaler:
+            log.warning(
+                "there is little memory for pictures of %d x %d: upscaling in tiles", *2 * [self.size]
+            )
+            return True
+        return tile > 0
+
+    def _most(self, room: int) -> int:
+        """The largest batch that nobody needs to be asked about."""
+        if self._gpu:
+            return MOST_IMAGES
+        if self._staged:
+            waiting = WAITING * 3 * self.size**2
+            return max(1, min(STAGED, self._memory // waiting))
+        return MOST_IMAGES if room == MOST else max(1, room)
+
+    def _opened(self, batch: int, tile: int = 0) -> Runner:
+        """The chain, whole or in stages."""
+        if not self._staged:
+            return self._open(graph="chain", batch=batch)
+        settings = (self._device, self.graph.precision, self._backend, self._threads)
+        return open_stages(self.bundle, *settings, batch, self._memory, tile)
 
     @cached_property
     def _gpu(self) -> Any:
@@ -86,7 +130,9 @@ class Synthesizer:
     @property
     def _first(self) -> int:
         """The batch where nobody has measured."""
-        return min(FIRST_ON_GPU if self._gpu else FIRST, most(self.size))
+        if self._gpu:
+            return min(FIRST_ON_GPU, images_on_gpu(self.bundle, self.graph))
+        return min(FIRST, most(self.size))
 
     @property
     def _key(self) -> dict[str, Any]:
@@ -117,21 +163,26 @@ class Synthesizer:
             return
         log.warning("trying how many images at a time are the fastest here; that is remembered")  # on stderr
         best = fastest_batch(
-            lambda batch: self._open(graph="chain", batch=batch),
+            self._opened,
             self.bundle.latent_size,
-            self._first,
-            most(self.size),
+            min(self._first, self._limit),
+            self._largest,
         )
         remember("batch", self._key, best)
         if best != self.batch:
             self._runner.__exit__(None, None, None)
             self.batch = best
-            self._runner = self._open(graph="chain", batch=best)
+            self._runner = self._opened(best)
+
+    @property
+    def _largest(self) -> int:
+        """The largest batch to try."""
+        return images_on_gpu(self.bundle, self.graph) if self._gpu else min(most(self.size), self._limit)
 
     @property
     def size(self) -> int:
         """Pixels along each side of an image."""
-        return self.bundle.resolution * self.bundle.scale
+        return self.bundle.size
 
     @property
     def provider(self) -> str:

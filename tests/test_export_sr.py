@@ -94,5 +94,5 @@ def test_resnet_takes_any_size(tmp_path: Path):
 
 def test_sizes_that_do_not_meet_are_an_error(tmp_path: Path):
     sources = [read_source(checkpoint(tmp_path / f"{n}.safetensors", n)) for n in ("dcgan", "mlp-sr")]
-    with pytest.raises(PgsrError, match="the upscaler takes 8x8, but the generator makes 64"):
+    with pytest.raises(PgsrError, match="upscaler takes images of 8x8, but those that come to it are 64x64"):
         build.plans({source.kind: source for source in sources})

@@ -244,11 +244,11 @@ ROOMS = {
     "trainer": ("data", "metrics", "step", "run_folder", "loop", "start", "cli"),
     "export": (
         *("source", "sides", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
-        *("bundle_folder", "bundle_builder", "engines", "explain", "importers", "cli"),
+        *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "cli"),
     ),
     "runtime": (
         *("measured", "truncation", "output", "backends", "pipeline", "autotune"),
-        *("synthesizer", "upscale", "generate"),
+        *("upscale", "stages", "synthesizer", "generate"),
     ),
 }
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 import bundles as tiny
 from pgsr import draws, machine
+from pgsr.batches import most
 from pgsr.errors import PgsrError
 from pgsr.runtime import Synthesizer, synthesizer
 from pgsr.runtime import autotune as batch
@@ -403,7 +404,7 @@ def test_the_fastest_batch_is_found(seconds_of: Callable[[int], float], best: in
 
 @pytest.mark.parametrize(("size", "limit"), [(16, 64), (512, 64), (1024, 16), (2048, 4), (8192, 2)])
 def test_batches_of_large_pictures_are_small(size: int, limit: int) -> None:
-    assert batch.most(size) == limit
+    assert most(size) == limit
     timed = Timed(lambda n: 0.01)  # the more the better
     assert fastest_batch(timed, 8, 2, limit, clock=lambda: timed.now) == limit
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgsr.batches import images_on_gpu
+from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 
@@ -37,6 +39,13 @@ class Profile:
 
     def __str__(self) -> str:
         return f"{self.min},{self.opt},{self.max}"
+
+
+def usual_profile(bundle: Bundle, graph: Graph) -> Profile:
+    """The batches of engines where nobody names any, so that one serves all usual ones: 1,16,64, or fewer of
+    large pictures. TensorRT sets memory aside for the largest, on every stream."""
+    largest = images_on_gpu(bundle, graph)
+    return Profile(1, min(16, largest), largest)
 
 
 @dataclass(frozen=True)

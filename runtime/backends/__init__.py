@@ -52,6 +52,9 @@ class Settings:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int = 0  # of the arithmetic on a CPU; 0 leaves it to the backend
     batch: int = 16  # images at a time, at most
+    at_once: int = (
+        0  # images that there is memory for, in all that is computed at the same time; 0: any number
+    )
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device):
@@ -150,9 +153,10 @@ def open_runner(
     graph: str = "chain",  # one of pgsr.bundle.GRAPHS
     threads: int = 0,
     batch: int = 16,
+    at_once: int = 0,  # images that there is memory for; 0: any number
 ) -> Runner:
     """Raises PgsrError if no backend is installed, or the graph or the device cannot be used."""
-    settings = Settings(device, threads, batch)
+    settings = Settings(device, threads, batch, at_once)
     description = bundle.graph(graph, precision)
     if backend != "auto":
         check_choice("backend", backend, ("auto", *BACKENDS))

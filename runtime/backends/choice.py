@@ -28,7 +28,8 @@ from . import BACKENDS, Runner, Settings, backend_versions, open_backend
 
 ROUNDS = 3  # at most, in turns
 SECONDS = 1.0  # after which no further round begins
-MOST_ROWS = 16  # images at a time while measuring
+MOST_ROWS = 16  # images at a time while measuring,
+LEAST_ROWS, PIXELS = 2, 2**20  # fewer of large ones: as many as these pixels
 CLEARLY = 1.1  # how many times as fast a backend must be to be taken before one that BACKENDS prefers
 SIDE = 64  # of pictures, to measure an upscaler of any size with
 
@@ -119,7 +120,7 @@ def _measured(
             raise PgsrError("; ".join(f"{name}: {error}" for name, error in refusals.items()))
         for name, refusal in refusals.items():
             log.warning("%s is not used: %s", name, refusal)  # shown on stderr
-        speeds = measure(runners, example(graph, min(settings.batch, MOST_ROWS)))
+        speeds = measure(runners, example(graph, rows(bundle, settings)))
         log.info("images/s: %s", ", ".join(f"{n} {speed:.1f}" for n, speed in speeds.items()))
         best = fastest(speeds)
     finally:
@@ -140,6 +141,11 @@ def _try_open(name: str, bundle: Bundle, graph: Graph, settings: Settings) -> Ru
     except Exception as error:
         log.debug("%s", name, exc_info=True)
         raise PgsrError(f"{type(error).__name__}: {error}") from error
+
+
+def rows(bundle: Bundle, settings: Settings) -> int:
+    """The images at a time that backends are measured with."""
+    return min(settings.batch, MOST_ROWS, max(LEAST_ROWS, PIXELS // max(1, bundle.size) ** 2))
 
 
 def example(graph: Graph, rows: int) -> NDArray[np.float32]:

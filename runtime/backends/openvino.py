@@ -8,6 +8,7 @@ with it; parts run one after the other with all cores (LATENCY), or several at o
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class Mode:
 
 
 MODES = {"latency": Mode("LATENCY", 8), "asynchronous": Mode("THROUGHPUT", 2)}
+PART_PIXELS = 2**19  # of what a part makes at most: eight pictures of 256 x 256 keep all cores busy
 
 # What is computed in, by the graph's precision; fp16 only where the CPU has it.
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -159,7 +161,7 @@ def _precision(core: Any, precision: str) -> str:
 def _open(
     openvino: Any, core: Any, path: str, graph: Graph, settings: Settings, hint: str, mode: Mode
 ) -> OpenVinoRunner:
-    rows = 0 if _any_size(graph) else min(mode.rows, settings.batch)
+    rows = 0 if _any_size(graph) else min(_rows(graph, mode), settings.batch)
     options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
     if settings.cpu_threads:
         options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
@@ -170,11 +172,18 @@ def _open(
         compiled = core.compile_model(model, "CPU", options)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # One more than run at once waits in OpenVINO, so that no core does while Python fetches a result.
-        requests = [compiled.create_infer_request() for _ in range(count + 1)]
+        room = max(1, settings.at_once // max(1, rows)) if settings.at_once else count + 1
+        requests = [compiled.create_infer_request() for _ in range(min(count + 1, room))]
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"OpenVINO {openvino.__version__} cannot open {path}: {_last_line(error)}") from error
     several = f", {count} requests at once" if count > 1 else ""
     return OpenVinoRunner(requests, graph.outputs[0], rows, f"OpenVINO CPU {hint}{several}")
+
+
+def _rows(graph: Graph, mode: Mode) -> int:
+    """The images of a part: fewer of large ones, which fill the cores by themselves."""
+    values = math.prod(side for side in graph.outputs[0].shape[1:] if isinstance(side, int))
+    return min(mode.rows, max(1, 3 * PART_PIXELS // values))
 
 
 # bf16 rounds every value to 8 bits, and all later layers build on what is lost at low resolutions. So values

@@ -25,7 +25,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import cache_root, make_folder, write_bytes
 from pgsr.gpu import Gpu, find_gpu
 from pgsr.tensorrt.building import build
-from pgsr.tensorrt.engines import Key, Profile, sm
+from pgsr.tensorrt.engines import Key, Profile, sm, usual_profile
 from pgsr.tensorrt.library import named_errors, quiet_log, start
 from pgsr.tensorrt.sidecars import read_sidecar, sidecar, why_stale, write_engine
 
@@ -35,7 +35,6 @@ from .cuda import Cuda, made_on, open_cuda
 from .lanes import Lanes
 
 LANES = 2
-COMMON = Profile(1, 16, 64)  # of the engines that are built here, so that one serves all usual batches
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ log = logging.getLogger(__name__)
 
 def find_engine(trt: Any, library: str, bundle: Bundle, graph: Graph, gpu: Gpu, batch: int) -> bytes:
     """A fresh engine of a graph. Raises PgsrError if there is none and none can be built."""
+    usual = usual_profile(bundle, graph)
     key = Key(
         onnx_sha256=graph.sha256,
         library=library,
@@ -53,7 +53,7 @@ def find_engine(trt: Any, library: str, bundle: Bundle, graph: Graph, gpu: Gpu, 
         compute_capabilities=(gpu.compute_capability,),
         driver=gpu.driver if library == "tensorrt" else None,
         precision=graph.precision,
-        profile=COMMON if batch <= COMMON.max else Profile(1, batch, batch),
+        profile=usual if batch <= usual.max else Profile(1, batch, batch),
     )
     path = cache_path(graph, key)
     reason = "there is none"

@@ -233,6 +233,13 @@ synthesizer_options = options(
         show_default=True,
         help="What runs the networks; auto: the fastest here.",
     ),
+    option(
+        MACHINE,
+        "--tile",
+        type=int,
+        default=0,
+        help="Pixels a side that upscalers see at once, on CPUs [default: all that the memory holds].",
+    ),
     threads_option,
 )
 result_options = options(
@@ -250,6 +257,7 @@ def _opened(
     device: str,
     precision: str,
     backend: str,
+    tile: int,
     threads: int,
 ) -> Synthesizer:
     """The synthesizer that the shared options describe."""
@@ -257,7 +265,7 @@ def _opened(
 
     if label is not None:
         _check_label(model, label)
-    return Synthesizer(model, device, precision, backend, batch, threads, truncation)
+    return Synthesizer(model, device, precision, backend, batch, threads, truncation, tile)
 
 
 # ----------------------------------------------------------------------------

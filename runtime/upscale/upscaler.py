@@ -37,7 +37,7 @@ FIRST_SIDE, LAST_SIDE = 64, 256  # of the pictures by which the reach is measure
 NOTICED = 0.5 / 255.0  # a quarter of a level, in the network's range of 2
 SPARE = 2  # pixels, since another picture may reach a little farther than the one measured with
 
-Picture = NDArray[np.uint8]  # [H, W, 3]
+Picture = NDArray[Any]  # [H, W, 3]: levels in uint8, or float32 in [-1, 1]
 Floats = NDArray[np.float32]
 Rows = Callable[[int, int], Picture]  # first and last (not included) -> these rows of a picture
 
@@ -79,23 +79,20 @@ class Upscaler:
         backend: str = "auto",  # one of pgsr.runtime.backends.BACKENDS
         threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
         tile: int = TILE,  # pixels a side that are in the network at once; more is faster, and takes memory
+        place: int = 0,  # of the upscaler, where the bundle's chain has several
     ) -> None:
         """Raises PgsrError if the bundle has no upscaler, or the device or a backend cannot be used."""
         if tile < LEAST_TILE:
             raise PgsrError(f"--tile {tile} is below {LEAST_TILE} pixels")
         self.bundle = bundles.read(bundles.shipped() if model is None else model)
-        self.graph = self.bundle.graph("upscaler", precision)
+        self.graph = self.bundle.graph(bundles.upscaler_name(place), precision)
+        self.scale = self.bundle.upscaler_scales[place]  # how many times as large pictures become
         sides = self.graph.inputs[0].shape[2:]
         self._fixed = isinstance(sides[0], int)  # whether it takes pictures of one size only
         self._tile = int(sides[0]) if self._fixed else tile
         self._runner: Runner = open_runner(
-            self.bundle, device, precision, backend, "upscaler", threads, batch=1
+            self.bundle, device, precision, backend, self.graph.name, threads, batch=1
         )
-
-    @property
-    def scale(self) -> int:
-        """Returns how many times as large pictures become."""
-        return self.bundle.scale
 
     @property
     def provider(self) -> str:
@@ -129,8 +126,12 @@ class Upscaler:
         Raises PgsrError for an array of another kind, or if the graph cannot be run.
         """
         check_levels(picture)
+        return self.enlarged(picture)
+
+    def enlarged(self, picture: Picture) -> Picture:
+        """[H, W, 3] -> [scale * H, scale * W, 3] of the same kind: levels, or float32 in [-1, 1]."""
         height, width = picture.shape[:2]
-        result = np.empty((height * self.scale, width * self.scale, 3), dtype=np.uint8)
+        result = np.empty((height * self.scale, width * self.scale, 3), dtype=picture.dtype)
         top = 0
         for band in self.bands(height, width, lambda top, bottom: picture[top:bottom]):
             result[top : top + len(band)] = band
@@ -138,8 +139,9 @@ class Upscaler:
         return result
 
     def bands(self, height: int, width: int, rows: Rows) -> Iterator[Picture]:
-        """Yields the result from top to bottom, uint8 [some rows, scale * width, 3]: memory holds one row of
-        tiles at a time. `rows` gives any rows of the picture. Raises PgsrError if the graph cannot be run."""
+        """Yields the result from top to bottom, [some rows, scale * width, 3]: memory holds one row of tiles
+        at a time. `rows` gives any rows of the picture, levels or floats, and the result is of that kind.
+        Raises PgsrError if the graph cannot be run."""
         if not self._fixed or min(height, width) >= self._tile:
             yield from self._by_tiles(height, width, rows)
             return
@@ -156,12 +158,13 @@ class Upscaler:
         overlap = np.zeros((0, width * self.scale, 3), dtype=np.float32)
         for top, end, weights in zip(down.starts, [*down.starts[1:], height], down.weights, strict=True):
             finished = (end - top) * self.scale
-            band = np.empty((finished, width * self.scale, 3), dtype=np.uint8)
+            strip = rows(top, top + down.side)
+            band = np.empty((finished, width * self.scale, 3), dtype=strip.dtype)
             rest = np.empty((len(weights) - finished, *band.shape[1:]), dtype=np.float32)
-            for columns, part in self._columns(rows(top, top + down.side), across):
+            for columns, part in self._columns(strip, across):
                 part *= weights[:, None, None]
                 part[: len(overlap)] += overlap[:, columns]
-                band[:, columns] = rounded(part[:finished])
+                band[:, columns] = rounded(part[:finished]) if band.dtype == np.uint8 else part[:finished]
                 rest[:, columns] = part[finished:]
             yield band
             overlap = rest
@@ -172,7 +175,7 @@ class Upscaler:
         overlap = np.zeros((strip.shape[0] * self.scale, 0, 3), dtype=np.float32)
         ends = [*across.starts[1:], across.length]
         for left, end, weights in zip(across.starts, ends, across.weights, strict=True):
-            tile = np.ascontiguousarray(to_float(strip[None, :, left : left + across.side]))
+            tile = np.ascontiguousarray(_as_image(strip[:, left : left + across.side]))
             part = self._runner.run(tile)[0].transpose(1, 2, 0) * weights[:, None]
             part[:, : overlap.shape[1]] += overlap
             finished = (end - left) * self.scale
@@ -199,6 +202,11 @@ class Upscaler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._runner.__exit__(kind, error, trace)
+
+
+def _as_image(picture: Picture) -> Floats:
+    """Levels or floats [H, W, 3] as what networks take, [1, 3, H, W]."""
+    return to_float(picture[None]) if picture.dtype == np.uint8 else picture[None].transpose(0, 3, 1, 2)
 
 
 class Axis:
