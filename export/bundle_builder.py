@@ -158,10 +158,8 @@ def named(sources: Sequence[Source]) -> dict[str, Source]:
         )
     if len(upscalers) > MOST_UPSCALERS:
         raise PgsrError(f"{len(upscalers)} upscalers are too many: a chain has at most {MOST_UPSCALERS}")
-    return {
-        **{"generator": source for source in generators},
-        **{upscaler_name(place): source for place, source in enumerate(upscalers)},
-    }
+    chain = {upscaler_name(place): source for place, source in enumerate(upscalers)}
+    return {"generator": generators[0], **chain} if generators else chain
 
 
 class SidesError(PgsrError):

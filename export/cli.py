@@ -137,7 +137,7 @@ def bundle(
     as_json: bool,
     **wishes: Any,
 ) -> None:
-    """Export RUNS (a generator's, upscalers' in their order, or both; folders or checkpoints) as one bundle."""
+    """Export RUNS (a generator's, upscalers' in their order, or both: folders or checkpoints) as a bundle."""
     request, engines = Request(**wishes), engine_request(engine, batch, compute_capability)
     if engines and request.out is None and len(runs) == 1 and (runs[0] / MANIFEST).is_file():
         _build_engines(engines, runs[0], as_json)

@@ -1,4 +1,4 @@
-"""What an ONNX graph holds while it computes one image: the shape of every value, and how much memory they take.
+"""What an ONNX graph holds while it computes one image: the shape of every value, and the memory of all.
 
 shapes = shapes_of(model, side=64)          # an upscaler of any size is looked at with images of 64 x 64
 memory = activation_bytes(model, side=64)   # of those values that have to be held at the same time
@@ -41,8 +41,8 @@ def _inferred(model: onnx.ModelProto, side: int) -> onnx.GraphProto:
 def activation_bytes(model: onnx.ModelProto, side: int) -> int:
     """The most memory that the values of one image take together, in the order of the graph.
 
-    A value is held from the node that makes it to the last one that reads it. Libraries fuse nodes and compute
-    some in place, which takes less, and lay values out anew, which takes more.
+    A value is held from the node that makes it to the last one that reads it. Libraries fuse nodes and
+    compute some in place, which takes less, and lay values out anew, which takes more.
     """
     graph = _inferred(model, side)
     sizes = _sizes(graph)

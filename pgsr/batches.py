@@ -9,8 +9,8 @@ PIXELS = 2**24  # of a batch's pictures at most: 48 MiB, of which a dozen may wa
 WAITING = 12  # finished batches
 GPU_BYTES = 2**32  # that a batch may take on a GPU, where nobody names one
 
-# What a picture takes of memory to the sum of the values that its graph holds at the same time. ONNX Runtime on
-# the CPU lays maps out anew and rounds its blocks up: 2.5, in int8 3.0. OpenVINO: 1 (docs/generate.md).
+# What a picture takes of memory to the sum of the values that its graph holds at the same time. ONNX Runtime
+# on the CPU lays maps out anew and rounds its blocks up: 2.5 to 3.0. OpenVINO: 1 (docs/generate.md).
 HELD = 3.0
 
 

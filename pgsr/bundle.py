@@ -96,7 +96,7 @@ class Bundle:
         return self.resolution * self.scale
 
     def side_before(self, place: int) -> int:
-        """Pixels along each side of the images that the upscaler at a place of the chain, from 0, is given."""
+        """Pixels along each side of the images that come to the upscaler at a place of the chain, from 0."""
         return self.resolution * math.prod(self.upscaler_scales[:place])
 
     def graph(self, name: str, precision: str = "fp32") -> Graph:

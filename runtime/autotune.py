@@ -53,7 +53,7 @@ def fastest_batch(
 def _speed(
     open_at: Callable[[int], Runner], size: int, latent_size: int, until: float, clock: Callable[[], float]
 ) -> float:
-    """Images a second of the quicker round; of the call before, to warm up, if no time is left for a round."""
+    """Images a second of the quicker round; if no time is left for one, of the call before, to warm up."""
     latents = draws.latents(0, range(size), latent_size)
     with open_at(size) as runner:
         began = clock()

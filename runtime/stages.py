@@ -26,8 +26,8 @@ GRAIN = 32  # pixels that tiles' sides are multiples of
 
 
 def tile_that_fits(bundle: Bundle, place: int, memory: int) -> int:
-    """The side of the largest tile of an upscaler's images that so many bytes have room for, at most the whole
-    image's."""
+    """The side of the largest tile of an upscaler's images that so many bytes have room for, at most that of
+    the whole image."""
     side = bundle.side_before(place)
     needed = HELD * max(1, activation_bytes(bundle, upscaler_name(place)))  # of the whole image
     if needed <= memory:

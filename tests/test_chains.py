@@ -20,6 +20,8 @@ from PIL import Image
 
 import bundles as tiny
 from pgsr import batches, bundle, draws
+from pgsr.benchmarks.quality.sets import Faces
+from pgsr.benchmarks.quality.sets import Settings as QualitySettings
 from pgsr.checkpoint import Checkpoint, save
 from pgsr.errors import PgsrError
 from pgsr.export import bundle_builder as build
@@ -163,6 +165,19 @@ def test_an_upscaler_of_the_chain_alone(runs: dict[str, Path], chain: Path) -> N
     with torch.no_grad():
         made = read_source(runs["two"]).network.double()(x)[0].permute(1, 2, 0).numpy()
     assert np.abs(larger - np.rint(np.clip((made + 1) * 127.5, 0, 255))).max() <= 1
+
+
+def test_quality_measures_the_whole_chain(chain: Path) -> None:
+    """The pictures of pgsr-bench quality: the generator's, the chain's, and others enlarged by all upscalers."""
+    settings = QualitySettings(Path("photographs"), model=chain, images=5, device="cpu")
+    with Faces(bundle.read(chain), settings) as faces, Synthesizer(chain, "cpu") as synthesizer:
+        large = np.concatenate(list(faces.large(5)))
+        assert np.array_equal(large, synthesizer.images(count=5))
+        small = np.concatenate(list(faces.small(5)))
+        assert small.shape == (5, 16, 16, 3)
+        enlarged = faces.upscaled(small)
+    assert enlarged.shape == large.shape
+    assert np.abs(enlarged.astype(int) - large).mean() < 1  # but for the rounding of what comes in
 
 
 @pytest.mark.slow

@@ -73,6 +73,47 @@ def reduced(index: int, size: int, resampling: str = "lanczos") -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------
+# The filter that recipes reduce photographs by.
+
+BICUBIC = ["progan-64-epochs", "progan-64-separable", "progan-64-vanilla", "srgan-4x", "srresnet-4x"]
+
+
+def test_recipes_reduce_by_the_filter_of_their_paper() -> None:
+    """Bicubic in paper 1, section III, and in SRGAN's section 3.2; what pgsr-data takes elsewhere."""
+    chosen = {name: config.load(name).data.reduce for name in config.recipe_names()}
+    assert [name for name, reduce in chosen.items() if reduce == "bicubic"] == BICUBIC
+    assert set(chosen.values()) == {"bicubic", "lanczos"}
+    with pytest.raises(PgsrError, match=r"data\.reduce = .sinc. is not one of .lanczos."):
+        config.load("tiny", ["data.reduce=sinc"])
+
+
+def test_a_run_of_paper_1_sees_photographs_reduced_by_bicubic(tmp_path: Path, own_cache: Path) -> None:
+    """The batches' own pixels, by Pillow alone; in a cache of their own beside those of another recipe."""
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(png(96, i))
+    small = [f"{network}.feature_base=64" for network in ("generator", "discriminator")]
+    for _ in range(2):
+        for name, way in (("progan-64-separable", "bicubic"), ("faces-64", "lanczos")):
+            source = batches.LatentBatches(config.load(name, small), tmp_path / "photos", torch.device("cpu"))
+            with Image.open(tmp_path / "photos" / "0.png") as picture:
+                expected = np.asarray(picture.convert("RGB").resize((64, 64), PILLOW[way]))
+            assert np.array_equal(source.opened[0].pixels[0], expected)
+    assert len(list((own_cache / "data").glob("*.npy"))) == 2
+
+
+def test_an_archive_of_another_filter_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for way in ("lanczos", "bicubic"):
+        prepare.prepare([], tmp_path / f"{way}.zip", settings(16, 32, resampling=way), drawn=3)
+        pixels = data.load_photographs(tmp_path / f"{way}.zip", 16, "bicubic").pixels
+        assert np.array_equal(pixels[1], reduced(1, 16, way))  # whatever it is, it is not reduced again
+        note = "lanczos.zip was reduced by lanczos, and bicubic is asked for"
+        assert (note in capsys.readouterr().err) == (way == "lanczos")
+        data.load_photographs(tmp_path / f"{way}.zip", 16)
+        assert not capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------
 # The procedural pictures.
 
 

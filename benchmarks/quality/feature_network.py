@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.files import sha256
-from pgsr.networks.efficientnet import load_lite0
+from pgsr.networks.efficientnet import lite0_installed, load_lite0
 from pgsr.trainer.data.cache import FILTERS
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
@@ -109,6 +109,14 @@ def resized(pixels: Pixels, side: int, resize: str) -> Pixels:
     if side in (0, pixels.shape[1]):
         return np.ascontiguousarray(pixels)
     return np.stack([np.asarray(Image.fromarray(p).resize((side, side), FILTERS[resize])) for p in pixels])
+
+
+def wished(features: Path, side: int | None, resize: str, meaning: str) -> Settings | None:
+    """Returns what --features and its options name: a file, lite0, none, or auto, which is lite0 where its
+    package is installed."""
+    if str(features) == "none" or (str(features) == "auto" and not lite0_installed()):
+        return None
+    return Settings(LITE0 if str(features) == "auto" else features, side, resize, meaning)
 
 
 def open_network(settings: Settings, device: torch.device | str = "cpu") -> Network:

@@ -34,7 +34,7 @@ from pgsr.trainer.metrics.similarity import PairSimilarity
 from pgsr.trainer.start import chosen_device
 
 from .feature_network import Network, open_lpips, open_network, resized
-from .sets import Faces, Photos, Pixels, Settings, holds, open_photos
+from .sets import Faces, Photos, Pixels, Settings, holds, open_photos, trained_filter
 
 Report = Callable[[str], None]
 
@@ -191,9 +191,15 @@ def run(settings: Settings, report: Report) -> Quality:
         torch.set_num_threads(settings.threads)
     model = bundle.read(bundle.shipped() if settings.model is None else settings.model)
     network = None if settings.features is None else open_network(settings.features, device)
-    notes: list[str] = []
+    notes = (
+        []
+        if network
+        else [
+            "no IS, FID and the like: name a feature network with --features, or pip install 'pgsr[features]'"
+        ]
+    )
     with Faces(model, settings) as faces:
-        photos = open_photos(settings.data, model.resolution, settings)
+        photos = open_photos(settings.data, model.resolution, settings, trained_filter(model))
         _note_count(photos, settings, notes)
         reference = Reference(photos, device, settings.pairs, network)
         report(f"{photos.count} photographs of {model.resolution}x{model.resolution} looked at")
@@ -236,7 +242,7 @@ def _upscaled(
     report: Report,
 ) -> tuple[list[Measured], list[Measured]]:
     """The large sets, if the bundle has an upscaler and there are photographs to compare with."""
-    side = faces.bundle.resolution * faces.bundle.scale
+    side = faces.bundle.size
     source = settings.large_data or settings.data
     if faces.bundle.scale == 1:
         notes.append("the bundle has no upscaler")
@@ -244,7 +250,7 @@ def _upscaled(
     if settings.large_data is None and not holds(source, side):
         notes.append(f"the photographs are smaller than {side}x{side}: name larger ones with --large-data")
         return [], []
-    photos = open_photos(source, side, settings)
+    photos = open_photos(source, side, settings, trained_filter(faces.bundle))
     _note_count(photos, settings, notes)
     reference = Reference(photos, device, settings.pairs, network)
     report(f"{photos.count} photographs of {side}x{side} looked at")

@@ -110,6 +110,10 @@ def legend(quality: Quality) -> list[str]:
             f"scores by features: network sha256 {network['features'][:16]}, images "
             f"resized {network['feature resize']}, range {network['feature range']}"
         )
+    if any(score.name == "FD" for score in quality.small[0].scores):
+        lines.append(
+            "that network is not Inception: its IS and FD are not to be compared with published ones"
+        )
     if quality.restored:
         conditions = quality.restored[0].scores[-1].conditions
         lines.append(

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr import draws
-from pgsr.bundle import Bundle
+from pgsr.batches import LEAST, images_that_fit, most
+from pgsr.bundle import UPSCALERS, Bundle
 from pgsr.errors import PgsrError, check_choice
 from pgsr.images import to_float, to_uint8
+from pgsr.machine import available_memory
 from pgsr.runtime.backends import open_runner
 from pgsr.runtime.synthesizer import check_window
-from pgsr.trainer.data.cache import FILTERS, Photographs, load_photographs, problem
+from pgsr.trainer.data.cache import FILTERS, REDUCED_BY, Photographs, load_photographs, problem
 from pgsr.trainer.data.listing import UNREADABLE, tell
 from pgsr.trainer.data.sources import of_size, open_pictures, reading
 from pgsr.trainer.metrics.similarity import PAIRS
@@ -28,7 +30,7 @@ from .feature_network import resized
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 
-BATCH = 16
+BATCH = 16  # pictures, or fewer of large ones
 PAPER_IMAGES = 16384  # paper 2, section 5
 TRIES = 10  # pictures looked at to learn how large they are
 
@@ -86,17 +88,26 @@ def holds(source: Path, side: int) -> bool:
     return False
 
 
-def _resize(photographs: Photographs) -> str:
-    """How photographs came to their size: as stored, by Lanczos, or so many of them."""
+def trained_filter(model: Bundle) -> str:
+    """The filter by which the photographs were reduced that a bundle's generator was trained on."""
+    recipe = model.provenance.get("generator", {}).get("recipe", {})
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    name = data.get("reduce") if isinstance(data, dict) else None
+    return name if name in FILTERS else REDUCED_BY
+
+
+def _resize(photographs: Photographs, reduce: str) -> str:
+    """How photographs came to their size: as stored, by a filter, or so many of them."""
     stored, count = photographs.as_stored, len(photographs)
     if stored in (0, count):
-        return "as stored" if stored else "lanczos"
-    return f"lanczos ({count - stored} of {count})"
+        return "as stored" if stored else reduce
+    return f"{reduce} ({count - stored} of {count})"
 
 
-def open_photos(source: Path, side: int, settings: Settings) -> Photos:
-    """Raises PgsrError if there are fewer than four photographs of that size."""
-    photographs = load_photographs(source, side)
+def open_photos(source: Path, side: int, settings: Settings, reduce: str = REDUCED_BY) -> Photos:
+    """Larger photographs are reduced by that filter. Raises PgsrError if there are fewer than four of that
+    size."""
+    photographs = load_photographs(source, side, reduce)
     tell(source, len(photographs), photographs.left_out)
     count = min(settings.images, len(photographs) // 2)
     if count < 2:
@@ -106,12 +117,18 @@ def open_photos(source: Path, side: int, settings: Settings) -> Photos:
     conditions = {
         "images": count,
         "resolution": side,
-        "resize": _resize(photographs),
+        "resize": _resize(photographs, reduce),
         "photographs": photographs.fingerprint[:16],
         "seed": settings.seed,
     }
     order = draws.permutation(settings.seed, "evaluation", 0, len(photographs))
     return Photos(photographs.pixels, order, count, conditions)
+
+
+def _batch(model: Bundle, graph: str) -> int:
+    """Pictures at a time, by their size and the memory that is free."""
+    room = images_that_fit(model, graph, available_memory() // 4)
+    return min(BATCH, most(model.size), max(LEAST, room))
 
 
 class Faces:
@@ -120,7 +137,8 @@ class Faces:
     def __init__(self, model: Bundle, settings: Settings) -> None:
         """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
         self.bundle, self.seed = model, settings.seed
-        names = ("generator", "chain", "upscaler") if model.scale > 1 else ("generator",)
+        self.upscalers = UPSCALERS[: len(model.upscaler_scales)]
+        names = ("generator", *(("chain", *self.upscalers) if self.upscalers else ()))
         self.runners = {
             name: open_runner(
                 model,
@@ -128,17 +146,17 @@ class Faces:
                 settings.precision,
                 graph=name,
                 threads=settings.threads,
-                batch=BATCH,
+                batch=_batch(model, name),
             )
             for name in names
         }
 
     def small(self, count: int) -> Iterator[Pixels]:
-        for latents in self._latents(count):
+        for latents in self._latents(count, "generator"):
             yield to_uint8(self.runners["generator"].run(latents))
 
     def large(self, count: int) -> Iterator[Pixels]:
-        for latents in self._latents(count):
+        for latents in self._latents(count, "chain"):
             yield self.runners["chain"].run(latents)
 
     def enlarged(self, count: int, resampling: str) -> Iterator[Pixels]:
@@ -146,12 +164,21 @@ class Faces:
             yield resized(pixels, self.bundle.scale * pixels.shape[1], resampling)
 
     def upscaled(self, pixels: Pixels) -> Pixels:
-        """Any pictures through the upscaler."""
-        return np.ascontiguousarray(to_uint8(self.runners["upscaler"].run(to_float(pixels))))
+        """Any pictures through all upscalers."""
+        size = _batch(self.bundle, "chain")
+        parts = [self._upscaled(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        return np.concatenate(parts)
 
-    def _latents(self, count: int) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, count, BATCH):
-            indices = range(start, min(start + BATCH, count))
+    def _upscaled(self, pixels: Pixels) -> Pixels:
+        images = to_float(pixels)
+        for name in self.upscalers:
+            images = self.runners[name].run(images)
+        return to_uint8(images)
+
+    def _latents(self, count: int, graph: str) -> Iterator[NDArray[np.float32]]:
+        size = _batch(self.bundle, graph)
+        for start in range(0, count, size):
+            indices = range(start, min(start + size, count))
             yield draws.latents(self.seed, indices, self.bundle.latent_size)
 
     def __enter__(self) -> Self:

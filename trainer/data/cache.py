@@ -37,6 +37,7 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }  # paper 1, Table 1
+REDUCED_BY = "lanczos"  # where nothing else is asked for
 
 UNREAD = "cannot be read"  # how the reason begins where a picture is damaged
 
@@ -112,11 +113,12 @@ class Noise:
 Source = Path | Noise
 
 
-def load_photographs(source: Path, size: int) -> Photographs:
+def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY) -> Photographs:
     """All usable pictures at size x size, from the cache if they have been decoded before.
 
     A prepared archive (pgsr-data) with that size gives its own pictures; any other is cropped to the
-    centred square and reduced by Lanczos. Pictures that are damaged or too small are named on stderr.
+    centred square and reduced by a filter of FILTERS. Pictures that are damaged or too small, and a set
+    that was prepared by another filter, are named on stderr.
     Raises PgsrError if fewer than two are left, or labels do not fit the pictures.
     """
     whole = open_pictures(source)
@@ -126,7 +128,13 @@ def load_photographs(source: Path, size: int) -> Photographs:
             f"{source} was prepared at {','.join(map(str, whole.sizes))}, which is too small for {size}: "
             f"prepare it with pgsr-data --sizes {size}"
         )
-    file = _pixel_file(pictures, size)
+    if reduce != REDUCED_BY and whole.filter not in ("", reduce):
+        print(
+            f"note: {source} was reduced by {whole.filter}, and {reduce} is asked for: prepare it with "
+            f"pgsr-data --filter {reduce}",
+            file=sys.stderr,
+        )
+    file = _pixel_file(pictures, size, reduce)
     if len(file.pixels) < 2:
         raise PgsrError(
             f"{source} has {len(file.pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
@@ -145,16 +153,17 @@ def load_photographs(source: Path, size: int) -> Photographs:
     )
 
 
-def _pixel_file(pictures: Pictures, size: int) -> PixelFile:
+def _pixel_file(pictures: Pictures, size: int, reduce: str) -> PixelFile:
     """The decoded pictures, from the cache or anew."""
-    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}-{decoding.VERSION}.npy"
+    by = "" if reduce == REDUCED_BY else f"-{reduce}"
+    cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}{by}-{decoding.VERSION}.npy"
     content = fingerprint_of([pictures.fingerprint, *pictures.names])  # and which of its pictures
     file = open_pixels(cached, content, size)
     if file is not None:
         return file
     if cached.exists():
         print(f"note: {cached} is damaged, or of an older version: decoding again", file=sys.stderr)
-    _decode_all(pictures, size, cached, content)
+    _decode_all(pictures, size, reduce, cached, content)
     file = open_pixels(cached, content, size)
     if file is None:
         raise PgsrError(f"{cached} does not hold what was written to it: is the disk sound?")
@@ -166,11 +175,11 @@ def cache_folder() -> Path:
     return writable_cache("data")
 
 
-def _decode_all(pictures: Pictures, size: int, cached: Path, content: str) -> None:
+def _decode_all(pictures: Pictures, size: int, reduce: str, cached: Path, content: str) -> None:
     """Decodes into one file; a picture that fails is reported in it and on stderr."""
 
     def pixels(picture: Image.Image) -> tuple[NDArray[np.uint8], bool]:
-        return np.asarray(square(picture, size, Image.Resampling.LANCZOS)), min(picture.size) == size
+        return np.asarray(square(picture, size, FILTERS[reduce])), min(picture.size) == size
 
     remove_leftovers(cached.parent)
     with ending_cleanly(), writing_pixels(cached, content, size) as file:

@@ -29,6 +29,7 @@ from .listing import (
     hidden_reason,
     no_picture,
     open_regular,
+    prepared_filter,
     prepared_sizes,
     read_file,
     read_manifest,
@@ -57,12 +58,14 @@ def list_folder(source: Path) -> Pictures:
     found = find(source)
     if found.shards and not found.pictures:
         return list_shards(source, found.shards, found.left_out)
-    sizes = prepared_sizes(read_manifest(source))
+    manifest = read_manifest(source)
+    sizes = prepared_sizes(manifest)
     pictures = Pictures(
         source,
         tuple(found.pictures),
         shards=tuple(found.shards),
         sizes=sizes,
+        filter=prepared_filter(manifest),
         left_out=without_manifest(found.left_out, sizes),
         identify=partial(_identity, source, found.pictures, found.shards),
     )
@@ -74,6 +77,7 @@ def list_folder(source: Path) -> Pictures:
         (*pictures.names, *shards.names),
         shards=shards.shards,
         sizes=pictures.sizes,
+        filter=pictures.filter,
         left_out=shards.left_out,
         identify=pictures.identify,
     )

@@ -78,6 +78,7 @@ class Pictures:
     label_names: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()  # tar files that hold some of them, in the folder at `source`
     sizes: tuple[int, ...] = ()  # at which pgsr-data prepared each picture; (): it did not
+    filter: str = ""  # by which it reduced them
     left_out: tuple[LeftOut, ...] = ()
     identify: Callable[[], Identity] = field(default=_no_identity, repr=False, compare=False)
     whole: Pictures | None = field(default=None, repr=False)  # what these were chosen from
@@ -240,3 +241,11 @@ def prepared_sizes(manifest: bytes | None) -> tuple[int, ...]:
     except (ValueError, TypeError, AttributeError):
         pass
     return ()
+
+
+def prepared_filter(manifest: bytes | None) -> str:
+    """The filter by which pgsr-data reduced them; "" by another's manifest, or none."""
+    if not prepared_sizes(manifest):
+        return ""
+    name = parsed_json(manifest or b"")["filter"]
+    return name if isinstance(name, str) else ""

@@ -32,6 +32,7 @@ from .listing import (
     no_picture,
     open_regular,
     parsed_json,
+    prepared_filter,
     prepared_sizes,
     read_manifest,
     too_large,
@@ -99,6 +100,7 @@ def list_shards(
         label_names if labelled else (),
         shards=tuple(names),
         sizes=sizes,
+        filter=prepared_filter(manifest),
         left_out=without_manifest([*left_out, *others], sizes),
         identify=partial(_identity, root, tuple(names), {n: shard.older for n, shard in shards.items()}),
     )

@@ -27,6 +27,7 @@ from .listing import (
     hidden_reason,
     no_picture,
     parsed_json,
+    prepared_filter,
     prepared_sizes,
     too_large,
 )
@@ -60,7 +61,8 @@ def _list(source: Path, archive: zipfile.ZipFile) -> Pictures:
     names = tuple(member.filename for member in members)
     labels = [m for m in archive.infolist() if m.filename == LABELS]
     identity = fingerprint_of(f"{m.filename} {m.file_size} {m.CRC:08x}" for m in (*members, *labels))
-    sizes = prepared_sizes(_small_member(archive, MANIFEST))
+    manifest = _small_member(archive, MANIFEST)
+    sizes = prepared_sizes(manifest)
     label_names, own_labels = _labels(source, archive, names)
     ours = {MANIFEST: bool(sizes), LABELS: own_labels is not None}
     return Pictures(
@@ -70,6 +72,7 @@ def _list(source: Path, archive: zipfile.ZipFile) -> Pictures:
         own_labels,
         label_names,
         sizes=sizes,
+        filter=prepared_filter(manifest),
         left_out=tuple(file for file in left_out if not ours.get(file.name)),
         identify=Identity(identity, identity).itself,
     )

@@ -42,7 +42,7 @@ def _pictures(recipe: Recipe, data: Path | None) -> int | None:
     if data is None or not recipe.schedule.counts_epochs:
         return None
     side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
-    return len(load_photographs(data, side)) - recipe.data.held_out
+    return len(load_photographs(data, side, recipe.data.reduce)) - recipe.data.held_out
 
 
 def phase_row(schedule: Schedule, phase: Phase, cost: Estimate) -> dict[str, Any]:

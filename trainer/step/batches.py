@@ -113,7 +113,9 @@ class Batches:
             photographs = source.photographs(side)
         else:
             what = f"the photographs of {side}x{side}, which another process reads"
-            photographs = self.ranks.in_turn(lambda: load_photographs(source, side), what)
+            photographs = self.ranks.in_turn(
+                lambda: load_photographs(source, side, self.recipe.data.reduce), what
+            )
         self.opened.append(photographs)
         return photographs
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pgsr import draws
 
-STORED = "stored"  # as the archive has them: by Lanczos
+STORED = "stored"  # as the archive has them, or as data.reduce makes them
 REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "area": lambda high, scale: F.avg_pool2d(high, scale),
     "bilinear": lambda high, scale: _interpolated(high, scale, "bilinear"),

@@ -22,6 +22,8 @@ from pgsr.files import read_regular
 from pgsr.networks import DISCRIMINATORS, GENERATORS, resolved
 from pgsr.networks.progan import resolutions_up_to
 
+from ..data.cache import FILTERS as REDUCERS
+from ..data.cache import REDUCED_BY
 from .augment import AugmentConfig
 from .degradation import FILTERS, STORED
 from .objectives import OBJECTIVES, ObjectiveConfig
@@ -151,6 +153,7 @@ class DataConfig:
 
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
+    reduce: str = REDUCED_BY  # the filter by which larger ones are reduced to it (paper 1, Table 1)
     # Super-resolution: what makes inputs worse, each crop by shares of its own (degradation.py).
     filters: Sequence[str] = (STORED,)  # one of which reduces a crop
     blur: float = 0.0  # the most, as a Gaussian's standard deviation in pixels of the input
@@ -163,6 +166,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.filters:
             raise PgsrError(f"data.filters is empty: name some of {', '.join(FILTERS)}")
+        check_choice("data.reduce", self.reduce, REDUCERS)
         for name in self.filters:
             check_choice("data.filters", name, FILTERS)
         sides, strengths = dict.fromkeys(("resolution", "box"), LARGEST_SIDE), ("noise", "coarse_noise")
