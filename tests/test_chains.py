@@ -168,7 +168,7 @@ def test_an_upscaler_of_the_chain_alone(runs: dict[str, Path], chain: Path) -> N
 
 
 def test_quality_measures_the_whole_chain(chain: Path) -> None:
-    """The pictures of pgsr-bench quality: the generator's, the chain's, and others enlarged by all upscalers."""
+    """Its sets: the generator's pictures, the chain's, and any that all upscalers enlarge."""
     settings = QualitySettings(Path("photographs"), model=chain, images=5, device="cpu")
     with Faces(bundle.read(chain), settings) as faces, Synthesizer(chain, "cpu") as synthesizer:
         large = np.concatenate(list(faces.large(5)))
