@@ -176,3 +176,62 @@ def test_pytorch_keeps_to_the_quota_unless_told(when: str, set_to: str | None, e
     threads, variable = json.loads(done.stdout)
     assert variable == expected
     assert threads == 1 or set_to is not None  # PyTorch takes no more than there are cores
+
+
+# ----------------------------------------------------------------------------
+# Memory.
+
+MEMORY_V1 = V1.replace("cpu,cpuacct", "memory")
+GIB = 2**30
+
+
+def memory_v2(limit: str, used: int, idle: int = 0, below: str = "") -> dict[str, str]:
+    stat = f"anon {used - idle}\nactive_file 5\ninactive_file {idle}"
+    return {
+        f"{below}memory.max": limit,
+        f"{below}memory.current": str(used),
+        f"{below}memory.stat": stat,
+    }
+
+
+def memory_v1(limit: int, used: int, idle: int = 0) -> dict[str, str]:
+    stat = f"inactive_file 1\ntotal_inactive_file {idle}"
+    return {
+        "memory.limit_in_bytes": str(limit),
+        "memory.usage_in_bytes": str(used),
+        "memory.stat": stat,
+    }
+
+
+ROOM = {
+    "v2 in a container": (V2, "0::/", memory_v2(str(2 * GIB), GIB), 1.0),
+    "v2, files that may go": (V2, "0::/", memory_v2(str(2 * GIB), GIB, GIB // 2), 1.5),
+    "v2, no limit": (V2, "0::/", memory_v2("max", GIB), 8.0),
+    "v2, a group above": (
+        *(V2, "0::/a/b"),
+        memory_v2("max", GIB, below="a/b/") | memory_v2(str(3 * GIB), GIB, below="a/"),
+        2.0,
+    ),
+    "v2, more than the machine has": (V2, "0::/", memory_v2(str(99 * GIB), 0), 8.0),
+    "v2, beyond its limit": (V2, "0::/", memory_v2(str(GIB), 2 * GIB), 0.0),
+    "v2, damaged": (V2, "0::/", memory_v2("much", GIB), 8.0),
+    "v1": (MEMORY_V1, "4:memory:/", memory_v1(4 * GIB, GIB, GIB // 4), 3.25),
+    "v1, no limit": (MEMORY_V1, "4:memory:/", memory_v1(2**63 - 4096, GIB), 8.0),
+    "v1, another controller": (MEMORY_V1, "4:cpu:/", memory_v1(GIB, 0), 8.0),
+}
+
+
+@pytest.mark.parametrize("what", ROOM)
+def test_memory_that_may_still_be_taken(what: str, tmp_path: Path):
+    mount, group, files, expected = ROOM[what]
+    (tmp_path / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable:    8388608 kB\nBuffers: 7 kB\n")
+    own = process(tmp_path, mount, group, files)
+    assert machine.available_memory(own, tmp_path / "meminfo") == expected * GIB
+
+
+def test_memory_of_which_nothing_tells(tmp_path: Path):
+    assert machine.available_memory(tmp_path, tmp_path / "absent") == 2**62
+
+
+def test_memory_of_this_machine():
+    assert 2**20 < machine.available_memory() < 2**50
