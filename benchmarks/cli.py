@@ -308,6 +308,7 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip.")
 @click.option("--large-data", type=click.Path(path_type=Path), help="Of the upscaled size [default: --data].")
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--upscalers", type=int, default=0, help="Of a chain, so many alone [default: all].")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
 @click.option("--images", type=int, default=16384, show_default=True, help="Of each set, at most.")
 @click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")

@@ -88,7 +88,7 @@ class Synthesizer:
         self._limit = self._most(room)
         self._measured = batch == 0 and not self._staged
         self.batch = min(batch or self._remembered or self._first, self._limit)
-        if self.batch < batch:
+        if self.batch < batch and not self._staged:
             log.warning("--batch %d is more than there is memory for: %d at a time", batch, self.batch)
         self._runner: Runner = self._opened(self.batch, tile)
 

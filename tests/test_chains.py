@@ -176,6 +176,10 @@ def test_quality_measures_the_whole_chain(chain: Path) -> None:
         small = np.concatenate(list(faces.small(5)))
         assert small.shape == (5, 16, 16, 3)
         enlarged = faces.upscaled(small)
+    with Faces(bundle.read(chain), replace(settings, upscalers=1)) as first:
+        assert (first.size, next(first.large(2)).shape) == (64, (2, 64, 64, 3))
+    with pytest.raises(PgsrError, match="--upscalers 3: chain has 2"):
+        Faces(bundle.read(chain), replace(settings, upscalers=3))
     assert enlarged.shape == large.shape
     assert np.abs(enlarged.astype(int) - large).mean() < 1  # but for the rounding of what comes in
 

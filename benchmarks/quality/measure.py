@@ -122,7 +122,7 @@ Distances = Callable[[Pixels, Pixels], torch.Tensor]
 def restore(reference: Reference, faces: Faces, settings: Settings, report: Report) -> list[Measured]:
     """The photographs that are not the reference, reduced, then enlarged by each: scored as sets, and by how
     near each picture comes to what it was."""
-    photos, scale = reference.photos, faces.bundle.scale
+    photos, scale = reference.photos, faces.scale
     side = photos.conditions["resolution"]
     ways: dict[str, Enlarge] = {name: partial(resized, side=side, resize=name) for name in PLAIN}
     lpips = None if settings.lpips is None else open_lpips(settings.lpips, reference.device)
@@ -242,9 +242,9 @@ def _upscaled(
     report: Report,
 ) -> tuple[list[Measured], list[Measured]]:
     """The large sets, if the bundle has an upscaler and there are photographs to compare with."""
-    side = faces.bundle.size
+    side = faces.size
     source = settings.large_data or settings.data
-    if faces.bundle.scale == 1:
+    if faces.scale == 1:
         notes.append("the bundle has no upscaler")
         return [], []
     if settings.large_data is None and not holds(source, side):

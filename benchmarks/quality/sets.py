@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Settings:
     data: Path
     large_data: Path | None = None  # photographs of the upscaled size; None: `data` again
     model: Path | None = None  # a bundle; None is the shipped one
+    upscalers: int = 0  # of a chain, as many as are looked at; 0: all
     precision: str = "fp32"
     images: int = PAPER_IMAGES  # of each set; at most half of the photographs
     pairs: int = PAIRS  # of MS-SSIM
@@ -57,6 +59,8 @@ class Settings:
         check_window(self.seed, self.images, 0)
         if self.images < 2:
             raise PgsrError(f"--images {self.images} is below 2")
+        if self.upscalers < 0:
+            raise PgsrError(f"--upscalers {self.upscalers} is below 0")
         if self.pairs < 1:
             raise PgsrError(f"--pairs {self.pairs} is below 1")
         check_choice("--reduce", self.reduce, FILTERS)
@@ -137,8 +141,13 @@ class Faces:
     def __init__(self, model: Bundle, settings: Settings) -> None:
         """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
         self.bundle, self.seed = model, settings.seed
-        self.upscalers = UPSCALERS[: len(model.upscaler_scales)]
-        names = ("generator", *(("chain", *self.upscalers) if self.upscalers else ()))
+        held = len(model.upscaler_scales)
+        if settings.upscalers > held:
+            raise PgsrError(f"--upscalers {settings.upscalers}: {model.name} has {held}")
+        self.upscalers = UPSCALERS[: settings.upscalers or held]
+        self.scale = math.prod(model.upscaler_scales[: len(self.upscalers)])
+        self.whole = bool(held) and len(self.upscalers) == held
+        names = ("generator", *self.upscalers, *(["chain"] if self.whole else []))
         self.runners = {
             name: open_runner(
                 model,
@@ -155,22 +164,29 @@ class Faces:
         for latents in self._latents(count, "generator"):
             yield to_uint8(self.runners["generator"].run(latents))
 
+    @property
+    def size(self) -> int:
+        """Pixels along each side of the upscaled images."""
+        return self.bundle.resolution * self.scale
+
     def large(self, count: int) -> Iterator[Pixels]:
         for latents in self._latents(count, "chain"):
-            yield self.runners["chain"].run(latents)
+            if self.whole:
+                yield self.runners["chain"].run(latents)
+            else:
+                yield self._enlarged(self.runners["generator"].run(latents))
 
     def enlarged(self, count: int, resampling: str) -> Iterator[Pixels]:
         for pixels in self.small(count):
-            yield resized(pixels, self.bundle.scale * pixels.shape[1], resampling)
+            yield resized(pixels, self.size, resampling)
 
     def upscaled(self, pixels: Pixels) -> Pixels:
         """Any pictures through all upscalers."""
         size = _batch(self.bundle, "chain")
-        parts = [self._upscaled(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        return np.concatenate(parts)
+        starts = range(0, len(pixels), size)
+        return np.concatenate([self._enlarged(to_float(pixels[start : start + size])) for start in starts])
 
-    def _upscaled(self, pixels: Pixels) -> Pixels:
-        images = to_float(pixels)
+    def _enlarged(self, images: NDArray[np.float32]) -> Pixels:
         for name in self.upscalers:
             images = self.runners[name].run(images)
         return to_uint8(images)
