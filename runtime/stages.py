@@ -65,8 +65,9 @@ class Staged:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as parts:
-            for part in (self._generator, *self._upscalers):
-                parts.push(part)
+            parts.push(self._generator)
+            for upscaler in self._upscalers:
+                parts.push(upscaler)
 
 
 def open_stages(

@@ -237,7 +237,7 @@ def test_bundles_without_a_second_upscaler_are_of_the_first_schema(tmp_path: Pat
     assert bundle.read(tmp_path).graph("upscaler").activation_bytes == 0
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[dict[str, Any], str | None]] = {
     "another product": ({"scale": 4}, "scale is 4, not 8, the product of the scales"),
     "no scales": ({"scales": None}, "upscalers is"),
     "one too many": ({"scales": [4, 2, 1]}, "3 of them, as the scales say"),

@@ -39,7 +39,7 @@ def test_precision_is_read_from_the_weights(shipped: bundle.Bundle):
         assert {layer["precision"] for layer in explained(shipped, "chain", precision)["layers"]} == {name}
 
 
-def test_layers_by_hand(shipped: bundle.Bundle):
+def test_layers_by_hand():
     """A skip around two convolutions, one of them depthwise, a transposed one, and a crop of sizes."""
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -51,7 +51,7 @@ def test_layers_by_hand(shipped: bundle.Bundle):
         parameter.data.normal_()
     example = torch.zeros(2, 3, 6, 8)
     model = onnx.load_from_string(to_onnx(Chain([network], "fp32", False), example, "x", "y", {0: "n"}))
-    layers = read_layers(model, shipped)
+    layers = read_layers(model, 64)
     assert [layer.kind for layer in layers] == [
         "3 x 3, 3 to 4",
         "depthwise 3 x 3, 4 to 4",
