@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from pgsr.errors import PgsrError, check_choice
 
 from .interfaces import Discriminator, Generator
-from .layers import EqualizedConv2d, EqualizedLinear, EqualizedWeight, minibatch_stddev, pixel_norm
+from .layers import EqualizedConv2d, EqualizedLinear, EqualizedWeight, MinibatchStddev, pixel_norm
 
 SIDE = 28  # pixels, as MNIST's digits have
 SLOPE = 0.3  # of the critic's leaky ReLU
@@ -113,12 +113,13 @@ class MetzDiscriminator(Discriminator):
         maps: int = 4,  # of the first layer, 8 K: 4 is the paper's K/2, 2 its K/4
         normalization: str = "batch",  # or "pixel": equalized, without any
         minibatch_stddev: bool = False,
+        stddev_group: int = 4,  # images that it is taken over; as many as a batch has: all of it
     ) -> None:
         super().__init__()
         check_choice("normalization", normalization, NORMALIZATIONS)
         if maps < 1:
             raise PgsrError(f"discriminator.maps is {maps}, but must be at least 1")
-        self.minibatch_stddev = minibatch_stddev
+        self.stddev = MinibatchStddev(stddev_group) if minibatch_stddev else None
         widths = ((3, maps), (maps, 2 * maps), (2 * maps, 4 * maps))  # to 14, 7, 4
         self.blocks = nn.ModuleList([_reducing(*width, normalization) for width in widths])
         inputs = (4 * maps + minibatch_stddev) * 16
@@ -129,6 +130,6 @@ class MetzDiscriminator(Discriminator):
         x = images
         for block in self.blocks:
             x = F.leaky_relu(block(x), SLOPE)
-        if self.minibatch_stddev:
-            x = minibatch_stddev(x)
+        if self.stddev is not None:
+            x = self.stddev(x)
         return self.last(x.flatten(1)).squeeze(1)  # [N]

@@ -25,11 +25,11 @@ from .layers import (
     EqualizedConv2d,
     EqualizedLinear,
     MinibatchDiscrimination,
+    MinibatchStddev,
     downsample,
     fade,
     fold_equalized,
     leaky_relu,
-    minibatch_stddev,
     multiplicative_noise,
     pixel_norm,
     upsample,
@@ -240,7 +240,7 @@ class LastCriticBlock(nn.Module):
     ) -> None:
         super().__init__()
         inputs = maps if inputs is None else inputs
-        self.stddev_group = stddev_group if statistics == "stddev" else 0
+        self.stddev = MinibatchStddev(stddev_group) if statistics == "stddev" else None
         self.conv = CONVOLUTIONS[convolution](inputs + (statistics == "stddev"), maps, 3)
         self.act1 = Activation(maps, normalization)
         self.last = CONVOLUTIONS[last_layer](maps, maps, 4, padding=0)
@@ -250,8 +250,8 @@ class LastCriticBlock(nn.Module):
         self.dense = EqualizedLinear(width, 1 + labels, gain=1.0)
 
     def forward(self, x: Tensor, noisy: Noise = no_noise) -> Tensor:
-        if self.stddev_group:
-            x = minibatch_stddev(x, self.stddev_group)
+        if self.stddev is not None:
+            x = self.stddev(x)
         x = self.act1(self.conv(noisy(x)))
         x = self.act2(self.last(noisy(x))).flatten(1)  # [N, C]
         if self.discrimination is not None:
@@ -269,7 +269,7 @@ class ProGANDiscriminator(Discriminator):
         feature_max: int = 512,
         convolution: str = "vanilla",
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
-        stddev_group: int = 4,  # images a minibatch standard deviation is taken over
+        stddev_group: int = 4,  # images of a minibatch standard deviation; as many as a batch has: all of it
         noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan" finds it (appendix B)
         labels: int = 0,
         # The rest is for the ladder of paper 2's Table 1 (section A.2).

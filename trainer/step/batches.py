@@ -142,7 +142,7 @@ class LatentBatches(Batches):
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
-        side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
+        (side,) = stored_sides(recipe)
         photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
         self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
@@ -288,7 +288,7 @@ class BoxBatches(Batches):
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
-        side = recipe.data.resolution or recipe.data.box
+        (side,) = stored_sides(recipe)
         photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
         self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
@@ -315,6 +315,16 @@ class BoxBatches(Batches):
         """The boxes in the middle of the first photographs, reduced."""
         images = middle_boxes(self.pixels, min(count, self.count), self.recipe)
         return self.tensor(F.avg_pool2d(images, self.scale))
+
+
+def stored_sides(recipe: Recipe) -> list[int]:
+    """The sides that photographs are decoded at: one, or that of super-resolution's outputs and inputs."""
+    data = recipe.data
+    if "latent_size" in recipe.generator:
+        return [data.resolution or data.box or recipe.schedule.resolution]
+    if data.box:
+        return [data.resolution or data.box]
+    return [data.resolution, data.resolution // int(recipe.generator["scale"])]
 
 
 def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> TrainingBatches:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pgsr import draws
 from pgsr.networks.interfaces import Images
+from pgsr.networks.layers import MinibatchStddev
 from pgsr.networks.precision import at_least_float32
 
 from .augment import augment
@@ -130,6 +131,9 @@ class Trainer:
             self.generator_images = ranks.wrap(GeneratorImages(self.state))
         else:
             self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
+        self.statistics = [
+            layer for c in self.state.critics for layer in c.network.modules() if isinstance(layer, MinibatchStddev)
+        ]
         self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
 
     @property
@@ -153,6 +157,8 @@ class Trainer:
         stage, state = self.stage(), self.state
         prepare_optimizers(state, self.recipe, stage)
         self._seed_torch(stage)
+        for layer in self.statistics:
+            layer.share = self.ranks.share_of(stage.batch)
         update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
         terms, scores, images_shown = update(stage)
         self._update_objective_states(scores, stage)
