@@ -324,8 +324,9 @@ class MinibatchStddev(nn.Module):
 
 
 # ----------------------------------------------------------------------------
-# Multiplicative Gaussian noise (paper 2, appendix B). One draw an image and map, its deviation times the
-# root of the number of maps, as in the original code: without either a sum over the maps averages it away.
+# Multiplicative Gaussian noise (paper 2, appendix B). One draw an image and map, its deviation the text's
+# magnitude times the root of the number of maps, which the text leaves out and the original code has (its
+# layer's mode "prop"): without either a sum over the maps averages it away.
 
 
 def multiplicative_noise(x: Tensor, magnitude: Tensor) -> Tensor:

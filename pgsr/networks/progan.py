@@ -270,7 +270,7 @@ class ProGANDiscriminator(Discriminator):
         convolution: str = "vanilla",
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
         stddev_group: int = 4,  # images of a minibatch standard deviation; as many as a batch has: all of it
-        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan" finds it (appendix B)
+        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan-adaptive" finds it (appendix B)
         labels: int = 0,
         # The rest is for the ladder of paper 2's Table 1 (section A.2).
         statistics: str = "stddev",  # of the minibatch; or "discrimination", "none"
@@ -322,7 +322,7 @@ class ProGANDiscriminator(Discriminator):
         Raises PgsrError if it has noise and the objective does not say how much.
         """
         if self.noise and "noise" not in objective_state:
-            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan", which measures it')
+            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan-adaptive", which measures it')
         return partial(self, alpha=alpha, noise=objective_state["noise"] if self.noise else None)
 
 

@@ -52,13 +52,43 @@ def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
     return F.relu(1 - above).mean() + F.relu(1 + below).mean()
 
 
+def _relativistic_squares(better: Tensor, worse: Tensor | None) -> Tensor:
+    """Each score should be 1 away from the other side's mean: [N], [N] -> scalar (RaLSGAN, Jolicoeur-Martineau
+    2018, appendix D)."""
+    assert worse is not None
+    above, below = better - worse.mean(), worse - better.mean()
+    return (above - 1).square().mean() + (below + 1).square().mean()
+
+
+def _relativistic_wasserstein(better: Tensor, worse: Tensor | None) -> Tensor:
+    """Each score less the other side's mean: [N], [N] -> scalar. It comes to twice WGAN's critic's loss, and
+    the generator has the reals' scores in it, which do not depend on its weights."""
+    assert worse is not None
+    above, below = better - worse.mean(), worse - better.mean()
+    return below.mean() - above.mean()
+
+
 def _adaptive_noise(
     state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
     """The magnitude of the critic's own noise (paper 2, appendix B): 0.2 max(0, d - 0.5)**2, where d is the
     running average of its output for real images: 0.5 if it cannot tell them from fakes, 1 if it is sure.
     """
-    certainty = 0.1 * real + 0.9 * state["certainty"]
+    return _noise_of(0.1 * real + 0.9 * state["certainty"])
+
+
+def _adaptive_noise_of_fakes(
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
+) -> dict[str, Tensor]:
+    """The same as paper 2's original code has it: d is of the fakes, whose label is 1, and within [0, 1].
+
+    That code as released averages the critic's loss by an index one off; its name, and the paper's "seriously
+    unstable when d approaches (or exceeds) 1", are of the fakes' scores.
+    """
+    return _noise_of(0.1 * fake.clamp(0, 1) + 0.9 * state["certainty"])
+
+
+def _noise_of(certainty: Tensor) -> dict[str, Tensor]:
     return {"certainty": certainty, "noise": 0.2 * F.relu(certainty - 0.5).square()}
 
 
@@ -96,7 +126,26 @@ OBJECTIVES: dict[str, Adversarial] = {
         generator=lambda fake, real: _relativistic_hinge(fake, real),
         compares=True,
     ),
-    # Least squares, real 1 and fake 0 (Mao et al. 2016), and the noise that paper 2 needs with it.
+    # The relativistic average versions of the other two losses that paper 4 tried (section 3.5).
+    "ra-lsgan": Adversarial(
+        critic=lambda real, fake, state: _relativistic_squares(real, fake),
+        generator=lambda fake, real: _relativistic_squares(fake, real),
+        compares=True,
+    ),
+    "ra-wgan-gp": Adversarial(
+        critic=lambda real, fake, state: _relativistic_wasserstein(real, fake),
+        generator=lambda fake, real: _relativistic_wasserstein(fake, real),
+        compares=True,
+    ),
+    # Least squares as paper 2 has them (appendix B and its original code): real 0, fake 1, a tenth of the
+    # critic's weight on fakes, and noise in the critic.
+    "lsgan-adaptive": Adversarial(
+        critic=lambda real, fake, state: real.square().mean() + 0.1 * (1 - fake).square().mean(),
+        generator=lambda fake, real: fake.square().mean(),
+        initial_state={"certainty": 0.0, "noise": 0.0},
+        next_state=_adaptive_noise_of_fakes,
+    ),
+    # Least squares, real 1 and fake 0 (Mao et al. 2016), with the same noise.
     "lsgan": Adversarial(
         critic=lambda real, fake, state: 0.5 * (1 - real).square().mean() + 0.5 * fake.square().mean(),
         generator=lambda fake, real: 0.5 * (1 - fake).square().mean(),
