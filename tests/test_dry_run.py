@@ -41,7 +41,9 @@ def least_seconds(work: Callable[[], object]) -> float:
 
 
 def told(command, name: str, *arguments: object) -> dict:
-    return json.loads(succeeded(command(cli.main, name, "--dry-run", "--json", "--device", "cpu", *arguments)))
+    return json.loads(
+        succeeded(command(cli.main, name, "--dry-run", "--json", "--device", "cpu", *arguments))
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,9 @@ def test_it_answers_in_ten_seconds(name: str, command, toy: Path):
     seconds = least_seconds(lambda: found.update(told(command, name, "--data", toy)))
     assert seconds < 10 * slowness()
     assert all(row["seconds"] > 0 for row in found["phases"])
-    assert [row["resolution"] for row in found["memory"]] == sorted({p["resolution"] for p in found["phases"]})
+    assert [row["resolution"] for row in found["memory"]] == sorted(
+        {p["resolution"] for p in found["phases"]}
+    )
     for row in found["memory"]:
         assert row["step_bytes"] > 1000
         batches = list(row["largest_batch"].values())
@@ -80,7 +84,9 @@ def allocated(recipe: config.Recipe, batch: int) -> int:
         optimizers = [trainer.state.generator_optimizer, *(c.optimizer for c in trainer.state.critics)]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as seen:
             trainer.step()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -322,7 +322,9 @@ class ProGANDiscriminator(Discriminator):
         Raises PgsrError if it has noise and the objective does not say how much.
         """
         if self.noise and "noise" not in objective_state:
-            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan-adaptive", which measures it')
+            raise PgsrError(
+                'discriminator.noise needs objective.adversarial = "lsgan-adaptive", which measures it'
+            )
         return partial(self, alpha=alpha, noise=objective_state["noise"] if self.noise else None)
 
 

@@ -145,6 +145,23 @@ def load_photographs(source: Path, size: int) -> Photographs:
     )
 
 
+def side_of(source: Path) -> int | None:
+    """The side of the square of a source's first picture, or the largest size that it was prepared at; None
+    if none of the first can be read."""
+    pictures = open_pictures(source)
+    if pictures.sizes:
+        return max(pictures.sizes)
+    with reading(pictures) as read:
+        for name in pictures.names[:MAX_DAMAGED]:
+            try:
+                picture, _ = problem(read(name), 1)
+            except UNREADABLE:
+                continue
+            if picture is not None:
+                return min(picture.size)
+    return None
+
+
 def _pixel_file(pictures: Pictures, size: int) -> PixelFile:
     """The decoded pictures, from the cache or anew."""
     cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}-{decoding.VERSION}.npy"

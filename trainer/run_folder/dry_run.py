@@ -12,7 +12,7 @@ import torch
 
 from ..data.pixel_file import bytes_on_disk
 from ..data.sources import of_size, open_pictures
-from ..step.batches import stored_sides
+from ..step.batches import stored_sides, with_fitting_boxes
 from ..step.recipe import Recipe
 from ..step.schedule import Phase, Schedule, build
 from .cost import StepCost, last_of_each_resolution
@@ -30,13 +30,14 @@ def dry_run(recipe: Recipe, data: Path | None, device: torch.device) -> tuple[di
 
     Raises PgsrError if the schedule counts epochs and there are no data.
     """
-    pictures = None if data is None else _pictures(recipe, data)
+    fitting = recipe if data is None else with_fitting_boxes(recipe, data)
+    pictures = None if data is None else _pictures(fitting, data)
     trained_on = None if pictures is None else pictures - recipe.data.held_out
     schedule = build(recipe.schedule, recipe.objective.critic_steps, trained_on)
     cost = estimate(recipe, schedule, device)
     rows = [phase_row(schedule, phase, cost) for phase in schedule.phases]
     memory = [memory_row(p, cost.costs[p.resolution]) for p in last_of_each_resolution(schedule)]
-    size = data_size(recipe, pictures)
+    size = data_size(fitting, pictures)
     result = {
         "recipe": recipe.as_dict(),
         "phases": rows,

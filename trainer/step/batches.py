@@ -7,6 +7,7 @@ function of the images shown, the pixels of the next batch are fetched while a s
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from pgsr.errors import PgsrError
 from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
-from ..data.cache import Noise, Photographs, Source, load_photographs
+from ..data.cache import Noise, Photographs, Source, load_photographs, side_of
 from ..data.listing import LeftOut
 from .degradation import degraded
 from .parallel import ALONE, Ranks
@@ -327,8 +328,30 @@ def stored_sides(recipe: Recipe) -> list[int]:
     return [data.resolution, data.resolution // int(recipe.generator["scale"])]
 
 
+def with_fitting_boxes(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe for these photographs: where the first is smaller than `data.resolution`, boxes give way to
+    whole photographs, reduced as a box is. So what is trained on is a function of recipe and data still."""
+    data, trained = recipe.data, recipe.schedule.resolution
+    if isinstance(source, Noise) or not data.box:
+        return recipe
+    side = side_of(source)
+    if side is None or not trained <= side < (data.resolution or data.box):
+        return recipe
+    whole_side = side - side % trained
+    return replace(recipe, data=replace(data, resolution=whole_side, box=whole_side))
+
+
 def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> TrainingBatches:
     """The sort that the recipe's generator takes: latents, low-resolution crops, or boxes reduced."""
+    fitting = with_fitting_boxes(recipe, source)
+    if fitting != recipe and ranks.rank == 0:
+        side, wanted = fitting.data.resolution, recipe.data
+        print(
+            f"note: {source} has photographs smaller than {wanted.resolution or wanted.box} (data.resolution): "
+            f"whole ones at {side}x{side} take the place of boxes of {wanted.box}",
+            file=sys.stderr,
+        )
+    recipe = fitting
     if "latent_size" in recipe.generator:
         return LatentBatches(recipe, source, device, ranks)
     sort = BoxBatches if recipe.data.box else CropBatches

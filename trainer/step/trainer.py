@@ -132,7 +132,10 @@ class Trainer:
         else:
             self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
         self.statistics = [
-            layer for c in self.state.critics for layer in c.network.modules() if isinstance(layer, MinibatchStddev)
+            layer
+            for c in self.state.critics
+            for layer in c.network.modules()
+            if isinstance(layer, MinibatchStddev)
         ]
         self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
 
