@@ -74,8 +74,8 @@ def costs(name: str, *settings: str) -> tuple[config.Recipe, cost.StepCost, int]
 
 
 def allocated(recipe: config.Recipe, batch: int) -> int:
-    """The most bytes in use at once in a step on the CPU, by PyTorch's allocator, which sees what kernels take
-    as well. The gradients of the step before are dropped first, since it does not see those go."""
+    """The most bytes in use at once in a step on the CPU, by PyTorch's allocator, which sees what kernels
+    take as well. The gradients of the step before are dropped first, since it does not see those go."""
     schedule = build(recipe.schedule, recipe.objective.critic_steps, 100)
     trainer = cost.noise_trainer(recipe, schedule, CPU)
     for _ in range(2):

@@ -85,8 +85,8 @@ def initialise(network: nn.Module) -> None:
 
 
 def uniform(z: Tensor) -> Tensor:
-    """Standard normal -> uniform on [-1, 1]: its own distribution function, stretched. BEGAN draws its latents
-    so, and WGAN in paper 5 on [0, 1]."""
+    """Standard normal -> uniform on [-1, 1], by its distribution function. BEGAN draws its latents so, and
+    WGAN in paper 5 on [0, 1]."""
     return torch.erf(z / math.sqrt(2.0))
 
 

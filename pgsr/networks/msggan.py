@@ -131,7 +131,7 @@ class MSGGANDiscriminator(Discriminator):
         convolution: str = "vanilla",  # or "separable" (paper 1)
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
         combine: str = "linear-cat",  # equations 7 and 9; or "simple", "cat-linear"
-        stddev_group: int = 4,  # images of a minibatch standard deviation; as many as a batch has: all of it
+        stddev_group: int = 4,  # images of a minibatch standard deviation; a batch no larger is one group
         stddev_everywhere: bool = False,  # in every block instead of the last alone (section 3.3)
     ) -> None:
         super().__init__()

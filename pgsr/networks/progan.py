@@ -269,8 +269,8 @@ class ProGANDiscriminator(Discriminator):
         feature_max: int = 512,
         convolution: str = "vanilla",
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
-        stddev_group: int = 4,  # images of a minibatch standard deviation; as many as a batch has: all of it
-        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan-adaptive" finds it (appendix B)
+        stddev_group: int = 4,  # images of a minibatch standard deviation; a batch no larger is one group
+        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as "lsgan-adaptive" finds it (appendix B)
         labels: int = 0,
         # The rest is for the ladder of paper 2's Table 1 (section A.2).
         statistics: str = "stddev",  # of the minibatch; or "discrimination", "none"

@@ -107,8 +107,8 @@ def in_words(size: dict[str, Any]) -> str:
     memory, disk = (count * size[f"{where}_bytes_a_picture"] for where in ("memory", "disk"))
     sides = " and ".join(f"{side} x {side}" for side in size["sides"])
     return (
-        f"Data: {which} at {sides} take {byte_count(memory)} of memory (a file that is mapped: what is in use "
-        f"lies there) and {byte_count(disk)} of disk, in the cache."
+        f"Data: {which} at {sides} take {byte_count(memory)} of memory (a file that is mapped: what is in "
+        f"use lies there) and {byte_count(disk)} of disk, in the cache."
     )
 
 

@@ -115,8 +115,8 @@ def _in_words(trainer: Trainer, timings: list[Timing], phases: list[Phase], line
         where += f" with {torch.get_num_threads()} thread(s)"
     if not timings:
         return (
-            f"Times: no step was made, since two images take too long on {where}; their counted multiply-adds "
-            f"at {line.rate / 1e9:.1f} G a second, half of what a matrix product reaches."
+            f"Times: no step was made, since two images take too long on {where}; their counted "
+            f"multiply-adds at {line.rate / 1e9:.1f} G a second, half of what a matrix product reaches."
         )
     last = timings[-1]
     text = (

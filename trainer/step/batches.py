@@ -347,8 +347,8 @@ def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ran
     if fitting != recipe and ranks.rank == 0:
         side, wanted = fitting.data.resolution, recipe.data
         print(
-            f"note: {source} has photographs smaller than {wanted.resolution or wanted.box} (data.resolution): "
-            f"whole ones at {side}x{side} take the place of boxes of {wanted.box}",
+            f"note: {source} has photographs smaller than {wanted.resolution or wanted.box} "
+            f"(data.resolution): whole ones at {side}x{side} take the place of boxes of {wanted.box}",
             file=sys.stderr,
         )
     recipe = fitting

@@ -53,8 +53,8 @@ def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
 
 
 def _relativistic_squares(better: Tensor, worse: Tensor | None) -> Tensor:
-    """Each score should be 1 away from the other side's mean: [N], [N] -> scalar (RaLSGAN, Jolicoeur-Martineau
-    2018, appendix D)."""
+    """Each score should be 1 away from the other side's mean: [N], [N] -> scalar (RaLSGAN of
+    Jolicoeur-Martineau 2018)."""
     assert worse is not None
     above, below = better - worse.mean(), worse - better.mean()
     return (above - 1).square().mean() + (below + 1).square().mean()
@@ -164,6 +164,7 @@ OBJECTIVES: dict[str, Adversarial] = {
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
+MOST_UNROLLED = 100  # each keeps a whole pass in memory
 MOST_STEPS = 1000  # of critics in one of the generator's, or between penalties
 
 
@@ -174,6 +175,7 @@ class ObjectiveConfig:
     adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
     adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
     critic_steps: int = 1  # n_critic (paper 2, section A.1)
+    unrolled_steps: int = 0  # of the critic that the generator looks ahead (Metz et al. 2017)
     updates: str = "alternating"  # or "simultaneous": both networks' from one pass of the critic
     gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
     gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
@@ -202,6 +204,10 @@ class ObjectiveConfig:
                 raise PgsrError(
                     f"objective.{name} is {getattr(self, name)}, but must be from 1 to {MOST_STEPS}"
                 )
+        if not 0 <= self.unrolled_steps <= MOST_UNROLLED:
+            raise PgsrError(
+                f"objective.unrolled_steps is {self.unrolled_steps}, but must be from 0 to {MOST_UNROLLED}"
+            )
         if self.content == "critic" and self.adversarial == "none":
             raise PgsrError("objective.content = 'critic' needs a critic: set objective.adversarial")
         if self.content_depth < 0:
@@ -210,7 +216,8 @@ class ObjectiveConfig:
         if self.updates == "simultaneous" and not self._zero_sum():
             raise PgsrError(
                 "objective.updates = 'simultaneous' needs a zero-sum objective alone (adversarial = "
-                "'wgan-gp', weight 1, one critic step, no clip, pixel or content loss): use 'alternating'"
+                "'wgan-gp', weight 1, one critic step, nothing unrolled, no clip, pixel or content loss): "
+                "use 'alternating'"
             )
         if not 0 <= self.balance <= 1:
             raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")
@@ -221,7 +228,7 @@ class ObjectiveConfig:
         if self.adversarial == "none" or not OBJECTIVES[self.adversarial].zero_sum:
             return False
         alone = self.pixel == self.content == "none" and self.adversarial_weight == 1
-        return alone and self.critic_steps == 1 and not self.clip
+        return alone and self.critic_steps == 1 and not self.clip and not self.unrolled_steps
 
     def penalised(self, step: int) -> bool:
         """Returns whether a step of the critic has a gradient penalty."""

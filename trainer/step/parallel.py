@@ -66,7 +66,7 @@ class Ranks:
         return Share(self.rank, self.count, batch, self._differentiable_sum)
 
     def _differentiable_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on every rank; its gradient is the sum of their gradients, as often as wanted."""
+        """The sum over ranks, on every rank; its gradients are sums over ranks too."""
         return all_reduce(values.contiguous(), group=self.statistics)
 
     def any(self, flag: bool) -> bool:
