@@ -88,8 +88,11 @@ class GeneratorBlock(nn.Module):
 
 
 class FirstGeneratorBlock(nn.Module):
-    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4]. Normalised after both layers, as the original code is. The text
-    (section A.1) says "after each Conv 3 x 3 layer", so not behind the first, 4 x 4: `first_normalized` off."""
+    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4].
+
+    Normalised after both layers, as the original code is. The text (section A.1) says "after each Conv 3 x 3
+    layer", so not behind the first, which is 4 x 4: `first_normalized` off.
+    """
 
     def __init__(
         self,

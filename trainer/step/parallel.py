@@ -67,7 +67,8 @@ class Ranks:
 
     def _differentiable_sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, on every rank; its gradients are sums over ranks too."""
-        return all_reduce(values.contiguous(), group=self.statistics)
+        total: torch.Tensor = all_reduce(values.contiguous(), group=self.statistics)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Returns whether any rank says yes; every rank must ask."""

@@ -86,4 +86,5 @@ def adam_step(
     square = beta2 * moments.get("exp_avg_sq", torch.zeros_like(weight)) + (1 - beta2) * gradient.square()
     moments.update(step=step, exp_avg=mean, exp_avg_sq=square)
     spread = (square / (1 - beta2**step) + TINY).sqrt() + group["eps"]
-    return weight - group["lr"] * (mean / (1 - beta1**step)) / spread
+    moved: Tensor = weight - group["lr"] * (mean / (1 - beta1**step)) / spread
+    return moved
