@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError
 from pgsr.networks.interfaces import Discriminator, Images
+from pgsr.trainer.data.cache import Noise
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step import trainer as loop
+from pgsr.trainer.step.batches import batches_for
 from pgsr.trainer.step.objectives import ObjectiveConfig
-from pgsr.trainer.step.parallel import Ranks
+from pgsr.trainer.step.parallel import ALONE, Ranks
 from pgsr.trainer.step.schedule import build
 from pgsr.trainer.step.state import Critic, state_tensors
 from pgsr.trainer.step.unrolled import unrolled_scores
@@ -162,7 +164,8 @@ def test_what_does_not_fit_is_named(settings: tuple[str, ...], message: str):
         config.load("tiny", settings)
 
 
-def test_several_processes_are_refused(toy: Path):
-    recipe = config.load("tiny", ("objective.unrolled_steps=1",))
+def test_several_processes_are_refused():
+    recipe, cpu = config.load("tiny", ("objective.unrolled_steps=1",)), torch.device("cpu")
+    batches = batches_for(recipe, Noise(4), cpu, ALONE)
     with pytest.raises(PgsrError, match=r"objective\.unrolled_steps is for one process"):
-        loop.make_trainer(recipe, build(recipe.schedule), toy, torch.device("cpu"), Ranks(0, 2))
+        loop.Trainer(recipe, build(recipe.schedule), batches, cpu, Ranks(0, 2))
