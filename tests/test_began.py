@@ -74,12 +74,14 @@ def encoded(images: Tensor, weights: Weights) -> Tensor:
     return weights.dense(x.flatten(1))
 
 
-def test_the_critic_gives_errors_of_reconstruction():
-    network, images = critic(), randn(3, 3, 16, 16)
+@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
+def test_the_critic_gives_errors_of_reconstruction(norm: str, power: int):
+    network, images = critic(norm=norm), randn(3, 3, 16, 16)
     weights = Weights(network)
     made = decoded(encoded(images, weights), weights)
     assert not weights.left
-    expected = [(a - b).abs().sum().item() / (3 * 16 * 16) for a, b in zip(images, made, strict=True)]
+    pairs = zip(images, made, strict=True)
+    expected = [((a - b).abs() ** power).sum().item() / (3 * 16 * 16) for a, b in pairs]
     assert network(images).tolist() == pytest.approx(expected, rel=1e-10)
 
 

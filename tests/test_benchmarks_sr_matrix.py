@@ -35,6 +35,7 @@ def test_the_matrix():
     names = {f"{a}-{o}" for a, o in itertools.product(("resnet", "dcgan", "mlp"), sr_cells.OBJECTIVES)}
     names |= {f"{a}-{o}" for a, o in itertools.product(("resnet-plain", "dcgan-tanh"), sr_cells.OBJECTIVES)}
     names |= {f"resnet-gamma-{g}-{o}" for g, o in itertools.product(("0.5", "0"), ("gan", "wgan"))}
+    names |= {f"{a}-batch-wgan-gp" for a in ("resnet", "dcgan", "mlp")}
     assert set(CELLS) == names | {"noise-gan", "noise-wgan-gp"}
     assert all(recipe(name) for name in CELLS)  # every one can be built
 
@@ -69,6 +70,9 @@ def test_cells_differ_as_their_names_say():
         assert chosen.discriminator["norm"] == "none"
     assert (plain.generator["activation"], tanh.generator["activation"]) == ("relu", "tanh")
     assert (tanh.generator["kind"], tanh.discriminator["activation"]) == ("dcgan-sr", "tanh")
+    normed = recipe("mlp-batch-wgan-gp")
+    assert (normed.discriminator["kind"], normed.discriminator["norm"]) == ("mlp", "batch")
+    assert normed.objective == recipe("mlp-wgan-gp").objective
     for gamma in (0.5, 0.0):
         objective = recipe(f"resnet-gamma-{gamma:g}-wgan").objective
         assert (objective.pixel_weight, objective.adversarial_weight) == (gamma, 1 - gamma)

@@ -16,6 +16,7 @@ from pgsr.trainer.step.batches import LatentBatches, batches_for
 from pgsr.trainer.step.parallel import ALONE
 from pgsr.trainer.step.pixels import data_indices, middle_boxes, mirrored
 from pgsr.trainer.step.schedule import build
+from pictures import png, write_zip
 
 CPU = torch.device("cpu")
 START, COUNT = 24, 8
@@ -95,6 +96,40 @@ def test_noise_to_face_takes_boxes_too(toy: Path):
     images = [LatentBatches(r, toy, CPU).reals(stage, range(START, START + 8)) for r in (chosen, whole)]
     torch.testing.assert_close(images[0], images[1])
     assert images[0].shape[-1] == stage.resolution
+
+
+PAPER_3 = ("sr-gan", "sr-wgan", "sr-wgan-gp", "dcgan-64-gan", "dcgan-64-wgan-gp")
+
+
+@pytest.mark.parametrize("name", PAPER_3)
+def test_the_recipes_of_paper_3_take_its_boxes(name: str, tmp_path: Path, own_cache: Path):
+    """Random boxes of 128 of photographs as large as aligned CelebA's, reduced to 64."""
+    pictures = [(f"{i}.png", png((178, 218), i)) for i in range(3)]
+    chosen = config.load(name, ("schedule.batch=4", "generator.features=1", "discriminator.features=1"))
+    batches, batch = batch_of(chosen, write_zip(tmp_path / "celeba.zip", pictures))
+    assert batches.pixels.side == 178
+    assert batch.reals.shape == (4, 3, 64, 64)
+    seen = batches.cuts(range(START, START + 50))
+    assert seen.side == 128
+    assert {len({place[k] for place in seen.places}) > 20 for k in (1, 2)} == {True}
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_smaller_photographs_are_taken_whole(prepared: bool, toy: Path, tmp_path: Path, capsys):
+    """An archive of pictures of 16 and 8, or a zip of some of 20, where boxes are of 24 x 24 of 32 x 32."""
+    source = toy if prepared else write_zip(tmp_path / "s.zip", [(f"{i}.png", png(20, i)) for i in range(3)])
+    side = 16 if prepared else 20
+    wanted = recipe("data.resolution=32", "data.box=24", "data.mirror=false")
+    batches, batch = batch_of(wanted, source)
+    assert (
+        f"has photographs smaller than 32 (data.resolution): whole ones at {side}x{side}"
+        in capsys.readouterr().err
+    )
+    positions = range(START, START + COUNT)
+    pixels = load_photographs(source, side).pixels[data_indices(0, positions, batches.count)]
+    block = side // 4
+    reduced = pixels.reshape(COUNT, 4, block, 4, block, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(batch.reals, reduced, atol=1e-5)
 
 
 @pytest.mark.parametrize("sort", ["boxes", "latents"])

@@ -13,6 +13,7 @@ from pgsr.errors import PgsrError
 from pgsr.trainer.step import precision
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.precision import chosen_precision
+from pgsr.trainer.step.schedule import build
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -256,3 +257,40 @@ def test_auto_is_bfloat16_where_the_processor_has_it(there: bool, monkeypatch: p
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: there)
     expected = torch.bfloat16 if there else torch.float32
     assert chosen_precision("auto", torch.device("cpu")) == expected
+
+
+def test_a_recipe_changes_another(tmp_path: Path):
+    """A file with a base holds what it changes alone."""
+    path = tmp_path / "own.toml"
+    path.write_text('base = "ladder-a"\nabout = "mine"\n[data]\nmirror = false\n[schedule]\nbatch = 8\n')
+    own, base = config.load(str(path)).as_dict(), config.load("ladder-a").as_dict()
+    changes = {"name": "own", "about": "mine", "data": {**base["data"], "mirror": False}}
+    assert own == {**base, **changes, "schedule": {**base["schedule"], "batch": 8}}
+    for base_name in ("nonsense", "ladder-a-lsun"):
+        path.write_text(f'base = "{base_name}"\n')
+        with pytest.raises(PgsrError, match=f"base is '{base_name}'"):
+            config.load(str(path))
+    path.write_text("base = 3\n")
+    with pytest.raises(PgsrError, match="base is '3'"):
+        config.load(str(path))
+
+
+@pytest.mark.parametrize("rung", ["a", "b", "c", "d", "e", "e-star", "f", "g", "h"])
+def test_the_ladder_on_bedrooms_differs_in_mirroring_alone(rung: str):
+    faces, bedrooms = config.load(f"ladder-{rung}").as_dict(), config.load(f"ladder-{rung}-lsun").as_dict()
+    assert faces["data"].pop("mirror")
+    assert not bedrooms["data"].pop("mirror")
+    for recipe in (faces, bedrooms):
+        for words in ("name", "about", "source"):
+            recipe.pop(words)
+    assert faces == bedrooms
+
+
+def test_lsun_at_256_shows_20_million_images():
+    """By sixteen at every resolution (paper 2's original code)."""
+    for name, mirrors in (("lsun-256", False), ("lsun-256-100k", True)):
+        recipe = config.load(name)
+        schedule = build(recipe.schedule)
+        assert (schedule.total_images, {phase.batch for phase in schedule.phases}) == (20_000_000, {16})
+        assert (recipe.generator["resolution"], recipe.data.mirror) == (256, mirrors)
+        assert recipe.discriminator["resolution"] == 256

@@ -28,11 +28,12 @@ NETWORKS = {
     "dcgan-sr": {"kind": "dcgan-sr", "features": 2},
     "mlp-sr": {"kind": "mlp-sr", "features": 2, "input_size": 8},
     "dcgan": {"kind": "dcgan", "features": 2, "latent_size": 6},
+    "dcgan-uniform": {"kind": "dcgan", "features": 2, "latent_size": 6, "latents": "uniform"},
 }
 
 
 def inputs_of(name: str) -> Tensor:
-    shape = {"dcgan": (2, 6), "mlp-sr": (2, 3, 8, 8)}.get(name, (2, 3, 16, 16))
+    shape = {"dcgan": (2, 6), "dcgan-uniform": (2, 6), "mlp-sr": (2, 3, 8, 8)}.get(name, (2, 3, 16, 16))
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).double()
 
 
@@ -93,6 +94,6 @@ def test_resnet_takes_any_size(tmp_path: Path):
 
 
 def test_sizes_that_do_not_meet_are_an_error(tmp_path: Path):
-    sources = [read_source(checkpoint(tmp_path / f"{n}.safetensors", n)) for n in ("dcgan", "mlp-sr")]
+    sources = [read_source(checkpoint(tmp_path / f"{n}.safetensors", n)) for n in ("dcgan-uniform", "mlp-sr")]
     with pytest.raises(PgsrError, match="upscaler takes images of 8x8, but those that come to it are 64x64"):
         build.plans({source.kind: source for source in sources})

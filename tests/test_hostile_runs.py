@@ -102,6 +102,15 @@ def test_a_batch_that_cannot_be_shared_is_refused_at_once_whatever_its_phase(rec
             open_run(recipe, Path("nowhere"), Path("run"), CPU, Ranks(rank, 4))
 
 
+def test_a_batch_of_one_has_no_deviation(recipe_file: Path, photos: Path):
+    """The phase is named; a critic that does not look across a batch may have it."""
+    settings = ["schedule.at.8.batch=1"]
+    with pytest.raises(PgsrError, match=r"(fade|stable) 8 has a batch of 1, of which there is no minibatch"):
+        open_run(config.load(str(recipe_file), settings), photos, Path("run"), CPU)
+    settings.append("discriminator.stddev_group=1")
+    assert open_run(config.load(str(recipe_file), settings), photos, Path("run"), CPU)
+
+
 def test_and_where_the_data_tell_the_phases(recipe_file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
     settings = ["schedule.at.8.batch=2", "schedule.stable_epochs=1.0"]
     monkeypatch.setattr(Ranks, "in_turn", lambda self, work, waiting_for: work())

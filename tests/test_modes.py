@@ -163,6 +163,58 @@ def test_the_generator_grows_from_4_by_7_and_14_to_28(normalization: str):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
 
 
+GROWING = {"kind": "metz-growing", "normalization": "pixel"}
+
+
+def test_growing_networks_are_the_others_once_grown():
+    """With the same weights, to the bit; what looked at smaller images has no part."""
+    grown, plain = (build(GENERATORS, {**GROWING, "kind": kind}, 1) for kind in ("metz-growing", "metz"))
+    plain.load_state_dict({k: v for k, v in grown.state_dict().items() if "smaller_to_rgb" not in k})
+    latents = torch.randn(4, 256)
+    assert torch.equal(grown(latents), plain(latents))
+    options = {**GROWING, "minibatch_stddev": True, "maps": 2}
+    grown, plain = (build(DISCRIMINATORS, {**options, "kind": kind}, 1) for kind in ("metz-growing", "metz"))
+    plain.load_state_dict({k: v for k, v in grown.state_dict().items() if "from_rgb" not in k})
+    images = torch.randn(4, 3, 28, 28)
+    assert torch.equal(grown(images), plain(images))
+    assert parameters(plain) == 573
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_a_fade_leads_from_the_smaller_network_to_the_larger(side: int):
+    """Alpha 0 is the smaller one, enlarged or reduced; between, the mean of both before tanh."""
+    generator, critic = (build(table, GROWING, 1).double() for table in (GENERATORS, DISCRIMINATORS))
+    latents = torch.randn(4, 256, dtype=torch.float64)
+    small, large = (generator.at(s, 1.0)(latents) for s in (side // 2, side))
+    assert (small.shape[-1], large.shape[-1]) == (side // 2, side)
+    enlarged = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(generator.at(side, 0.0)(latents), enlarged)
+    between = ((enlarged.atanh() + large.atanh()) / 2).tanh()
+    torch.testing.assert_close(generator.at(side, 0.5)(latents), between)
+    reduced = torch.nn.functional.avg_pool2d(large, 2)
+    torch.testing.assert_close(critic.at(side, 0.0, {})(large), critic.at(side // 2, 1.0, {})(reduced))
+    scores = [critic.at(side, alpha, {})(large) for alpha in (0.0, 0.5, 1.0)]
+    assert not torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[1], scores[2])
+
+
+def test_growing_networks_have_three_sizes():
+    with pytest.raises(PgsrError, match="7, 14 and 28, not 4"):
+        build(GENERATORS, GROWING).at(4, 1.0)
+
+
+@pytest.mark.parametrize("critic", modes.CRITICS)
+def test_progression_grows_within_the_images_asked_for(critic: str, archive: Path, tmp_path: Path):
+    settings = modes.Settings(archive, tmp_path, images=300_000)
+    schedule = build_schedule(modes.recipe_of(settings, "progression", critic, 0).schedule)
+    names = ["stable 7", "fade 14", "stable 14", "fade 28", "stable 28"]
+    assert [phase.name for phase in schedule.phases] == names
+    assert 300_000 <= schedule.total_images < 300_000 + 5 * 128
+    assert schedule.phases[1].images == pytest.approx(40_000, abs=128)
+    plain = build_schedule(modes.recipe_of(settings, "stddev", critic, 0).schedule)
+    assert 300_000 <= plain.total_images < 300_000 + 128
+
+
 def test_equalized_layers_keep_the_scale():
     """Unit variance in, about He's gain out: what the constant of each layer is for."""
     from pgsr.networks.metz import EqualizedStride, EqualizedTransposed
@@ -182,12 +234,16 @@ def test_recipes_are_the_columns_of_table_4(name: str):
     *_, critic = name.split("-")
     assert "Table 4" in recipe.source
     assert recipe.discriminator["maps"] == {"k4": 2, "k2": 4}[critic]
-    gan, own = "-gan-" in name, "norm" in name or "stddev" in name
+    gan = "-gan-" in name or "unrolled" in name
+    own = any(part in name for part in ("norm", "stddev", "progression"))
     assert recipe.objective.adversarial == ("logistic" if gan else "wgan-gp")
     assert recipe.objective.gradient_penalty == (0 if gan else 10)
     assert recipe.generator["normalization"] == recipe.discriminator["normalization"]
     assert recipe.generator["normalization"] == ("pixel" if own else "batch")
-    assert recipe.discriminator["minibatch_stddev"] == ("stddev" in name)
+    statistic = "stddev" in name or "progression" in name
+    assert recipe.discriminator["minibatch_stddev"] == statistic
+    assert not statistic or recipe.discriminator["stddev_group"] == recipe.schedule.batch
+    assert recipe.generator["kind"] == ("metz-growing" if "progression" in name else "metz")
     assert recipe.data.stacked
     assert not recipe.data.mirror
     assert recipe.objective.critic_steps == 1
@@ -383,17 +439,16 @@ def test_the_table_has_the_papers_values_in_their_places():
         for s in modes.SYSTEMS
     ]
     lines = modes_report.table({"settings": {"systems": modes.SYSTEMS}, "summary": summary})
-    assert lines[0] == ["critic", "measure", "GAN", "WGAN-GP", "+ our norm", "+ mb stddev"]
+    columns = ["GAN", "+ unrolling", "WGAN-GP", "+ our norm", "+ mb stddev", "+ progression"]
+    assert lines[0] == ["critic", "measure", *columns]
     assert lines[2] == [
         "K/4",
         "modes, paper 2",
-        "30.6 ± 20.7",
-        "640.1 ± 136.3",
-        "856.7 ± 50.4",
-        "881.3 ± 39.2",
+        *("30.6 ± 20.7", "372.2 ± 20.7", "640.1 ± 136.3", "856.7 ± 50.4", "881.3 ± 39.2", "859.5 ± 36.2"),
     ]
-    assert lines[7] == ["K/2", "KL, ours", *["2.00 ± 0.50"] * 4]
-    assert lines[8] == ["K/2", "KL, paper 2", "2.58 ± 0.75", "1.35 ± 0.55", "0.98 ± 0.33", "0.89 ± 0.21"]
+    assert lines[7] == ["K/2", "KL, ours", *["2.00 ± 0.50"] * 6]
+    values = ("2.58 ± 0.75", "1.43 ± 0.12", "1.35 ± 0.55", "0.98 ± 0.33", "0.89 ± 0.21", "0.82 ± 0.13")
+    assert lines[8] == ["K/2", "KL, paper 2", *values]
 
 
 @needs_mnist

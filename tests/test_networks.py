@@ -286,35 +286,52 @@ def test_the_generator_only_sees_a_latents_direction():
 
 
 # ----------------------------------------------------------------------------
-# Minibatch standard deviation (paper 2, section 3): groups of 4, interleaved, biased.
+# Minibatch standard deviation (paper 2, section 3): interleaved groups, biased.
 
 
-def slow_minibatch_stddev(x: Tensor, size: int) -> Tensor:
-    """One image at a time, in Python numbers."""
+def slow_minibatch_stddev(x: Tensor, groups: int) -> Tensor:
+    """One image at a time, in Python numbers: image i is in group i mod `groups`."""
     n, c, h, w = x.shape
-    groups = n // size
     out = torch.empty(n, 1, h, w, dtype=torch.float64)
     for m in range(groups):
-        members = [m + g * groups for g in range(size)]
+        members = list(range(m, n, groups))
         total = 0.0
         for position in range(c * h * w):
             values = [float(x[i].reshape(-1)[position]) for i in members]
-            mean = sum(values) / size
-            total += math.sqrt(sum((v - mean) ** 2 for v in values) / size + 1e-8)
+            mean = sum(values) / len(members)
+            total += math.sqrt(sum((v - mean) ** 2 for v in values) / len(members) + 1e-8)
         for i in members:
             out[i] = total / (c * h * w)
     return torch.cat([x, out], dim=1)
 
 
-@pytest.mark.parametrize(("n", "size"), [(16, 4), (14, 2), (6, 3), (3, 3), (1, 1), (4, 4), (8, 4), (5, 1)])
-def test_minibatch_stddev_is_the_slow_loop(n: int, size: int):
+@pytest.mark.parametrize(
+    ("n", "group", "groups"),
+    [  # each group has as many images as asked for, or more
+        *((16, 4, 4), (8, 4, 2), (4, 4, 1), (3, 4, 1), (1, 4, 1)),
+        *((5, 4, 1), (6, 4, 1), (7, 4, 1), (9, 4, 2), (11, 4, 2), (14, 4, 3), (5, 2, 2)),
+        *((14, 16, 1), (7, 128, 1), (5, 1, 5)),
+    ],
+)
+def test_minibatch_stddev_is_the_slow_loop(n: int, group: int, groups: int):
     x = randn(n, 3, 2, 2, seed=n)
-    torch.testing.assert_close(layers.minibatch_stddev(x), slow_minibatch_stddev(x, size), rtol=1e-12, atol=0)
+    found = layers.minibatch_stddev(x, group)
+    torch.testing.assert_close(found, slow_minibatch_stddev(x, groups), rtol=1e-12, atol=0)
+    if n > 1 and group > 1:
+        assert found[:, -1].min() > 0.1  # never the constant of a group of one
+
+
+@pytest.mark.parametrize(("n", "group"), [(5, 4), (11, 4), (5, 2)])
+def test_minibatch_stddev_of_uneven_groups_has_two_gradients(n: int, group: int):
+    """The gradient penalty differentiates it twice."""
+    x = randn(n, 2, 2, 1, seed=n).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: layers.minibatch_stddev(x, group), x)
+    assert torch.autograd.gradgradcheck(lambda x: layers.minibatch_stddev(x, group), x)
 
 
 def test_minibatch_stddev_takes_channels_last_and_half():
     x = randn(8, 4, 4, 4, seed=1).half().to(memory_format=torch.channels_last)
-    expected = slow_minibatch_stddev(x.double(), 4)
+    expected = slow_minibatch_stddev(x.double(), 2)
     assert layers.minibatch_stddev(x).dtype == torch.float16
     torch.testing.assert_close(layers.minibatch_stddev(x).double(), expected, rtol=2e-3, atol=0)
 

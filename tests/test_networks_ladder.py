@@ -123,8 +123,8 @@ def written_critic(network: ProGANDiscriminator, images: Tensor) -> Tensor:
         x = leaky(written_norm(convolved(block.conv1, x), block.act1))
         x = F.avg_pool2d(leaky(written_norm(convolved(block.conv2, x), block.act2)), 2)
     last = network.last_block
-    if last.stddev_group:
-        x = layers.minibatch_stddev(x, last.stddev_group)
+    if last.stddev is not None:
+        x = layers.minibatch_stddev(x, last.stddev.group)
     x = leaky(written_norm(convolved(last.conv, x), last.act1))
     x = leaky(written_norm(convolved(last.last, x, 0), last.act2)).flatten(1)
     if last.discrimination is not None:

@@ -161,6 +161,22 @@ FORMULAS = {
         lambda real, fake: mean([(r - 1) ** 2 / 2 for r in real]) + mean([f**2 / 2 for f in fake]),
         lambda real, fake: mean([(f - 1) ** 2 / 2 for f in fake]),
     ),
+    "ra-lsgan": (
+        lambda real, fake: (
+            mean([(r - mean(fake) - 1) ** 2 for r in real]) + mean([(f - mean(real) + 1) ** 2 for f in fake])
+        ),
+        lambda real, fake: (
+            mean([(f - mean(real) - 1) ** 2 for f in fake]) + mean([(r - mean(fake) + 1) ** 2 for r in real])
+        ),
+    ),
+    "ra-wgan-gp": (
+        lambda real, fake: mean([f - mean(real) for f in fake]) - mean([r - mean(fake) for r in real]),
+        lambda real, fake: mean([r - mean(fake) for r in real]) - mean([f - mean(real) for f in fake]),
+    ),
+    "lsgan-adaptive": (
+        lambda real, fake: mean([r**2 for r in real]) + 0.1 * mean([(f - 1) ** 2 for f in fake]),
+        lambda real, fake: mean([f**2 for f in fake]),
+    ),
     "began": (lambda real, fake: mean(real) - 0.25 * mean(fake), lambda real, fake: mean(fake)),
 }
 
@@ -178,16 +194,21 @@ def test_losses_are_the_papers_formulas(name: str):
         assert gradient.any()
 
 
-def test_the_generator_of_a_relativistic_loss_is_compared_with_reals():
+RELATIVISTIC = ["ra-hinge", "ra-lsgan", "ra-wgan-gp"]
+
+
+@pytest.mark.parametrize("name", RELATIVISTIC)
+def test_the_generator_of_a_relativistic_loss_is_compared_with_reals(name: str):
     """Through `adversarial_terms`, with a critic of the images."""
-    terms = adversarial_terms(ObjectiveConfig(adversarial="ra-hinge"), linear, FAKES, REALS)
-    expected = FORMULAS["ra-hinge"][1](linear(REALS).tolist(), linear(FAKES).tolist())
+    terms = adversarial_terms(ObjectiveConfig(adversarial=name), linear, FAKES, REALS)
+    expected = FORMULAS[name][1](linear(REALS).tolist(), linear(FAKES).tolist())
     assert terms["generator"].item() == close(expected)
 
 
-def test_relativistic_losses_look_at_differences_alone():
+@pytest.mark.parametrize("name", RELATIVISTIC)
+def test_relativistic_losses_look_at_differences_alone(name: str):
     """Adding a constant to all scores changes nothing."""
-    objective = OBJECTIVES["ra-hinge"]
+    objective = OBJECTIVES[name]
     assert objective.critic(SHIFTED + 7, MADE + 7, {}).item() == close(
         objective.critic(SHIFTED, MADE, {}).item()
     )
@@ -219,6 +240,18 @@ def test_lsgan_noise_follows_appendix_b():
     assert found == pytest.approx(expected, rel=1e-12)
     assert found[0] == 0 < max(found)
     assert found[-1] == 0
+
+
+def test_the_noise_of_the_original_code_is_of_fakes_within_0_and_1():
+    seen = [(0.0, score, 0.0) for score in [-3.0, 0.4] + [1.7] * 20 + [0.0] * 20]
+    d, expected = 0.0, []
+    for _, fake, _ in seen:
+        d = 0.1 * min(1.0, max(0.0, fake)) + 0.9 * d
+        expected.append(0.2 * max(0.0, d - 0.5) ** 2)
+    found = [m["noise"] for m in states_after("lsgan-adaptive", seen)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert 0 < max(found) <= 0.2 * 0.5**2
+    assert found[0] == found[-1] == 0
 
 
 def test_began_keeps_its_balance():
@@ -292,7 +325,7 @@ def test_noise_is_at_the_input_of_every_3x3_and_4x4_layer(monkeypatch: pytest.Mo
 
 
 def test_noise_without_lsgan_is_an_error():
-    with pytest.raises(PgsrError, match='adversarial = "lsgan"'):
+    with pytest.raises(PgsrError, match='adversarial = "lsgan-adaptive"'):
         tiny_critic().at(8, 1.0, {})
 
 
@@ -314,13 +347,15 @@ def trainer_of(toy: Path, objective: dict[str, Any], critic: dict[str, Any], **m
     return loop.make_trainer(recipe, built, toy, torch.device("cpu"))
 
 
-def test_lsgan_trains_with_the_noise_it_measures(toy: Path):
-    trainer = trainer_of(toy, {"adversarial": "lsgan"}, {"noise": True})
+@pytest.mark.parametrize(("name", "score"), [("lsgan", "real"), ("lsgan-adaptive", "fake")])
+def test_lsgan_trains_with_the_noise_it_measures(toy: Path, name: str, score: str):
+    trainer = trainer_of(toy, {"adversarial": name}, {"noise": True})
     terms = [trainer.step(watch=True) for _ in range(3)]
     assert set(trainer.state.critics[0].objective_state) == {"certainty", "noise"}
     average = 0.0
     for term in terms:
-        average = 0.1 * term["watch/score real"].item() + 0.9 * average
+        seen = term[f"watch/score {score}"].item()
+        average = 0.1 * (seen if name == "lsgan" else min(1.0, max(0.0, seen))) + 0.9 * average
         assert term["watch/certainty"].item() == pytest.approx(average, rel=1e-5)
     assert "watch/noise" in terms[-1]
 

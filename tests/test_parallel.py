@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 
 from pgsr.checkpoint import load
 from pgsr.errors import PgsrError
-from pgsr.networks.layers import minibatch_stddev
+from pgsr.networks.layers import Share, minibatch_stddev
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step.parallel import Ranks, local_device
@@ -145,16 +147,18 @@ def test_two_ranks_train_what_one_does_and_one_goes_on_from_two(
     assert difference(alone, out) < 1e-9
 
 
-def test_uneven_shares_count_by_their_images(recipe: Path, toy: Path, tmp_path: Path):
-    """A batch of 9 on two ranks, whose means are of 5 and of 4 images; no statistics over the batch."""
-    arguments = ("--set", "discriminator.stddev_group=1")
+@pytest.mark.parametrize("group", [4, 16])
+def test_uneven_shares_count_by_their_images(group: int, recipe: Path, toy: Path, tmp_path: Path):
+    """A batch of 9 on two ranks, whose means are of 5 and of 4 images, as are the groups by 4. That of the
+    whole batch lies in both, and so do its gradients, the penalty's second ones among them."""
+    arguments = ("--set", f"discriminator.stddev_group={group}")
     finish(start(1, recipe, toy, tmp_path / "one", *arguments))
     finish(start(2, recipe, toy, tmp_path / "two", *arguments))
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
 
 
 def test_simultaneous_updates_are_shared_too(recipe: Path, toy: Path, tmp_path: Path):
-    arguments = ("--set", "objective.updates=simultaneous", "--set", "discriminator.stddev_group=1")
+    arguments = ("--set", "objective.updates=simultaneous", "--set", "discriminator.stddev_group=16")
     finish(start(1, recipe, toy, tmp_path / "one", *arguments))
     finish(start(2, recipe, toy, tmp_path / "two", *arguments))
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
@@ -342,11 +346,27 @@ def test_a_batch_that_cannot_be_shared_is_named():
         Ranks(0, 4).share(0, 3)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_statistics_of_shares_are_those_of_the_batch(count: int):
-    """Wherever a share is a multiple of the group."""
-    x = torch.randn(16, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole = minibatch_stddev(x, 4)[:, -1]
-    for rank in range(count):
-        mine = list(Ranks(rank, count).share(0, 16))
-        torch.testing.assert_close(minibatch_stddev(x[mine], 4)[:, -1], whole[mine], rtol=1e-14, atol=0)
+@pytest.mark.parametrize("batch", [3, 5, 7, 11, 14, 16])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("group", [2, 4, 64])
+def test_statistics_of_shares_are_those_of_the_batch(batch: int, count: int, group: int):
+    """Ranks are threads here, which meet wherever they add up."""
+    x = torch.randn(batch, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = minibatch_stddev(x, group)[:, -1]
+    barrier, sums = threading.Barrier(count), [torch.empty(0)] * count
+
+    def statistic_of(rank: int) -> torch.Tensor:
+        def added(values: torch.Tensor) -> torch.Tensor:
+            sums[rank] = values
+            barrier.wait(60)
+            total = torch.stack(sums).sum(0)
+            barrier.wait(60)
+            return total
+
+        own = list(Ranks(rank, count).share(0, batch))
+        return minibatch_stddev(x[own], group, Share(rank, count, batch, added))[:, -1]
+
+    with ThreadPoolExecutor(count) as pool:
+        statistics = list(pool.map(statistic_of, range(count)))
+    for rank, statistic in enumerate(statistics):
+        torch.testing.assert_close(statistic, whole[rank::count], rtol=1e-13, atol=0)

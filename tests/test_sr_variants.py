@@ -161,6 +161,18 @@ def test_noise_dcgan_is_its_layers():
     np.testing.assert_allclose(network(z).detach().numpy(), slow(network.layers, z.numpy()), atol=1e-12)
 
 
+def test_uniform_latents_are_on_0_to_1():
+    """As torch.rand draws them: each normal number becomes the share of normal numbers below it."""
+    options = {"kind": "dcgan", "features": 1, "latent_size": 5}
+    network = lively(build(GENERATORS, {**options, "latents": "uniform"}, 1))
+    z = randn(2, 5)
+    shares = torch.tensor([[0.5 * (1 + math.erf(v / math.sqrt(2))) for v in row] for row in z.tolist()])
+    expected = slow(network.layers, shares.double().numpy())
+    np.testing.assert_allclose(network(z).detach().numpy(), expected, atol=1e-6)
+    with pytest.raises(PgsrError, match="latents = 'even' is not one of 'normal', 'uniform'"):
+        build(GENERATORS, {**options, "latents": "even"})
+
+
 def test_mlp_is_its_layers():
     options = {"kind": "mlp-sr", "features": 1, "input_size": 4, "activation": "tanh"}
     network = lively(build(GENERATORS, options, 1))

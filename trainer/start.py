@@ -119,6 +119,7 @@ def open_run(
     precision = _precision(recipe, folder, device, ranks)
     with _enough_memory(recipe):
         trainer = Trainer(recipe, schedule, batches, device, ranks, precision)
+    check_statistics(trainer)
     return Run(folder, trainer, provenance(trainer))
 
 
@@ -140,6 +141,18 @@ def check_phases(schedule: Schedule, ranks: Ranks) -> None:
     """Raises PgsrError if a batch of any phase, however late, cannot be shared by the processes."""
     for phase in schedule.phases:
         ranks.share(phase.start, phase.batch)
+
+
+def check_statistics(trainer: Trainer) -> None:
+    """Raises PgsrError if a phase shows one image at a time to a critic that looks across a batch."""
+    if not any(layer.group > 1 for layer in trainer.statistics):
+        return
+    for phase in trainer.schedule.phases:
+        if phase.batch == 1:
+            raise PgsrError(
+                f"{phase.name} has a batch of 1, of which there is no minibatch standard deviation: set "
+                f"schedule.at.{phase.resolution}.batch to at least 2, or discriminator.stddev_group to 1"
+            )
 
 
 def _precision(recipe: config.Recipe, folder: Path, device: torch.device, ranks: Ranks) -> torch.dtype:

@@ -38,7 +38,7 @@ from ..harness.runs import finish
 Report = Callable[[str], None]  # gets a line on what is going on
 
 MODES = 1000
-SYSTEMS = ("gan", "wgan-gp", "norm", "stddev")  # columns of Table 4 that are recipes here
+SYSTEMS = ("gan", "unrolled", "wgan-gp", "norm", "stddev", "progression")  # columns of Table 4
 CRITICS = ("k4", "k2")  # its rows
 CLASSIFIER_SEED = 0
 BATCH = 512  # images generated at once
@@ -49,12 +49,16 @@ Value = tuple[float, float] | None
 PAPER: dict[tuple[str, str], dict[str, Value]] = {
     ("gan", "k4"): {"modes": (30.6, 20.7), "kl": (5.99, 0.04)},
     ("gan", "k2"): {"modes": (628.0, 140.9), "kl": (2.58, 0.75)},
+    ("unrolled", "k4"): {"modes": (372.2, 20.7), "kl": (4.66, 0.46)},
+    ("unrolled", "k2"): {"modes": (817.4, 39.9), "kl": (1.43, 0.12)},
     ("wgan-gp", "k4"): {"modes": (640.1, 136.3), "kl": (1.97, 0.70)},
     ("wgan-gp", "k2"): {"modes": (772.4, 146.5), "kl": (1.35, 0.55)},
     ("norm", "k4"): {"modes": (856.7, 50.4), "kl": (1.10, 0.19)},
     ("norm", "k2"): {"modes": (886.6, 58.5), "kl": (0.98, 0.33)},
     ("stddev", "k4"): {"modes": (881.3, 39.2), "kl": None},
     ("stddev", "k2"): {"modes": None, "kl": (0.89, 0.21)},
+    ("progression", "k4"): {"modes": (859.5, 36.2), "kl": (1.05, 0.09)},
+    ("progression", "k2"): {"modes": (919.8, 35.1), "kl": (0.82, 0.13)},
 }
 
 
@@ -185,8 +189,22 @@ def the_classifier(photographs: Photographs, path: Path, report: Report) -> Trai
 
 def recipe_of(settings: Settings, system: str, critic: str, seed: int) -> config.Recipe:
     """Loads the recipe of a system and critic with the settings' changes."""
-    own = (f"seed={seed}", f"schedule.stable_images={settings.images}")
+    own = (f"seed={seed}", *lengths(system, settings.images))
     return config.load(f"mnist-modes-{system}-{critic}", (*settings.overrides, *own))
+
+
+def lengths(system: str, images: int) -> tuple[str, ...]:
+    """The settings that let a run show so many images. One that grows fades twice for 2 of 15 parts of them
+    and stays half a part at 7 and at 14, as in paper 2's original code."""
+    if system != "progression":
+        return (f"schedule.stable_images={images}",)
+    fade, stable = 2 * images // 15, images // 30
+    last = images - 2 * (fade + stable)
+    return (
+        f"schedule.fade_images={fade}",
+        f"schedule.stable_images={stable}",
+        f"schedule.at.28.stable_images={last}",
+    )
 
 
 def train_one(
@@ -240,7 +258,9 @@ def summary(rows: Sequence[dict[str, Any]], settings: Settings) -> list[dict[str
         for system in settings.systems:
             own = [row for row in rows if (row["system"], row["critic"]) == (system, critic)]
             options = recipe_of(settings, system, critic, 0).discriminator
-            parameters = sum(p.numel() for p in build(DISCRIMINATORS, options).parameters())
+            network = build(DISCRIMINATORS, options)  # grown: what looks at small images has no part any more
+            grown = [p for name, p in network.named_parameters() if not name.startswith("from_rgb")]
+            parameters = sum(p.numel() for p in grown)
             entry: dict[str, Any] = {"critic": critic, "system": system, "critic_parameters": parameters}
             for name in ("modes", "kl"):
                 entry[name] = spread([row[name] for row in own])

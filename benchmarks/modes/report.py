@@ -23,9 +23,11 @@ from .measure import CRITICS, SHOWN, Settings, generated, reals
 
 HEADINGS = {
     "gan": "GAN",
+    "unrolled": "+ unrolling",
     "wgan-gp": "WGAN-GP",
     "norm": "+ our norm",
     "stddev": "+ mb stddev",
+    "progression": "+ progression",
 }  # as in Table 4 of paper 2
 LEFT = 2  # columns of words
 COMMAND = "pgsr-bench modes --data DIGITS.zip --images N --seeds N --out REPORT_DIR"

@@ -17,6 +17,7 @@ ARCHITECTURES = {
 }
 TITLES = {"resnet": "ResNet", "dcgan": "DCGAN", "mlp": "MLP"}
 PLAIN = ("generator.batch_norm=false", "discriminator.norm=none")
+BATCH_NORM = "discriminator.norm=batch"  # under the gradient penalty, where recipes have layer norm
 TANH = ("generator.activation=tanh", "discriminator.activation=tanh")
 
 
@@ -57,6 +58,9 @@ def _cells() -> dict[str, Cell]:
     for objective in OBJECTIVES:
         settings = (*ARCHITECTURES["dcgan"], *PLAIN, *TANH)
         add("dcgan-tanh", "DCGAN, tanh, no batch norm", objective, settings, 3)
+    for architecture, settings in ARCHITECTURES.items():  # "by default, all three ... batch-normalization"
+        title = f"{TITLES[architecture]}, critic with batch norm"
+        add(f"{architecture}-batch", title, "wgan-gp", (*settings, BATCH_NORM))
     for gamma in (0.5, 0.0):
         for objective in ("gan", "wgan"):
             weights = (f"objective.adversarial_weight={1 - gamma}", f"objective.pixel_weight={gamma}")

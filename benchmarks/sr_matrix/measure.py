@@ -23,6 +23,7 @@ from pgsr.trainer.run_folder.run import Run
 from pgsr.trainer.run_folder.watch import Diverged
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.batches import with_fitting_boxes
 from pgsr.trainer.step.trainer import Trainer
 
 from ..harness.runs import opened, require_same
@@ -48,7 +49,8 @@ def run(settings: Settings, report: Report) -> tuple[list[Trained], TestSet]:
     """Trains what is not trained yet. Raises PgsrError if asked to stop, or a cell cannot be trained."""
     device = chosen_device(settings.device)
     make_folder(settings.out)
-    test_set = held_out(config.load("sr-gan", settings.overrides), settings, device)
+    recipe = with_fitting_boxes(config.load("sr-gan", settings.overrides), settings.data)
+    test_set = held_out(recipe, settings, device)
     cells = []
     for i, name in enumerate(settings.cells, 1):
         report(f"{name} ({i} of {len(settings.cells)})")

@@ -16,7 +16,7 @@ from pgsr.errors import PgsrError, check_choice
 
 from .began import BEGANDiscriminator, BEGANGenerator
 from .interfaces import Discriminator, Generator
-from .metz import MetzDiscriminator, MetzGenerator
+from .metz import GrowingMetzDiscriminator, GrowingMetzGenerator, MetzDiscriminator, MetzGenerator
 from .msggan import MSGGANDiscriminator, MSGGANGenerator
 from .progan import ProGANDiscriminator, ProGANGenerator
 from .projected import ProjectedDiscriminator
@@ -37,6 +37,7 @@ GENERATORS: dict[str, type[Generator]] = {
     "msggan": MSGGANGenerator,  # latents -> images of every resolution at once
     "began": BEGANGenerator,  # latents -> images of one size
     "metz": MetzGenerator,  # latents -> images of 28 x 28
+    "metz-growing": GrowingMetzGenerator,
     "resnet-sr": ResNetUpscaler,
     "dcgan-sr": DCGANUpscaler,  # of images of one size
     "mlp-sr": MLPUpscaler,  # likewise
@@ -46,6 +47,7 @@ GENERATORS: dict[str, type[Generator]] = {
 DISCRIMINATORS: dict[str, type[Discriminator]] = {
     "progan": ProGANDiscriminator,
     "metz": MetzDiscriminator,
+    "metz-growing": GrowingMetzDiscriminator,
     "srgan": SRGANDiscriminator,
     "msggan": MSGGANDiscriminator,
     "began": BEGANDiscriminator,

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgsr.errors import PgsrError
+from pgsr.errors import PgsrError, check_choice
 
 from .interfaces import Discriminator, Generator
 from .layers import upsample
 from .srgan import convolution_of
 
+ERRORS: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
 SMALLEST = 8  # side of the maps next to the dense layers
 
 
@@ -84,7 +85,8 @@ def initialise(network: nn.Module) -> None:
 
 
 def uniform(z: Tensor) -> Tensor:
-    """Standard normal -> uniform on [-1, 1], which BEGAN draws its latents from."""
+    """Standard normal -> uniform on [-1, 1], by its distribution function. BEGAN draws its latents so, and
+    WGAN in paper 5 on [0, 1]."""
     return torch.erf(z / math.sqrt(2.0))
 
 
@@ -118,7 +120,8 @@ class BEGANGenerator(Generator):
 
 
 class BEGANDiscriminator(Discriminator):
-    """Images [N, 3, resolution, resolution] -> errors of their reconstruction [N]: L(v) = mean |v - D(v)|."""
+    """Images [N, 3, resolution, resolution] -> errors of their reconstruction [N]: L(v) = mean |v - D(v)|**p,
+    "trained with an L1 or L2 norm" (paper 5)."""
 
     def __init__(
         self,
@@ -126,8 +129,11 @@ class BEGANDiscriminator(Discriminator):
         code_size: int = 64,  # N_h
         features: int = 128,
         convolution: str = "vanilla",
+        norm: str = "l1",  # or "l2": p of the error
     ) -> None:
         super().__init__()
+        check_choice("norm", norm, ERRORS)
+        self.error = ERRORS[norm]
         self.encoder = Encoder(resolution, code_size, features, convolution)
         self.decoder = Decoder(resolution, code_size, features, convolution)
         initialise(self)
@@ -139,6 +145,5 @@ class BEGANDiscriminator(Discriminator):
         reconstruction = self.reconstructed(images)
         if reconstruction.dtype != torch.float64:
             reconstruction = reconstruction.float()
-        return F.l1_loss(reconstruction, images.to(reconstruction.dtype), reduction="none").mean(
-            dim=(1, 2, 3)
-        )
+        error = self.error(reconstruction, images.to(reconstruction.dtype), reduction="none")
+        return error.mean(dim=(1, 2, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -248,28 +249,84 @@ class Activation(nn.Module):
 
 
 # ----------------------------------------------------------------------------
-# Minibatch standard deviation (paper 2, section 3), in groups of 4 as in the original code:
-# shaped [G, M, C, H, W] (a group takes every M-th image), biased variance, 1e-8 inside the root.
+# Minibatch standard deviation (paper 2, section 3): biased variance, 1e-8 inside the root, as in the original
+# code. It is taken over the whole batch there; later code takes it over groups of 4.
 
 
-def minibatch_stddev(x: Tensor, group: int = 4) -> Tensor:
+@dataclass(frozen=True)
+class Share:
+    """The images rank, rank + count, ... of a batch: what one of several processes has of it."""
+
+    rank: int
+    count: int  # of processes
+    batch: int  # images of all
+    sum: Callable[[Tensor], Tensor]  # over the processes, of which gradients are sums too
+
+
+def minibatch_stddev(x: Tensor, group: int = 4, share: Share | None = None) -> Tensor:
     """Adds one constant map a group: [N, C, H, W] -> [N, C + 1, H, W].
 
-    The group is the largest size up to `group` that divides the batch (14 -> 2, 6 and 3 -> 3); in
-    data-parallel training it is taken within one process.
+    A batch has as many groups as find `group` images each (16 by 4: 4 groups; 14: 3, of 5, 5 and 4), one if
+    `group` is larger; of M groups image i is in group i mod M. So the statistic is there for every batch, and
+    constant for a single image alone. With a `share` the groups are those of the whole batch; processes
+    exchange sums where a group lies in several.
     """
-    n, _, h, w = x.shape
-    size = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
-    grouped = x.view(size, n // size, *x.shape[1:])
-    grouped = at_least_float32(grouped)
+    n = x.shape[0]
+    batch, first, step = (n, 0, 1) if share is None else (share.batch, share.rank, share.count)
+    groups, over_processes = max(1, batch // group), share.sum if share is not None else _itself
+    if groups % step == 0:  # every group lies in one process
+        groups, batch, first, step, over_processes = groups // step, n, 0, 1, _itself
+    if step == 1 and n % groups == 0:
+        statistic = _deviations(x, n // groups).repeat(n // groups)
+    else:
+        members = torch.arange(first, first + step * n, step, device=x.device) % groups
+        statistic = _uneven_deviations(x, members, groups, batch, over_processes)[members]
+    return torch.cat([x, statistic.view(n, 1, 1, 1).expand(n, 1, *x.shape[2:])], dim=1)
+
+
+def _itself(sums: Tensor) -> Tensor:
+    return sums
+
+
+def _deviations(x: Tensor, size: int) -> Tensor:
+    """The mean deviation of each of M groups of `size` images: [size * M, C, H, W] -> [M]."""
+    grouped = at_least_float32(x.view(size, len(x) // size, *x.shape[1:]))
     deviation = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt()  # [M, C, H, W]
-    statistic = deviation.mean(dim=(1, 2, 3)).to(x.dtype)  # [M]
-    return torch.cat([x, statistic.repeat(size).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)
+    return deviation.mean(dim=(1, 2, 3)).to(x.dtype)
+
+
+def _uneven_deviations(
+    x: Tensor, members: Tensor, groups: int, batch: int, over_processes: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The same of groups of any sizes, `members` [N] the group of each image: [N, C, H, W] -> [groups]."""
+    wide = at_least_float32(x)
+    counts = [len(range(m, batch, groups)) for m in range(groups)]
+    sizes = torch.tensor(counts, dtype=wide.dtype, device=x.device).view(-1, 1, 1, 1)
+
+    def mean(values: Tensor) -> Tensor:
+        empty = values.new_zeros(groups, *values.shape[1:])
+        return over_processes(empty.index_add(0, members, values)) / sizes
+
+    deviation = (mean((wide - mean(wide)[members]).square()) + 1e-8).sqrt()  # [groups, C, H, W]
+    return deviation.mean(dim=(1, 2, 3)).to(x.dtype)
+
+
+class MinibatchStddev(nn.Module):
+    """The statistic as a layer: [N, C, H, W] -> [N, C + 1, H, W]."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+        self.share: Share | None = None  # of the batch at hand, where several processes train
+
+    def forward(self, x: Tensor) -> Tensor:
+        return minibatch_stddev(x, self.group, self.share)
 
 
 # ----------------------------------------------------------------------------
-# Multiplicative Gaussian noise (paper 2, appendix B). One draw an image and map, its deviation times the
-# root of the number of maps, as in the original code: without either a sum over the maps averages it away.
+# Multiplicative Gaussian noise (paper 2, appendix B). One draw an image and map, its deviation the text's
+# magnitude times the root of the number of maps, which the text leaves out and the original code has (its
+# layer's mode "prop"): without either a sum over the maps averages it away.
 
 
 def multiplicative_noise(x: Tensor, magnitude: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pgsr.errors import PgsrError, check_choice
 
 from .interfaces import Discriminator, Images
-from .layers import CONVOLUTIONS, EqualizedConv2d, downsample, leaky_relu, minibatch_stddev
+from .layers import CONVOLUTIONS, EqualizedConv2d, MinibatchStddev, downsample, leaky_relu
 from .progan import LastCriticBlock, ProGANGenerator, feature_maps, resolutions_up_to
 
 
@@ -110,13 +110,13 @@ class MSGCriticBlock(nn.Module):
 
     def __init__(self, inputs: int, maps: int, outputs: int, convolution: str, stddev_group: int) -> None:
         super().__init__()
-        self.stddev_group = stddev_group  # 0: no minibatch standard deviation here
+        self.stddev = MinibatchStddev(stddev_group) if stddev_group else None
         self.conv1 = CONVOLUTIONS[convolution](inputs + bool(stddev_group), maps, 3)
         self.conv2 = CONVOLUTIONS[convolution](maps, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stddev_group:
-            x = minibatch_stddev(x, self.stddev_group)
+        if self.stddev is not None:
+            x = self.stddev(x)
         return downsample(leaky_relu(self.conv2(leaky_relu(self.conv1(x)))))
 
 
@@ -131,7 +131,7 @@ class MSGGANDiscriminator(Discriminator):
         convolution: str = "vanilla",  # or "separable" (paper 1)
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
         combine: str = "linear-cat",  # equations 7 and 9; or "simple", "cat-linear"
-        stddev_group: int = 4,  # images a minibatch standard deviation is taken over
+        stddev_group: int = 4,  # images of a minibatch standard deviation; a batch no larger is one group
         stddev_everywhere: bool = False,  # in every block instead of the last alone (section 3.3)
     ) -> None:
         super().__init__()

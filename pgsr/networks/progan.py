@@ -25,11 +25,11 @@ from .layers import (
     EqualizedConv2d,
     EqualizedLinear,
     MinibatchDiscrimination,
+    MinibatchStddev,
     downsample,
     fade,
     fold_equalized,
     leaky_relu,
-    minibatch_stddev,
     multiplicative_noise,
     pixel_norm,
     upsample,
@@ -88,8 +88,11 @@ class GeneratorBlock(nn.Module):
 
 
 class FirstGeneratorBlock(nn.Module):
-    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4]. Normalised after both layers, as the original code is, unless
-    `first_normalized` is off."""
+    """Latent to 4 x 4: [N, L] -> [N, C, 4, 4].
+
+    Normalised after both layers, as the original code is. The text (section A.1) says "after each Conv 3 x 3
+    layer", so not behind the first, which is 4 x 4: `first_normalized` off.
+    """
 
     def __init__(
         self,
@@ -240,7 +243,7 @@ class LastCriticBlock(nn.Module):
     ) -> None:
         super().__init__()
         inputs = maps if inputs is None else inputs
-        self.stddev_group = stddev_group if statistics == "stddev" else 0
+        self.stddev = MinibatchStddev(stddev_group) if statistics == "stddev" else None
         self.conv = CONVOLUTIONS[convolution](inputs + (statistics == "stddev"), maps, 3)
         self.act1 = Activation(maps, normalization)
         self.last = CONVOLUTIONS[last_layer](maps, maps, 4, padding=0)
@@ -250,8 +253,8 @@ class LastCriticBlock(nn.Module):
         self.dense = EqualizedLinear(width, 1 + labels, gain=1.0)
 
     def forward(self, x: Tensor, noisy: Noise = no_noise) -> Tensor:
-        if self.stddev_group:
-            x = minibatch_stddev(x, self.stddev_group)
+        if self.stddev is not None:
+            x = self.stddev(x)
         x = self.act1(self.conv(noisy(x)))
         x = self.act2(self.last(noisy(x))).flatten(1)  # [N, C]
         if self.discrimination is not None:
@@ -269,8 +272,8 @@ class ProGANDiscriminator(Discriminator):
         feature_max: int = 512,
         convolution: str = "vanilla",
         separable_ends: bool = True,  # whether "separable" holds for the 4 x 4 last convolution too
-        stddev_group: int = 4,  # images a minibatch standard deviation is taken over
-        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as strong as "lsgan" finds it (appendix B)
+        stddev_group: int = 4,  # images of a minibatch standard deviation; a batch no larger is one group
+        noise: bool = False,  # at every 3 x 3 and 4 x 4 layer, as "lsgan-adaptive" finds it (appendix B)
         labels: int = 0,
         # The rest is for the ladder of paper 2's Table 1 (section A.2).
         statistics: str = "stddev",  # of the minibatch; or "discrimination", "none"
@@ -322,7 +325,9 @@ class ProGANDiscriminator(Discriminator):
         Raises PgsrError if it has noise and the objective does not say how much.
         """
         if self.noise and "noise" not in objective_state:
-            raise PgsrError('discriminator.noise needs objective.adversarial = "lsgan", which measures it')
+            raise PgsrError(
+                'discriminator.noise needs objective.adversarial = "lsgan-adaptive", which measures it'
+            )
         return partial(self, alpha=alpha, noise=objective_state["noise"] if self.noise else None)
 
 

@@ -18,7 +18,7 @@ from pgsr.errors import check_choice
 
 from .efficientnet import PYRAMID_CHANNELS, EfficientNetLite0, load_lite0
 from .interfaces import Discriminator
-from .precision import at_least_float32
+from .precision import at_least_float32, full_precision
 
 FEATURES: dict[str, Callable[[], EfficientNetLite0]] = {"lite0": load_lite0}
 SLOPE = 0.2  # of the leaky ReLU
@@ -103,7 +103,7 @@ class ProjectedDiscriminator(Discriminator):
         if tuple(images.shape[2:]) != shape:
             images = F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=False)
         mixed = self.mixed(self.network.pyramid(images))
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             logits = [critic(at_least_float32(x)) for critic, x in zip(self.critics, mixed, strict=True)]
         return torch.cat(logits, dim=1).flatten()
 

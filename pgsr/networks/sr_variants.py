@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pgsr.errors import PgsrError, check_choice
 
+from .began import uniform
 from .interfaces import Discriminator, Generator
 from .layers import upsample
 from .srgan import features_at_depth
@@ -238,8 +239,11 @@ class DCGANGenerator(Generator):
         kernel_size: int = 5,
         batch_norm: bool = True,
         activation: str = "relu",
+        latents: str = "normal",  # or "uniform" on [0, 1) (paper 5, its WGAN listing)
     ) -> None:
         super().__init__()
+        check_choice("latents", latents, ("normal", "uniform"))
+        self.uniform = latents == "uniform"
         if resolution != 64:
             raise PgsrError(f"resolution {resolution} is not 64, the only one of paper 3's networks")
         norm = _batch(batch_norm)
@@ -255,8 +259,9 @@ class DCGANGenerator(Generator):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        """[N, latent_size] -> [N, 3, 64, 64]."""
-        return self.layers(latents)
+        """[N, latent_size], standard normal -> [N, 3, 64, 64]. Uniform ones are made here, so that every
+        bundle takes the same latents and truncation, videos and files of latents mean the same."""
+        return self.layers((uniform(latents) + 1) / 2 if self.uniform else latents)
 
 
 # ----------------------------------------------------------------------------

@@ -153,6 +153,23 @@ def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY) -> Photo
     )
 
 
+def side_of(source: Path) -> int | None:
+    """The side of the square of a source's first picture, or the largest size that it was prepared at; None
+    if none of the first can be read."""
+    pictures = open_pictures(source)
+    if pictures.sizes:
+        return max(pictures.sizes)
+    with reading(pictures) as read:
+        for name in pictures.names[:MAX_DAMAGED]:
+            try:
+                picture, _ = problem(read(name), 1)
+            except UNREADABLE:
+                continue
+            if picture is not None:
+                return min(picture.size)
+    return None
+
+
 def _pixel_file(pictures: Pictures, size: int, reduce: str) -> PixelFile:
     """The decoded pictures, from the cache or anew."""
     by = "" if reduce == REDUCED_BY else f"-{reduce}"

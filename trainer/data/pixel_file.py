@@ -38,6 +38,11 @@ FOOTER = struct.Struct("<QQ32s8s")  # N, length of the JSON, digest of all that 
 CHECKED_BYTES = 2**28  # of pixels, at opening: a file that is no larger is checked whole
 
 
+def bytes_on_disk(size: int) -> int:
+    """What a picture of size x size takes of a file: pixels, checksum, position."""
+    return 3 * size * size + 4 + 8
+
+
 @dataclass(frozen=True)
 class PixelFile:
     """An opened file, and what it says of itself."""

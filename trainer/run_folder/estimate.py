@@ -1,39 +1,44 @@
-"""How long a schedule takes (pgsr-train --dry-run): steps at small resolutions are made and timed, the
-others follow from their multiply-adds, counted on tensors without contents."""
+"""How long a schedule takes (pgsr-train --dry-run): steps of few images are made and timed, the rest follows
+from their multiply-adds, counted on tensors without contents (cost.py)."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from ..data.cache import Noise
 from ..step.allocator import keep_freed_memory
-from ..step.batches import batches_for
-from ..step.parallel import ALONE
-from ..step.recipe import OptimizerConfig, Recipe
+from ..step.recipe import Recipe
 from ..step.schedule import Phase, Schedule
 from ..step.trainer import Trainer
+from .cost import StepCost, last_of_each_resolution, mean_step, noise_trainer, stand_at, step_costs
 
-BUDGET_SECONDS = 10.0  # for timing, about
-PICTURES = 16  # of noise, in place of photographs
+BUDGET_SECONDS = 4.0  # for timing, about
+FEWEST = 2  # images of a step that is timed: batch normalisation wants two
+SLOWEST = 6.0  # how many times slower than a matrix product a step is taken to be, before one is timed
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a schedule costs on this machine; a fade costs what its resolution does."""
 
-    multiply_adds: dict[int, float]  # of a step, by resolution
+    costs: dict[int, StepCost]  # by resolution
     seconds_a_step: dict[int, float]
     how: str  # in words
 
     def seconds(self, schedule: Schedule, phase: Phase) -> float:
         return self.seconds_a_step[phase.resolution] * schedule.steps(phase)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A step that was made, of one update of each network, and what one of the recipe then takes."""
+
+    resolution: int
+    batch: int
+    seconds: float
+    whole: float  # seconds of the recipe's own step there
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,34 @@ class Line:
 def estimate(recipe: Recipe, schedule: Schedule, device: torch.device) -> Estimate:
     """Times what fits the budget, from the smallest resolution up, and extends it to the others."""
     keep_freed_memory()
-    work = multiply_adds(recipe, schedule)
-    trainer = _noise_trainer(recipe, schedule, device)
+    costs, critic_steps = step_costs(recipe, schedule), recipe.objective.critic_steps
+    phases = last_of_each_resolution(schedule)
+    work = {p.resolution: costs[p.resolution].multiply_adds(p.batch, critic_steps) for p in phases}
     product = _product_rate(device)
-    timings: dict[int, float] = {}
-    line, deadline = Line(0.0, product), time.monotonic() + BUDGET_SECONDS
-    for phase in last_of_each_resolution(schedule):
-        if timings and time.monotonic() + 3.0 * line.seconds(work[phase.resolution]) > deadline:
+    timings: list[Timing] = []
+    trainer = noise_trainer(recipe, schedule, device)
+    line, deadline = Line(0.0, product / SLOWEST), time.monotonic() + BUDGET_SECONDS
+    for phase in phases:
+        cost = costs[phase.resolution]
+        batch = _batch_to_time(cost, phase, line, deadline - time.monotonic())
+        if not batch:
             break
-        timings[phase.resolution] = _seconds_a_step(trainer, phase)
-        line = _line([(work[size], seconds) for size, seconds in timings.items()], product)
-    seconds = {size: timings.get(size, line.seconds(count)) for size, count in work.items()}
-    return Estimate(work, seconds, _in_words(trainer, timings, work, line))
+        seconds = _seconds_a_step(trainer, phase.resolution, batch)
+        share = work[phase.resolution] / cost.multiply_adds(batch, 1)
+        timings.append(Timing(phase.resolution, batch, seconds, seconds * share))
+        line = _line([(work[t.resolution], t.whole) for t in timings], product)
+    own = {timing.resolution: timing.whole for timing in timings}
+    line = line if timings else _line([], product)
+    seconds_a_step = {size: own.get(size, line.seconds(count)) for size, count in work.items()}
+    return Estimate(costs, seconds_a_step, _in_words(trainer, timings, phases, line))
+
+
+def _batch_to_time(cost: StepCost, phase: Phase, line: Line, seconds_left: float) -> int:
+    """The images of a step that fits a third of the time left, so that it may be made again; 0 if none."""
+    batch = phase.batch
+    while batch > FEWEST and line.seconds(cost.multiply_adds(batch, 1)) > seconds_left / 3.0:
+        batch = max(FEWEST, batch // 2)
+    return batch if line.seconds(cost.multiply_adds(batch, 1)) <= seconds_left else 0
 
 
 def _line(points: list[tuple[float, float]], product_rate: float) -> Line:
@@ -71,6 +92,8 @@ def _line(points: list[tuple[float, float]], product_rate: float) -> Line:
         (count, seconds), (more, longer) = points[-2:]
         if more > count and longer > seconds:
             rate = min(product_rate, (more - count) / (longer - seconds))
+    if not points:
+        return Line(0.0, rate)
     count, seconds = points[-1]
     return Line(max(0.0, seconds - count / rate), rate)
 
@@ -86,14 +109,21 @@ def _product_rate(device: torch.device) -> float:
     return 512.0**3 / min(rates)
 
 
-def _in_words(trainer: Trainer, timings: dict[int, float], work: dict[int, float], line: Line) -> str:
+def _in_words(trainer: Trainer, timings: list[Timing], phases: list[Phase], line: Line) -> str:
     where = f"{trainer.device} in {str(trainer.precision).removeprefix('torch.')}"
     if trainer.device.type == "cpu":
         where += f" with {torch.get_num_threads()} thread(s)"
+    if not timings:
+        return (
+            f"Times: no step was made, since two images take too long on {where}; their counted "
+            f"multiply-adds at {line.rate / 1e9:.1f} G a second, half of what a matrix product reaches."
+        )
+    last = timings[-1]
     text = (
-        f"Times: steps up to {max(timings)} x {max(timings)} were made on {where}, with noise for photographs"
+        f"Times: steps up to {last.resolution} x {last.resolution} were made on {where}, with noise for "
+        f"photographs, the last of {last.batch} images"
     )
-    if len(timings) < len(work):
+    if len(timings) < len(phases):
         source = "as the last two have" if len(timings) > 1 else "half of what a matrix product reaches"
         text += (
             f"; the others are {line.fixed:.2g} s and their counted multiply-adds at "
@@ -102,93 +132,24 @@ def _in_words(trainer: Trainer, timings: dict[int, float], work: dict[int, float
     return text + ". Logging, samples and checkpoints come on top."
 
 
-def last_of_each_resolution(schedule: Schedule) -> list[Phase]:
-    """Returns the last phase of each resolution, in order."""
-    return list({phase.resolution: phase for phase in schedule.phases}.values())
-
-
-def _noise_trainer(recipe: Recipe, schedule: Schedule, device: torch.device) -> Trainer:
-    noise = Noise(PICTURES, recipe.generator.get("labels", 0))
-    return Trainer(recipe, schedule, batches_for(recipe, noise, device, ALONE), device, ALONE)
-
-
-def _stand_at(trainer: Trainer, phase: Phase, penalised: bool) -> None:
-    """Puts the trainer before a step of a phase with the penalty, or without."""
-    every = trainer.recipe.objective.penalty_every
-    step = -(-phase.steps_before // every) * every + (not penalised)
-    shown_a_step = phase.batch * trainer.schedule.images_per_step
-    trainer.state.images_shown = phase.start + (step - phase.steps_before) * shown_a_step
-
-
-def _mean_step(with_penalty: float, without: float, penalty_every: int) -> float:
-    return (with_penalty + (penalty_every - 1) * without) / penalty_every
-
-
-# ----------------------------------------------------------------------------
-# Counting.
-
-
-def multiply_adds(recipe: Recipe, schedule: Schedule) -> dict[int, float]:
-    """Multiply-adds of a mean step, forward and backward, by resolution."""
-    rmsprop = OptimizerConfig(kind="rmsprop")  # fused Adam refuses such tensors; neither is counted
-    plain = dataclasses.replace(
-        recipe,
-        generator_optimizer=rmsprop,
-        critic_optimizer=rmsprop,
-        run=dataclasses.replace(recipe.run, precision="float32"),
-    )
-    trainer = _noise_trainer(plain, schedule, torch.device("meta"))
-    every = recipe.objective.penalty_every
-    return {
-        phase.resolution: _mean_step(
-            _count(trainer, phase, True), _count(trainer, phase, False) if every > 1 else 0.0, every
-        )
-        for phase in last_of_each_resolution(schedule)
-    }
-
-
-def _count(trainer: Trainer, phase: Phase, penalised: bool) -> float:
-    _stand_at(trainer, phase, penalised)
-    counter = _Counter()
-    with counter:
-        trainer.step()
-    return counter.flops / 2.0
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up what every operation costs; torch's own counter does not go with the gradient penalty."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0.0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        cost = flop_registry.get(function.overloadpacket)
-        if cost is not None:
-            self.flops += cost(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 # ----------------------------------------------------------------------------
 # Timing.
 
 
-def _seconds_a_step(trainer: Trainer, phase: Phase) -> float:
+def _seconds_a_step(trainer: Trainer, resolution: int, batch: int) -> float:
     every = trainer.recipe.objective.penalty_every
-    first = _seconds(trainer, phase, True)  # it finds its kernels and its memory, too
-    if first > BUDGET_SECONDS / 3.0 and every == 1:
+    first = _seconds(trainer, resolution, batch, True)  # it finds its kernels and its memory, too
+    if first > BUDGET_SECONDS / 4.0 and every == 1:
         return first
-    return _mean_step(
-        _seconds(trainer, phase, True), _seconds(trainer, phase, False) if every > 1 else 0.0, every
-    )
+    without = _seconds(trainer, resolution, batch, False) if every > 1 else 0.0
+    return mean_step(_seconds(trainer, resolution, batch, True), without, every)
 
 
-def _seconds(trainer: Trainer, phase: Phase, penalised: bool) -> float:
+def _seconds(trainer: Trainer, resolution: int, batch: int, penalised: bool) -> float:
     """Seconds of a step; where it is quick, the median of five."""
     times: list[float] = []
     while not times or (len(times) < 5 and sum(times) < 0.2):
-        _stand_at(trainer, phase, penalised)
+        stand_at(trainer, resolution, batch, penalised)
         began = time.perf_counter()
         terms = trainer.step()
         torch.stack([term.reshape(()).float() for term in terms.values()]).tolist()  # waits for the device

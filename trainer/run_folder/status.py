@@ -16,8 +16,8 @@ from ..step import recipe as config
 from ..step.schedule import Schedule, Stage, build
 from . import evaluate
 from . import metrics_log as record
+from .cost import multiply_adds
 from .dry_run import duration
-from .estimate import multiply_adds
 
 
 def status_of(run: Path) -> tuple[dict[str, Any], str]:

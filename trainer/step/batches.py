@@ -7,6 +7,7 @@ function of the images shown, the pixels of the next batch are fetched while a s
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from pgsr.errors import PgsrError
 from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
-from ..data.cache import Noise, Photographs, Source, load_photographs
+from ..data.cache import Noise, Photographs, Source, load_photographs, side_of
 from ..data.listing import LeftOut
 from .degradation import degraded
 from .parallel import ALONE, Ranks
@@ -144,7 +145,7 @@ class LatentBatches(Batches):
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
-        side = recipe.data.resolution or recipe.data.box or recipe.schedule.resolution
+        (side,) = stored_sides(recipe)
         photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
         self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
@@ -290,7 +291,7 @@ class BoxBatches(Batches):
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__(recipe, device, ranks)
         self.scale: int = recipe.generator["scale"]
-        side = recipe.data.resolution or recipe.data.box
+        (side,) = stored_sides(recipe)
         photographs = without_last(self.photographs(source, side), recipe.data.held_out, source)
         self.count = len(photographs)
         (self.pixels,) = self.place(photographs.pixels)
@@ -319,8 +320,40 @@ class BoxBatches(Batches):
         return self.tensor(F.avg_pool2d(images, self.scale))
 
 
+def stored_sides(recipe: Recipe) -> list[int]:
+    """The sides that photographs are decoded at: one, or that of super-resolution's outputs and inputs."""
+    data = recipe.data
+    if "latent_size" in recipe.generator:
+        return [data.resolution or data.box or recipe.schedule.resolution]
+    if data.box:
+        return [data.resolution or data.box]
+    return [data.resolution, data.resolution // int(recipe.generator["scale"])]
+
+
+def with_fitting_boxes(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe for these photographs: where the first is smaller than `data.resolution`, boxes give way to
+    whole photographs, reduced as a box is. So what is trained on is a function of recipe and data still."""
+    data, trained = recipe.data, recipe.schedule.resolution
+    if isinstance(source, Noise) or not data.box:
+        return recipe
+    side = side_of(source)
+    if side is None or not trained <= side < (data.resolution or data.box):
+        return recipe
+    whole_side = side - side % trained
+    return replace(recipe, data=replace(data, resolution=whole_side, box=whole_side))
+
+
 def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> TrainingBatches:
     """The sort that the recipe's generator takes: latents, low-resolution crops, or boxes reduced."""
+    fitting = with_fitting_boxes(recipe, source)
+    if fitting != recipe and ranks.rank == 0:
+        side, wanted = fitting.data.resolution, recipe.data
+        print(
+            f"note: {source} has photographs smaller than {wanted.resolution or wanted.box} "
+            f"(data.resolution): whole ones at {side}x{side} take the place of boxes of {wanted.box}",
+            file=sys.stderr,
+        )
+    recipe = fitting
     if "latent_size" in recipe.generator:
         return LatentBatches(recipe, source, device, ranks)
     sort = BoxBatches if recipe.data.box else CropBatches

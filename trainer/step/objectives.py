@@ -52,13 +52,43 @@ def _relativistic_hinge(better: Tensor, worse: Tensor | None) -> Tensor:
     return F.relu(1 - above).mean() + F.relu(1 + below).mean()
 
 
+def _relativistic_squares(better: Tensor, worse: Tensor | None) -> Tensor:
+    """Each score should be 1 away from the other side's mean: [N], [N] -> scalar (RaLSGAN of
+    Jolicoeur-Martineau 2018)."""
+    assert worse is not None
+    above, below = better - worse.mean(), worse - better.mean()
+    return (above - 1).square().mean() + (below + 1).square().mean()
+
+
+def _relativistic_wasserstein(better: Tensor, worse: Tensor | None) -> Tensor:
+    """Each score less the other side's mean: [N], [N] -> scalar. It comes to twice WGAN's critic's loss, and
+    the generator has the reals' scores in it, which do not depend on its weights."""
+    assert worse is not None
+    above, below = better - worse.mean(), worse - better.mean()
+    return below.mean() - above.mean()
+
+
 def _adaptive_noise(
     state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
 ) -> dict[str, Tensor]:
     """The magnitude of the critic's own noise (paper 2, appendix B): 0.2 max(0, d - 0.5)**2, where d is the
     running average of its output for real images: 0.5 if it cannot tell them from fakes, 1 if it is sure.
     """
-    certainty = 0.1 * real + 0.9 * state["certainty"]
+    return _noise_of(0.1 * real + 0.9 * state["certainty"])
+
+
+def _adaptive_noise_of_fakes(
+    state: ObjectiveState, config: ObjectiveConfig, real: Tensor, fake: Tensor, generator_fake: Tensor
+) -> dict[str, Tensor]:
+    """The same as paper 2's original code has it: d is of the fakes, whose label is 1, and within [0, 1].
+
+    That code as released averages the critic's loss by an index one off; its name, and the paper's "seriously
+    unstable when d approaches (or exceeds) 1", are of the fakes' scores.
+    """
+    return _noise_of(0.1 * fake.clamp(0, 1) + 0.9 * state["certainty"])
+
+
+def _noise_of(certainty: Tensor) -> dict[str, Tensor]:
     return {"certainty": certainty, "noise": 0.2 * F.relu(certainty - 0.5).square()}
 
 
@@ -96,7 +126,26 @@ OBJECTIVES: dict[str, Adversarial] = {
         generator=lambda fake, real: _relativistic_hinge(fake, real),
         compares=True,
     ),
-    # Least squares, real 1 and fake 0 (Mao et al. 2016), and the noise that paper 2 needs with it.
+    # The relativistic average versions of the other two losses that paper 4 tried (section 3.5).
+    "ra-lsgan": Adversarial(
+        critic=lambda real, fake, state: _relativistic_squares(real, fake),
+        generator=lambda fake, real: _relativistic_squares(fake, real),
+        compares=True,
+    ),
+    "ra-wgan-gp": Adversarial(
+        critic=lambda real, fake, state: _relativistic_wasserstein(real, fake),
+        generator=lambda fake, real: _relativistic_wasserstein(fake, real),
+        compares=True,
+    ),
+    # Least squares as paper 2 has them (appendix B and its original code): real 0, fake 1, a tenth of the
+    # critic's weight on fakes, and noise in the critic.
+    "lsgan-adaptive": Adversarial(
+        critic=lambda real, fake, state: real.square().mean() + 0.1 * (1 - fake).square().mean(),
+        generator=lambda fake, real: fake.square().mean(),
+        initial_state={"certainty": 0.0, "noise": 0.0},
+        next_state=_adaptive_noise_of_fakes,
+    ),
+    # Least squares, real 1 and fake 0 (Mao et al. 2016), with the same noise.
     "lsgan": Adversarial(
         critic=lambda real, fake, state: 0.5 * (1 - real).square().mean() + 0.5 * fake.square().mean(),
         generator=lambda fake, real: 0.5 * (1 - fake).square().mean(),
@@ -115,6 +164,7 @@ OBJECTIVES: dict[str, Adversarial] = {
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
+MOST_UNROLLED = 100  # each keeps a whole pass in memory
 MOST_STEPS = 1000  # of critics in one of the generator's, or between penalties
 
 
@@ -125,6 +175,7 @@ class ObjectiveConfig:
     adversarial: str = "wgan-gp"  # a name in OBJECTIVES, or "none"
     adversarial_weight: float = 1.0  # in the generator's loss; 1e-3 in SRGAN
     critic_steps: int = 1  # n_critic (paper 2, section A.1)
+    unrolled_steps: int = 0  # of the critic that the generator looks ahead (Metz et al. 2017)
     updates: str = "alternating"  # or "simultaneous": both networks' from one pass of the critic
     gradient_penalty: float = 0.0  # lambda of WGAN-GP, 10 in its paper
     gradient_target: float = 1.0  # gamma: the norm the penalty pulls to; 750 for CIFAR-10
@@ -153,6 +204,10 @@ class ObjectiveConfig:
                 raise PgsrError(
                     f"objective.{name} is {getattr(self, name)}, but must be from 1 to {MOST_STEPS}"
                 )
+        if not 0 <= self.unrolled_steps <= MOST_UNROLLED:
+            raise PgsrError(
+                f"objective.unrolled_steps is {self.unrolled_steps}, but must be from 0 to {MOST_UNROLLED}"
+            )
         if self.content == "critic" and self.adversarial == "none":
             raise PgsrError("objective.content = 'critic' needs a critic: set objective.adversarial")
         if self.content_depth < 0:
@@ -161,7 +216,8 @@ class ObjectiveConfig:
         if self.updates == "simultaneous" and not self._zero_sum():
             raise PgsrError(
                 "objective.updates = 'simultaneous' needs a zero-sum objective alone (adversarial = "
-                "'wgan-gp', weight 1, one critic step, no clip, pixel or content loss): use 'alternating'"
+                "'wgan-gp', weight 1, one critic step, nothing unrolled, no clip, pixel or content loss): "
+                "use 'alternating'"
             )
         if not 0 <= self.balance <= 1:
             raise PgsrError(f"objective.balance is {self.balance}, but must be from 0 to 1")
@@ -172,7 +228,7 @@ class ObjectiveConfig:
         if self.adversarial == "none" or not OBJECTIVES[self.adversarial].zero_sum:
             return False
         alone = self.pixel == self.content == "none" and self.adversarial_weight == 1
-        return alone and self.critic_steps == 1 and not self.clip
+        return alone and self.critic_steps == 1 and not self.clip and not self.unrolled_steps
 
     def penalised(self, step: int) -> bool:
         """Returns whether a step of the critic has a gradient penalty."""

@@ -1,8 +1,8 @@
 """Data-parallel training under torchrun: every process sees its share of each batch.
 
-Rank r of n takes the images r, r + n, r + 2n, ... of a batch. So n processes see the images of one, and
-since the minibatch standard deviation groups every M-th image, its groups are those of one process too
-wherever a share is a multiple of the group; elsewhere it is taken within a rank's share.
+Rank r of n takes the images r, r + n, r + 2n, ... of a batch. So n processes see the images of one. The
+minibatch standard deviation groups every M-th image: where n divides M a group lies in one process; elsewhere
+processes add up its sums, and its gradients.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from pgsr.errors import PgsrError
+from pgsr.networks.layers import Share
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class Ranks:
     count: int = 1
     local_rank: int = 0  # among those of this machine
     steps: Any = None  # the group in which gradients are averaged
+    statistics: Any = None  # the one in which sums over a batch are added up, within steps
     control: Any = None  # that in which ranks agree on stopping, on the CPU
     meeting: Any = None  # and that in which they wait for one that works for all
 
@@ -55,6 +58,17 @@ class Ranks:
         """Returns what a mean over this rank's share counts, so that the mean over ranks is that of the
         batch."""
         return share * self.count / batch
+
+    def share_of(self, batch: int) -> Share | None:
+        """What layers that look across a batch are told of this rank's share; None: it is all of it."""
+        if self.count == 1:
+            return None
+        return Share(self.rank, self.count, batch, self._differentiable_sum)
+
+    def _differentiable_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, on every rank; its gradients are sums over ranks too."""
+        total: torch.Tensor = all_reduce(values.contiguous(), group=self.statistics)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Returns whether any rank says yes; every rank must ask."""
@@ -176,11 +190,12 @@ def ranks_of_run(device: torch.device) -> Iterator[Ranks]:
 def _grouped(device: torch.device) -> Ranks:
     """Makes the groups of the processes that have met."""
     rank = dist.get_rank()
-    steps = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    steps, statistics = (dist.new_group(backend=backend, timeout=PATIENCE) for _ in range(2))
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     meeting = dist.new_group(backend="gloo", timeout=UNLIMITED)
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return Ranks(rank, dist.get_world_size(), local_rank, steps, control, meeting)
+    return Ranks(rank, dist.get_world_size(), local_rank, steps, statistics, control, meeting)
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -289,6 +289,8 @@ class Recipe:
             raise PgsrError(
                 "[[critics]] and [augment] need updates in turn: set objective.updates to 'alternating'"
             )
+        if self.objective.unrolled_steps and (self.critics or self.critic_optimizer.kind != "adam"):
+            raise PgsrError("objective.unrolled_steps needs one critic, and Adam for it")
         if self.augment.kind != "none" and "latent_size" not in self.generator:
             raise PgsrError("[augment] is for generators that begin with latents")
         if self.augment.kind != "none" and GENERATORS[self.generator["kind"]].multi_scale:
@@ -443,11 +445,41 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         raise PgsrError(
             f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or name a .toml file"
         )
+    data = _read(path)
+    base = data.pop("base", None)
+    if base is not None:
+        data = _merged(_base(base, path), data)
+    return from_dict(with_settings({"name": path.stem, **data}, settings))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(read_regular(path, LONGEST_FILE).decode())
+        return tomllib.loads(read_regular(path, LONGEST_FILE).decode())
     except (ValueError, RecursionError) as error:
         raise PgsrError(f"{path} is not valid TOML: {error}") from error
-    return from_dict(with_settings({"name": path.stem, **data}, settings))
+
+
+def _base(name: Any, path: Path) -> dict[str, Any]:
+    """The recipe of the package that another one changes. Raises PgsrError if there is none."""
+    if not isinstance(name, str) or name not in recipe_names():
+        raise PgsrError(
+            f"{path}: base is {str(name)[:50]!r}, but must be a recipe that comes with the package"
+        )
+    data = _read(RECIPES / f"{name}.toml")
+    if "base" in data:
+        raise PgsrError(f"{path}: base is {name!r}, which has a base of its own: name {data['base']!r}")
+    return data
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of `base` with the keys of `changes` in their place."""
+    result = dict(base)
+    for key, value in changes.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = _merged(before, value)
+        result[key] = value
+    return result
 
 
 def of_run(run: Path, settings: Sequence[str] = ()) -> Recipe:

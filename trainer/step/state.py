@@ -117,12 +117,13 @@ def new_state(recipe: Recipe, device: torch.device, precision: torch.dtype = tor
 
 
 def _adam(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    parameters = list(parameters)
     return torch.optim.Adam(
         parameters,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=True,
+        fused=not parameters[0].is_meta,  # tensors without contents have no such kernel
     )
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pgsr import draws
+from pgsr.errors import PgsrError
 from pgsr.networks.interfaces import Images
+from pgsr.networks.layers import MinibatchStddev
 from pgsr.networks.precision import at_least_float32
 
 from .augment import augment
@@ -27,6 +29,7 @@ from .precision import autocast, chosen_precision
 from .recipe import Recipe
 from .schedule import Schedule, Stage
 from .state import Critic, State, average_decay, new_state, prepare_optimizers, update_average
+from .unrolled import unrolled_scores
 
 # ----------------------------------------------------------------------------
 # What each network minimises, as a module: its forward is one loss, its parameters are one network's.
@@ -69,9 +72,9 @@ class GeneratorLoss(nn.Module):
         self.features = content_features(recipe.objective, state.discriminator, self.network)
 
     def forward(
-        self, batch: Batch, stage: Stage, change: Callable[[Images], Images]
+        self, batch: Batch, stage: Stage, change: Callable[[Images], Images], blend: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`change` is what images go through before critics."""
+        """`change` is what images go through before critics, `blend` is for penalties of unrolled steps."""
         losses: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         fakes = self.network.training_at(stage.resolution, stage.alpha)(batch.inputs)
@@ -80,7 +83,7 @@ class GeneratorLoss(nn.Module):
             compares = OBJECTIVES[critic.objective.adversarial].compares
             terms = adversarial_terms(
                 critic.objective,
-                critic.network.at(stage.resolution, stage.alpha, critic.objective_state),
+                self._scores(critic, batch, stage, views, blend),
                 critic.network.views(views),
                 critic.network.views(batch.reals) if compares else None,
                 batch.labels,
@@ -90,6 +93,16 @@ class GeneratorLoss(nn.Module):
         if batch.paired:
             losses |= paired_losses(self.recipe.objective, fakes, batch.reals, batch.inputs, self.features)
         return losses, scores
+
+    def _scores(
+        self, critic: Critic, batch: Batch, stage: Stage, fakes: Images, blend: Tensor
+    ) -> Callable[[Images], Tensor]:
+        """The critic as it is, or as it would be after steps that the recipe looks ahead."""
+        steps, network = critic.objective.unrolled_steps, critic.network
+        if not steps:
+            return network.at(stage.resolution, stage.alpha, critic.objective_state)
+        reals, views = network.views(batch.reals), network.views(fakes)
+        return unrolled_scores(critic, stage, reals, views, blend, batch.labels, steps)
 
 
 class GeneratorImages(nn.Module):
@@ -122,6 +135,10 @@ class Trainer:
         precision: torch.dtype | None = None,  # in place of the recipe's wish
     ) -> None:
         self.recipe, self.schedule, self.batches, self.device = recipe, schedule, batches, device
+        if ranks.count > 1 and recipe.objective.unrolled_steps:
+            raise PgsrError(
+                "objective.unrolled_steps is for one process: the critic's steps are of one batch"
+            )
         self.ranks = ranks
         self.precision = precision or chosen_precision(recipe.run.precision, device)
         self.state = new_state(recipe, device, self.precision)
@@ -130,6 +147,12 @@ class Trainer:
             self.generator_images = ranks.wrap(GeneratorImages(self.state))
         else:
             self.generator_loss = ranks.wrap(GeneratorLoss(recipe, self.state))
+        self.statistics = [
+            layer
+            for c in self.state.critics
+            for layer in c.network.modules()
+            if isinstance(layer, MinibatchStddev)
+        ]
         self.critic_losses = {c.name: ranks.wrap(CriticLoss(c)) for c in self.state.critics}
 
     @property
@@ -153,6 +176,8 @@ class Trainer:
         stage, state = self.stage(), self.state
         prepare_optimizers(state, self.recipe, stage)
         self._seed_torch(stage)
+        for layer in self.statistics:
+            layer.share = self.ranks.share_of(stage.batch)
         update = self._simultaneous_updates if self.simultaneous else self._alternating_updates
         terms, scores, images_shown = update(stage)
         self._update_objective_states(scores, stage)
@@ -240,16 +265,20 @@ class Trainer:
     def _critic_losses(
         self, critic: Critic, batch: Batch, reals: Tensor, fakes: Images, stage: Stage, images_shown: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        own = slice(self.ranks.rank, None, self.ranks.count)
-        blend = self.batches.tensor(
-            draws.uniforms(self.recipe.seed, "penalty", images_shown, stage.batch)[own]
-        )
+        blend = self._blend(stage, images_shown)
         loss = self.critic_losses[critic.name]
         with autocast(self.device, self.precision):
             result: tuple[dict[str, Tensor], dict[str, Tensor]] = loss(
                 reals, fakes, blend, stage, batch.labels
             )
         return result
+
+    def _blend(self, stage: Stage, images_shown: int) -> Tensor:
+        """Where between real and generated images of this rank's share the penalty looks: [N]."""
+        own = slice(self.ranks.rank, None, self.ranks.count)
+        return self.batches.tensor(
+            draws.uniforms(self.recipe.seed, "penalty", images_shown, stage.batch)[own]
+        )
 
     def _generator_update(
         self, batch: Batch, stage: Stage, images_shown: int
@@ -258,8 +287,9 @@ class Trainer:
             return map_scales(lambda x: self._augmented(x, "augment generator", images_shown, stage), images)
 
         networks = [critic.network for critic in self.state.critics]
+        blend = self._blend(stage, images_shown)
         with _frozen(networks), autocast(self.device, self.precision):
-            losses, scores = self.generator_loss(batch, stage, change)
+            losses, scores = self.generator_loss(batch, stage, change, blend)
         self._backward(self.state.generator_optimizer, losses, batch, stage)
         self.state.loss_scale.step(self.state.generator_optimizer)
         return losses, scores
