@@ -6,12 +6,15 @@ pgsr-bench training --out report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from pgsr.cli import Group, emit, json_option, packages, version_option
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(cls=Group)
@@ -273,6 +276,84 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
     result = run(settings, lambda line: click.echo(line, err=True))
     write_report(result, settings.out)
     emit(result, text(result), as_json)
+
+
+def _trained_on(function: F) -> F:
+    """--data and --out of the commands that train, and what they share."""
+    for decorator in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]"),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for both."
+        ),
+        click.option("--quick", is_flag=True, help="Tiny sizes instead: a minute, to see that it works."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="For runs and report."),
+        click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs."),
+    ):
+        function = decorator(function)
+    return function
+
+
+@main.command()
+@_trained_on
+@click.option("--resolution", type=int, default=64, show_default=True, help="The last one.")
+@click.option("--images", type=int, default=800, show_default=True, help="Of a phase; 800,000 there.")
+@click.option("--maps", type=click.IntRange(1), default=512, show_default=True, help="At most.")
+@json_option
+def convolutions(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train with separable and with vanilla convolutions and draw the time both take (paper 1, Figure 2).
+
+    Goes on where it was stopped. With all maps and 800 images a phase it takes hours on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .curves.convolutions import QUICK, Settings, run, text, write_report
+    settings = Settings(**{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@_trained_on
+@click.option(
+    "--resolution", type=int, default=32, show_default=True, help="Of (a), (b); the paper's is 128."
+)
+@click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each; 10M there.")
+@click.option("--maps", type=click.IntRange(16), default=64, show_default=True, help="At most; 512 there.")
+@click.option("--rates", type=float, default=1.0, show_default=True, help="Times all learning rates.")
+@click.option("--evaluations", type=int, default=20, show_default=True, help="Of the distance, in a run.")
+@click.option("--swd-images", type=int, default=1024, show_default=True, help="Of either set.")
+@click.option("--final", type=int, default=1024, show_default=True, help="The last resolution of (c).")
+@click.option("--final-maps", type=click.IntRange(1), default=512, show_default=True, help="At most, of (c).")
+@json_option
+def growing(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train with and without progressive growing and draw quality against time (paper 2, Figure 4).
+
+    Goes on where it was stopped. The third panel extends timed steps to 1024 x 1024.
+    """
+    with packages("measuring", "bench"):
+        from .curves.growing import QUICK, Settings, run, text, write_report
+    settings = Settings(**{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--count", type=int, default=8, show_default=True, help="Latents, a column each.")
+@click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for scales.json and .png.")
+@json_option
+def scales(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Draw what a trained RUN makes of the same latents at each of its resolutions (paper 4, Figure 3)."""
+    with packages("measuring", "bench"):
+        from .curves.scales import Settings, run, text, write_report
+    report, picture = run(Settings(**options))
+    if out is not None:
+        write_report(report, picture, out)
+    emit(report, text(report), as_json)
 
 
 @main.command()
