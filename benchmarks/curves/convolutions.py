@@ -220,6 +220,7 @@ def picture(result: Mapping[str, Any], curves: Mapping[str, Curve]) -> Figure:
         axes.set_xticks(sides, [f"{side}²" for side in sides])
     cost.set_yscale("log")
     cost.yaxis.set_major_formatter("{x:g}")
+    cost.yaxis.set_minor_formatter("{x:g}")
     for side, value in result["seconds_an_image"]["vanilla"].items():
         ratio = value / result["seconds_an_image"]["separable"][side]
         cost.annotate(
@@ -228,7 +229,7 @@ def picture(result: Mapping[str, Any], curves: Mapping[str, Curve]) -> Figure:
     whole.set_title("days of training, 800,000 images a phase")
     for axes in (cost, whole):
         axes.set_xlabel("resolution")
-        axes.margins(y=0.12)
+        axes.margins(x=0.1, y=0.12)
     figure.suptitle(f"Paper 1, Figure 2, on {result['device']}", fontsize=10)
     return figure
 
