@@ -100,8 +100,9 @@ class Reference:
         assert similar is not None
         scores.append(Score("MS-SSIM", similar.mean, {**conditions, "pairs": similar.pairs}))
         if self.network is not None:
-            sizes = {"images": len(feature_set), "against": len(self.feature_set)}
-            by_network = {**conditions, **sizes, **self.network.conditions}
+            by_network = {**conditions, "images": len(feature_set), **self.network.conditions}
+            if len(self.feature_set) != len(feature_set):
+                by_network["photographs looked at"] = len(self.feature_set)
             found = features.scores(self.feature_set, feature_set, conditions["seed"], self.network.distance)
             for metric, (value, deviation) in found.items():
                 scores.append(Score(metric, value, by_network, deviation))

@@ -107,9 +107,10 @@ def legend(quality: Quality) -> list[str]:
         for column in (quality.small[0], quality.small[-1])
     )
     if network is not None and floor is not None:
+        against = network.get("photographs looked at", network["images"])
         lines.append(
-            f"scores by features: {network['images']:,} images against {network['against']:,} photographs "
-            f"(photographs: {floor['images']:,} against {floor['against']:,}); network sha256 "
+            f"scores by features: {network['images']:,} images against {against:,} photographs "
+            f"(photographs: {floor['images']:,} against as many); network sha256 "
             f"{network['features'][:16]}, images resized {network['feature resize']}, range "
             f"{network['feature range']}"
         )
