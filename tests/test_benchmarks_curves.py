@@ -68,7 +68,7 @@ def test_the_figure_of_both_convolutions_is_drawn_from_their_clocks(drawn: Path)
     clock, cost, _ = convolutions.picture(result, {k: curve_of(drawn / k) for k in convolutions.COLOURS}).axes
     assert {line.get_label(): line.get_color() for line in clock.get_lines()[:2]} == convolutions.COLOURS
     assert [text.get_text() for text in clock.texts] == [" 4²", " 8²"]
-    assert list(cost.get_lines()[0].get_xdata()) == [4, 8]
+    assert np.asarray(cost.get_lines()[0].get_xdata()).tolist() == [4, 8]
     assert "| 8 x 8 |" in (drawn / "convolutions.md").read_text()
     assert (drawn / "convolutions.png").read_bytes().startswith(b"\x89PNG")
 

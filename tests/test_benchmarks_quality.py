@@ -266,7 +266,8 @@ def test_small_photographs_alone(command, model: Path, toy: Path, tmp_path: Path
     expected = distance_between([everything[order]], [generated], SIDE, 0).average
     assert scores(told, "generator", "generator")["SWD average"]["value"] == pytest.approx(expected, rel=1e-5)
     floor = scores(told, "generator", "photographs")["SWD average"]
-    expected = distance_between(*([part] for part in halves(toy, SIDE)), SIDE, 0).average
+    first, second = halves(toy, SIDE)
+    expected = distance_between([first], [second], SIDE, 0).average
     assert (floor["value"], floor["made"]["images"]) == (pytest.approx(expected, rel=1e-5), 20)
     assert "restored" not in result.stdout
     assert not (tmp_path / "report" / "upscaled.png").exists()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -543,8 +544,8 @@ def test_several_runs_are_drawn_over_each_other(command, whole: Path, tmp_path: 
     for axes in figure.axes[:4]:
         assert [line.get_color() for line in axes.get_lines() if line.get_linestyle() == "-"] == ["C0", "C1"]
     speed = figure.axes[3].get_lines()[0]
-    assert list(speed.get_xdata()) == pytest.approx(curves[0].hours)
-    assert list(speed.get_ydata()) == [line["images_per_second"] for line in lines]
+    assert np.asarray(speed.get_xdata()) == pytest.approx(curves[0].hours)
+    assert np.asarray(speed.get_ydata()).tolist() == [line["images_per_second"] for line in lines]
     result = command(cli.main, "--plot", whole, tmp_path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 

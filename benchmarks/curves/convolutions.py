@@ -236,7 +236,8 @@ def picture(result: Mapping[str, Any], curves: Mapping[str, Curve]) -> Figure:
 
 def _mark_resolutions(axes: Axes, curve: Curve) -> None:
     """Dashes where a resolution comes in, with its name."""
-    starts, before = {}, 0
+    starts: dict[int, int] = {}
+    before = 0
     for line in curve.lines:
         starts.setdefault(line["resolution"], before)
         before = line["images_shown"]

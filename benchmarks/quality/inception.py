@@ -109,8 +109,8 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     }
 
 
-def _photographs(settings: Settings, side: int, network: Network) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the network finds in the photographs, as many of them as images: features and logits, float64."""
+def _photographs(settings: Settings, side: int, network: Network) -> tuple[torch.Tensor, dict[str, Value]]:
+    """The features of as many photographs as images, float64 [N, D], and their own inception score."""
     photographs = load_photographs(settings.data, side)
     count = min(settings.images, len(photographs))
     found = FeatureSet()
@@ -148,12 +148,16 @@ def scored(trainer: Trainer, settings: Settings, network: Network, reals: torch.
 
 def bests(looks: Sequence[Look], distance: str) -> dict[str, Look]:
     """The look at which each score of a run was best: IS the highest, the distance the least."""
-    result = {}
-    for name, sign in (("IS", -1.0), (distance, 1.0)):
-        measured = [look for look in looks if name in look]
-        if measured:
-            result[name] = min(measured, key=lambda look, name=name, sign=sign: sign * look[name])
-    return result
+    return {
+        name: _best(name, measured)
+        for name in ("IS", distance)
+        if (measured := [look for look in looks if name in look])
+    }
+
+
+def _best(name: str, looks: Sequence[Look]) -> Look:
+    values = [look[name] for look in looks]
+    return looks[values.index(max(values) if name == "IS" else min(values))]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in rows[0]["best"]:
         looks = [row["best"][name] for row in rows]
         values = [look[name] for look in looks]
-        best = (max if name == "IS" else min)(looks, key=lambda look, name=name: look[name])
+        best = _best(name, looks)
         result[name] = {
             "best": best[name],
             "best_deviation": best.get(f"{name} deviation"),
