@@ -524,6 +524,8 @@ def test_the_clock_of_what_logged_none():
     ]
     assert metrics_log.seconds_of_training(lines, 650) == [10.0, 20.0, 25.0, 99.0, 100.0, 100.5]
     assert metrics_log.seconds_of_training([], 50) == [0.0]
+    wild = [{"images_shown": 10, "images_per_second": n, "seconds": n} for n in (math.nan, -1.0, 10**400, 0)]
+    assert metrics_log.seconds_of_training(wild, 20) == [0.0] * 5
 
 
 def test_several_runs_are_drawn_over_each_other(command, whole: Path, tmp_path: Path):

@@ -63,16 +63,24 @@ def seconds_of_training(lines: Iterable[Mapping[str, Any]], images_shown: int | 
     result: list[float] = []
     shown, seconds, speed = 0, 0.0, 0.0
     for line in lines:
-        speed = line.get("images_per_second", 0.0) or speed
-        if "seconds" in line:
-            seconds = float(line["seconds"])
-        elif speed > 0:
-            seconds += max(0, line["images_shown"] - shown) / speed
+        speed = _positive(line, "images_per_second") or speed
+        clock = _positive(line, "seconds")
+        seconds = clock or seconds + _seconds(line["images_shown"] - shown, speed)
         shown = line["images_shown"]
         result.append(seconds)
     if images_shown is not None:
-        result.append(seconds + (max(0, images_shown - shown) / speed if speed > 0 else 0.0))
+        result.append(seconds + _seconds(images_shown - shown, speed))
     return result
+
+
+def _positive(line: Mapping[str, Any], name: str) -> float:
+    """A number of a line; 0 where there is none that a clock could show."""
+    value = line.get(name, 0.0)
+    return float(value) if 1e-9 < value < 1e12 else 0.0
+
+
+def _seconds(images: int, speed: float) -> float:
+    return max(0, images) / speed if speed else 0.0
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
