@@ -142,9 +142,9 @@ def test_all_resolutions_of_one_generator(command, drawn: Path, tmp_path: Path):
         gap.square().mean().sqrt().item(), rel=1e-3
     )
     sheet = np.asarray(Image.open(tmp_path / "scales.png"))
-    assert sheet.shape == (22, 32, 3)  # with gaps of 2 pixels
+    assert sheet.shape == (2 * 64 + 6, 3 * 64 + 8, 3)  # with gaps of 2 pixels
     first = to_uint8(small.numpy())[0]
-    assert np.array_equal(sheet[12:20, 2:10], first.repeat(2, axis=0).repeat(2, axis=1))
+    assert np.array_equal(sheet[68:132, 2:66], first.repeat(16, axis=0).repeat(16, axis=1))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ from ..harness.report import aligned
 
 Pixels = NDArray[np.uint8]  # [N, R, R, 3]
 
+LEAST_SIDE = 64  # pixels, on the sheet
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -88,9 +90,10 @@ def apart(pictures: torch.Tensor, largest: torch.Tensor) -> dict[str, float]:
 
 
 def sheet(made: Mapping[int, torch.Tensor]) -> Pixels:
-    """All resolutions below each other, enlarged by replication to the largest."""
-    largest = max(made)
-    rows = [F.interpolate(part, scale_factor=float(largest // side)) for side, part in made.items()]
+    """All resolutions below each other, enlarged by replication to the largest, or to 64 x 64 if that is
+    less."""
+    shown = max(LEAST_SIDE, *made)
+    rows = [F.interpolate(part, scale_factor=float(shown // side)) for side, part in made.items()]
     return images.sheet(images.to_uint8(torch.cat(rows).numpy()), columns=len(rows[0]))
 
 
