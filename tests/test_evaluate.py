@@ -182,9 +182,11 @@ def test_time_of_looking_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pgsr.trainer.loop.time.monotonic", lambda: now[0])
     progress = Progress.__new__(Progress)
     progress.recent = deque([(90.0, 0)], maxlen=20)
+    progress.began = 40.0
     with progress.paused():
         now[0] += 1000.0
     assert list(progress.recent) == [(1090.0, 0)]
+    assert progress.seconds() == 60.0
 
 
 def test_what_cannot_be_measured(command, toy: Path, tmp_path: Path):

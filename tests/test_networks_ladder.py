@@ -26,6 +26,7 @@ from pgsr.export.lowering import Grown
 from pgsr.export.rewrites.table import rewritten
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build, layers
 from pgsr.networks.progan import ProGANDiscriminator, ProGANGenerator
+from pgsr.trainer.metrics.similarity import ms_ssim
 from pgsr.trainer.step import objectives, schedule
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.state import update_average
@@ -447,7 +448,12 @@ def test_the_command_trains_draws_and_goes_on(command, toy: Path, tmp_path: Path
     assert [row["rung"] for row in result["rows"]] == ["a", "e-star"]
     assert result["rows"][0]["generator_steps"] == 4  # 1280 images, 5 x 64 a step
     assert all(row["swd"].keys() == {"16", "average"} for row in result["rows"])
-    assert 0 < result["photographs"]["16"] < min(row["swd"]["16"] for row in result["rows"])
+    assert 0 < result["photographs"]["swd"]["16"] < min(row["swd"]["16"] for row in result["rows"])
+    pictures = np.concatenate([*ladder.faces(tmp_path / "ladder-a", 20, torch.device("cpu"))])
+    pairs = [(i, j) for i in range(20) for j in range(i)]
+    a, b = (torch.tensor(pictures[[pair[k] for pair in pairs]]).permute(0, 3, 1, 2).float() for k in (0, 1))
+    assert result["rows"][0]["ms_ssim"] == pytest.approx(float(ms_ssim(a, b).mean()), rel=1e-4)
+    assert "| 9.28 | 0.2854 |" in (tmp_path / "ladder.md").read_text()
     with Image.open(tmp_path / "ladder.png") as picture:
         assert picture.size == (12 * (64 + 2) + 2, 2 * (22 + 2 * (64 + 2) + 2))
     assert "| (e*) + minibatch discrimination | " in (tmp_path / "ladder.md").read_text()

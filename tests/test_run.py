@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pgsr.benchmarks.gpu import slim
 from pgsr.checkpoint import load
 from pgsr.trainer import cli
+from pgsr.trainer.run_folder import metrics_log, plot
 from processes import EVERY_STEP, Process, Server, assert_same_run, finish, metrics
 
 TOTAL = 24 + 40 + 24
@@ -414,6 +417,10 @@ def test_stability_is_logged_where_an_epoch_begins(start: Start, tmp_path: Path)
     found = {line["images_shown"]: line for line in metrics(run) if any("stability/" in k for k in line)}
     assert list(found) == [24, 48, 60, 72, 84]  # at 12 and 36 there is nothing to compare with
     assert {k for line in found.values() for k in line if "stability/" in k} == {"stability/4", "stability/8"}
+    for line in found.values():  # the paper's distance of the two grids, from the mean over their values
+        side = line["resolution"]
+        values = 36 * 3 * side**2
+        assert line[f"stability L2/{side}"] == pytest.approx(math.sqrt(line[f"stability/{side}"] * values))
     kept = load(checkpoint(run, TOTAL)).tensors["watch.stability"]
     assert kept.shape == (36, 3, 8, 8)
     assert kept.dtype == torch.uint8
@@ -486,6 +493,63 @@ def test_plot_draws_the_curves(command, whole: Path, tmp_path: Path):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     (run / "metrics.jsonl").unlink()
     assert "nothing logged yet" in command(cli.main, "--plot", run).stderr
+
+
+def test_the_clock_goes_on_where_a_run_was_stopped(start, whole: Path, tmp_path: Path):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    clock = [line["seconds"] for line in lines]
+    assert clock == sorted(clock)
+    assert clock[0] > 0
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for path in (run / "checkpoints").iterdir():
+        if int(path.stem) > 24:
+            path.unlink()
+    slow = [{**line, "seconds": 1000.0 + line["seconds"]} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    finish(start(run, "--resume"))
+    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    there = [line["images_shown"] for line in lines].index(24)
+    assert [line["seconds"] for line in again[: there + 1]] == [line["seconds"] for line in slow[: there + 1]]
+    assert all(1000.0 + clock[there] < line["seconds"] < 2000.0 for line in again[there + 1 :])
+
+
+def test_the_clock_of_what_logged_none():
+    lines: list[dict[str, float]] = [
+        {"images_shown": 100, "images_per_second": 10.0},
+        {"images_shown": 300, "images_per_second": 20.0},
+        {"images_shown": 400},
+        {"images_shown": 500, "images_per_second": 50.0, "seconds": 99.0},
+        {"images_shown": 600, "images_per_second": 100.0},
+    ]
+    assert metrics_log.seconds_of_training(lines, 650) == [10.0, 20.0, 25.0, 99.0, 100.0, 100.5]
+    assert metrics_log.seconds_of_training([], 50) == [0.0]
+    wild = [{"images_shown": 10, "images_per_second": n, "seconds": n} for n in (math.nan, -1.0, 10**400, 0)]
+    assert metrics_log.seconds_of_training(wild, 20) == [0.0] * 5
+
+
+def test_several_runs_are_drawn_over_each_other(command, whole: Path, tmp_path: Path):
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    (old / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = command(cli.main, "--plot", whole, old, "--out", tmp_path / "picture")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'picture' / 'runs.png'}\n")
+    curves = [plot.curve_of(run) for run in (whole, old)]
+    assert curves[0].points("alpha")[::2] == curves[1].points("alpha")[::2]
+    assert curves[0].beginnings()[0][0] == 28  # the first step of the fade to 8 x 8
+    figure = plot.over_each_other(curves)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:4] == ["hours of training", "real images shown", *["images a second"] * 2]
+    for axes in figure.axes[:4]:
+        assert [line.get_color() for line in axes.get_lines() if line.get_linestyle() == "-"] == ["C0", "C1"]
+    speed = figure.axes[3].get_lines()[0]
+    assert np.asarray(speed.get_xdata()) == pytest.approx(curves[0].hours)
+    assert np.asarray(speed.get_ydata()).tolist() == [line["images_per_second"] for line in lines]
+    result = command(cli.main, "--plot", whole, tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
 def test_a_recipe_is_needed_to_train(command):

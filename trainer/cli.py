@@ -3,6 +3,7 @@
 pgsr-train faces-64 --data faces.zip --out runs/faces
 pgsr-train --data faces.zip --out runs/faces --resume
 pgsr-train --status runs/faces
+pgsr-train --plot runs/one runs/other
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 @click.command(cls=Command)
-@click.argument("recipe_name", metavar="[RECIPE]", required=False)
+@click.argument("words", metavar="[RECIPE]", nargs=-1)
 @option(
     "Run", "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
 )
@@ -68,10 +69,17 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
     help="List recipes.",
 )
 @option("Look", "--status", type=click.Path(path_type=Path), metavar="RUN", help="Print where a run stands.")
-@option("Look", "--plot", type=click.Path(path_type=Path), metavar="RUN", help="Draw a run's curves.png.")
+@option(
+    "Look",
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="RUN [RUN ...]",
+    help="Draw a run's curves.png; of several, runs.png: over each other, over images and hours.",
+)
 @json_option
 @version_option
 def main(
+    words: tuple[str, ...],
     settings: tuple[str, ...],
     seed: int | None,
     eval_every: int | None,
@@ -84,9 +92,14 @@ def main(
     --resume alone takes the run's own recipe.
     """
     if status is not None or plot is not None:
-        _look_at(status, plot, options["as_json"])
+        _look_at(
+            status, [] if plot is None else [plot, *map(Path, words)], options["out"], options["as_json"]
+        )
         return
-    if options["recipe_name"] is None and not options["resume"]:
+    if len(words) > 1:
+        raise click.UsageError(f"Got unexpected extra argument ({' '.join(words[1:])})")
+    recipe_name = words[0] if words else None
+    if recipe_name is None and not options["resume"]:
         raise click.UsageError("Missing argument 'RECIPE': a name from --list, or a .toml file.")
     with packages("training", "train"):
         from .start import Options, start
@@ -94,15 +107,15 @@ def main(
         settings = (*settings, f"seed={seed}")
     if eval_every is not None:
         settings = (*settings, f"run.evaluate_images={eval_every}")
-    start(Options(settings=settings, **options))
+    start(Options(recipe_name=recipe_name, settings=settings, **options))
 
 
-def _look_at(status: Path | None, plot: Path | None, as_json: bool) -> None:
+def _look_at(status: Path | None, plot: list[Path], out: Path | None, as_json: bool) -> None:
     """--status and --plot."""
     with packages("training", "train"):
         from .run_folder.plot import plot_of
         from .run_folder.status import status_of
     if status is not None:
         emit(*status_of(status), as_json)
-    if plot is not None:
-        emit(*plot_of(plot), as_json)
+    if plot:
+        emit(*plot_of(plot, out), as_json)

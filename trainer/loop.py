@@ -51,10 +51,12 @@ class StopRequest:
 
 
 class Progress:
-    """Images a second over the last twenty times it was asked, and the bar on stderr."""
+    """Images a second over the last twenty times it was asked, how long training has taken, and the bar on
+    stderr."""
 
     def __init__(self, run: Run) -> None:
         self.trainer = run.trainer
+        self.began = time.monotonic() - run.seconds_before()  # as if the run had never been stopped
         self.bar = tqdm(
             total=self.trainer.schedule.total_images,
             unit="img",
@@ -76,12 +78,17 @@ class Progress:
         (began, first), (now, last) = self.recent[0], self.recent[-1]
         return round((last - first) / (now - began), 2)
 
+    def seconds(self) -> float:
+        """Of training up to now, all sessions of the run together; looks at quality do not count."""
+        return round(time.monotonic() - self.began, 3)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the time spent inside the block out of the training's speed."""
+        """Keeps the time spent inside the block out of the training's speed and clock."""
         began = time.monotonic()
         yield
         spent = time.monotonic() - began
+        self.began += spent
         self.recent = deque([(then + spent, images_shown) for then, images_shown in self.recent], maxlen=20)
 
     def advance(self) -> None:
@@ -148,7 +155,8 @@ def _write_what_is_due(
         if due.evaluation:  # by every rank alike: one alone would keep the others waiting too long
             with progress.paused():
                 values |= evaluate.measure(trainer)
-        run.log(stage, {"images_per_second": progress.images_per_second(), **values})
+        pace = {"images_per_second": progress.images_per_second(), "seconds": progress.seconds()}
+        run.log(stage, {**pace, **values})
         progress.bar.set_postfix_str(f"{stage.phase.name} alpha {stage.alpha:.2f}")
     if due.samples:
         run.write_samples()

@@ -3,8 +3,9 @@ FID, KID, precision and recall, of the generator's images and of the upscaled on
 
     pgsr-bench quality --data faces.zip --large-data large.zip --out report
 
-Beside them stand photographs against other photographs, the floor that nothing beats at this number of
-images, and the generator's images enlarged by bicubic and Lanczos filters, the least that an upscaler must
+Generated images are compared with all photographs, at most as many as the paper takes. Beside them stand
+photographs against other photographs, one half against the other, the floor that nothing beats at that number
+of images, and the generator's images enlarged by bicubic and Lanczos filters, the least that an upscaler must
 beat. And how near the upscaler comes to photographs that were reduced: PSNR and SSIM of Y, border shaved.
 
 Every set comes in batches and is measured as it comes; what grows with the number of images are the patches
@@ -34,7 +35,7 @@ from pgsr.trainer.metrics.similarity import PairSimilarity
 from pgsr.trainer.start import chosen_device
 
 from .feature_network import Network, open_lpips, open_network, resized
-from .sets import Faces, Photos, Pixels, Settings, holds, open_photos, trained_filter
+from .sets import Counts, Faces, Photos, Pixels, Settings, holds, open_photos, trained_filter
 
 Report = Callable[[str], None]
 
@@ -63,9 +64,10 @@ class Measured:
 
 @dataclass
 class Reference:
-    """The photographs that sets are compared with."""
+    """The photographs that sets are compared with: the first of them, so many by score."""
 
     photos: Photos
+    counts: Counts
     device: torch.device
     pairs: int
     network: Network | None
@@ -73,12 +75,24 @@ class Reference:
     feature_set: FeatureSet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.descriptors, _, self.feature_set, _ = self._looked_at(self.photos.part(0), False)
+        reals = self.photos.first(self.counts.most)
+        self.descriptors, _, self.feature_set, _ = self._looked_at(reals, self.counts.features, False)
 
-    def measure(self, key: str, name: str, batches: Iterator[Pixels]) -> Measured:
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {"images": self.counts.swd, **self.photos.conditions}
+
+    def of_half(self) -> Reference:
+        """The half of the photographs that the others are compared with; this one if that is no smaller."""
+        if self.photos.half == self.counts:
+            return self
+        return Reference(self.photos, self.photos.half, self.device, self.pairs, self.network)
+
+    def measure(self, key: str, name: str, batches: Iterator[Pixels], features_of: int) -> Measured:
+        """The scores of a set, the first `features_of` of it by features."""
         began = time.perf_counter()
-        descriptors, similar, feature_set, examples = self._looked_at(batches, True)
-        conditions = self.photos.conditions
+        descriptors, similar, feature_set, examples = self._looked_at(batches, features_of, True)
+        conditions = self.conditions
         apart = swd.distance(self.descriptors, descriptors)
         del descriptors
         scores = [Score(f"SWD {side}", value, conditions) for side, value in apart.levels.items()]
@@ -86,27 +100,31 @@ class Reference:
         assert similar is not None
         scores.append(Score("MS-SSIM", similar.mean, {**conditions, "pairs": similar.pairs}))
         if self.network is not None:
-            by_network = {**conditions, **self.network.conditions}
+            by_network = {**conditions, "images": len(feature_set), **self.network.conditions}
+            if len(self.feature_set) != len(feature_set):
+                by_network["photographs looked at"] = len(self.feature_set)
             found = features.scores(self.feature_set, feature_set, conditions["seed"], self.network.distance)
             for metric, (value, deviation) in found.items():
                 scores.append(Score(metric, value, by_network, deviation))
         return Measured(key, name, scores, examples, round(time.perf_counter() - began, 2))
 
     def _looked_at(
-        self, batches: Iterator[Pixels], pairs: bool
+        self, batches: Iterator[Pixels], features_of: int, pairs: bool
     ) -> tuple[swd.Descriptors, PairSimilarity | None, FeatureSet, Pixels]:
         """One pass over a set: its patches, its variety, what the network finds, its first pictures."""
-        conditions = self.photos.conditions
+        conditions, count = self.conditions, self.counts.swd
         descriptors = swd.Descriptors(conditions["resolution"], conditions["seed"], self.device)
-        similar = PairSimilarity(conditions["images"], self.pairs, self.device) if pairs else None
+        similar = PairSimilarity(count, self.pairs, self.device) if pairs else None
         feature_set = FeatureSet()
         examples: list[Pixels] = []
         for pixels in batches:
-            descriptors.add(pixels)
-            if similar is not None:
-                similar.add(pixels)
-            if self.network is not None:
-                feature_set.add(*self.network(pixels))
+            compared = pixels[: count - descriptors.count]
+            if len(compared):
+                descriptors.add(compared)
+                if similar is not None:
+                    similar.add(compared)
+            if self.network is not None and len(feature_set) < features_of:
+                feature_set.add(*self.network(pixels[: features_of - len(feature_set)]))
             if sum(map(len, examples)) < SHOWN:
                 examples.append(np.array(pixels))
         return descriptors, similar, feature_set, np.concatenate(examples)[:SHOWN]
@@ -126,13 +144,14 @@ def restore(reference: Reference, faces: Faces, settings: Settings, report: Repo
     side = photos.conditions["resolution"]
     ways: dict[str, Enlarge] = {name: partial(resized, side=side, resize=name) for name in PLAIN}
     lpips = None if settings.lpips is None else open_lpips(settings.lpips, reference.device)
-    conditions = {**photos.conditions, "reduced by": settings.reduce, "border": scale}
+    conditions = {**reference.conditions, "reduced by": settings.reduce, "border": scale}
     columns = []
     for key, enlarge in {"upscaler": faces.upscaled, **ways}.items():
         values: dict[str, list[torch.Tensor]] = {}
         name = f"{NAMES[key]} of reduced photographs"
         batches = _restored(photos, scale, settings.reduce, enlarge, lpips, values)
-        column = _reported(reference.measure(key, NAMES[key], batches), name, report)
+        found = reference.measure(key, NAMES[key], batches, photos.half.features)
+        column = _reported(found, name, report)
         column.scores = [
             replace(s, conditions={**s.conditions, "reduced by": settings.reduce}) for s in column.scores
         ]
@@ -155,7 +174,7 @@ def _restored(
     values: dict[str, list[torch.Tensor]],
 ) -> Iterator[Pixels]:
     """The pictures, a batch at a time; on the way, scores of each one are added to `values`."""
-    for originals in photos.part(1):
+    for originals in photos.others():
         pixels = enlarge(resized(originals, originals.shape[1] // scale, resampling))
         near = fidelity(pixels, originals, border=scale)
         values_of_batch = {"PSNR Y": near.psnr_db, "SSIM Y": near.ssim}
@@ -201,29 +220,48 @@ def run(settings: Settings, report: Report) -> Quality:
     with Faces(model, settings) as faces:
         photos = open_photos(settings.data, model.resolution, settings, trained_filter(model))
         _note_count(photos, settings, notes)
-        reference = Reference(photos, device, settings.pairs, network)
-        report(f"{photos.count} photographs of {model.resolution}x{model.resolution} looked at")
-        small = _measured(
-            reference,
-            {
-                "generator": ("generator", faces.small(photos.count)),
-                "photographs": ("photographs", photos.part(1)),
-            },
-            report,
-        )
+        reference = Reference(photos, photos.whole, device, settings.pairs, network)
+        report(f"{photos.whole.most} photographs of {model.resolution}x{model.resolution} looked at")
+        made = Made(photos, settings)
+        small = _measured(reference, {"generator": ("generator", faces.small(made.images))}, made, report)
+        small.append(_floor(reference.of_half(), report))
         del reference
         large, restored = _upscaled(faces, device, network, settings, notes, report)
     seconds = round(time.perf_counter() - began, 1)
     return Quality(settings, model, small, large, restored, notes, seconds)
 
 
+@dataclass(frozen=True)
+class Made:
+    """How many images are generated: by features as many as were asked for, however few photographs there
+    are; a distance of sets needs as many as there are of those."""
+
+    photos: Photos
+    settings: Settings
+
+    @property
+    def features(self) -> int:
+        return self.settings.counts().features
+
+    @property
+    def images(self) -> int:
+        return max(self.photos.whole.swd, self.features)
+
+
 def _measured(
-    reference: Reference, sets: dict[str, tuple[str, Iterator[Pixels]]], report: Report
+    reference: Reference, sets: dict[str, tuple[str, Iterator[Pixels]]], made: Made, report: Report
 ) -> list[Measured]:
-    columns = []
-    for key, (name, batches) in sets.items():
-        columns.append(_reported(reference.measure(key, name, batches), name, report))
-    return columns
+    return [
+        _reported(reference.measure(key, name, batches, made.features), name, report)
+        for key, (name, batches) in sets.items()
+    ]
+
+
+def _floor(reference: Reference, report: Report) -> Measured:
+    """One half of the photographs against the other."""
+    photos = reference.photos
+    found = reference.measure("photographs", "photographs", photos.others(), photos.half.features)
+    return _reported(found, "photographs", report)
 
 
 def _reported(column: Measured, name: str, report: Report) -> Measured:
@@ -252,21 +290,28 @@ def _upscaled(
         return [], []
     photos = open_photos(source, side, settings, trained_filter(faces.bundle))
     _note_count(photos, settings, notes)
-    reference = Reference(photos, device, settings.pairs, network)
-    report(f"{photos.count} photographs of {side}x{side} looked at")
-    sets = {"upscaler": ("upscaler", faces.large(photos.count))}
+    reference, made = Reference(photos, photos.whole, device, settings.pairs, network), Made(photos, settings)
+    report(f"{photos.whole.most} photographs of {side}x{side} looked at")
+    sets = {"upscaler": ("upscaler", faces.large(made.images))}
     for name in PLAIN:
-        sets[name] = (NAMES[name], faces.enlarged(photos.count, name))
-    sets["photographs"] = ("photographs", photos.part(1))
-    large = _measured(reference, sets, report)
-    return large, restore(reference, faces, settings, report)
+        sets[name] = (NAMES[name], faces.enlarged(made.images, name))
+    large = _measured(reference, sets, made, report)
+    half = reference.of_half()
+    large.append(_floor(half, report))
+    return large, restore(half, faces, settings, report)
 
 
 def _note_count(photos: Photos, settings: Settings, notes: list[str]) -> None:
-    if photos.count < settings.images:
-        side = photos.conditions["resolution"]
+    wanted, side = settings.counts(), photos.conditions["resolution"]
+    if photos.whole.swd < wanted.swd:
         notes.append(
-            f"{photos.count} images of {side}x{side}, not {settings.images}: half of the photographs"
+            f"SWD and MS-SSIM of {photos.whole.swd} images of {side}x{side}, not {wanted.swd}: as many as "
+            "there are photographs"
+        )
+    if photos.half.swd < photos.whole.swd:
+        notes.append(
+            f"the floor of {side}x{side}, and photographs enlarged again: {photos.half.swd} against "
+            f"{photos.half.swd} others, half of the photographs; distances of fewer images are larger"
         )
 
 

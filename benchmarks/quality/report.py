@@ -97,18 +97,22 @@ def legend(quality: Quality) -> list[str]:
     """Returns how the numbers were made."""
     lines = [
         f"model {quality.model.name}, {quality.settings.precision}, seed {quality.settings.seed}; "
-        "photographs: other ones than the reference, the floor at this number of images"
+        "photographs: one half of them against the other, the floor at that number of images"
     ]
     for group in (quality.small, quality.large):
         if group:
             lines.append(_conditions(group[0]))
-    network = next(
-        (score.conditions for score in quality.small[0].scores if "features" in score.conditions), None
+    network, floor = (
+        next((score.conditions for score in column.scores if "features" in score.conditions), None)
+        for column in (quality.small[0], quality.small[-1])
     )
-    if network is not None:
+    if network is not None and floor is not None:
+        against = network.get("photographs looked at", network["images"])
         lines.append(
-            f"scores by features: network sha256 {network['features'][:16]}, images "
-            f"resized {network['feature resize']}, range {network['feature range']}"
+            f"scores by features: {network['images']:,} images against {against:,} photographs "
+            f"(photographs: {floor['images']:,} against as many); network sha256 "
+            f"{network['features'][:16]}, images resized {network['feature resize']}, range "
+            f"{network['feature range']}"
         )
     if any(score.name == "FD" for score in quality.small[0].scores):
         lines.append(

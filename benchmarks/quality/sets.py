@@ -32,7 +32,8 @@ from .feature_network import resized
 Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 
 BATCH = 16  # pictures, or fewer of large ones
-PAPER_IMAGES = 16384  # paper 2, section 5
+SWD_IMAGES = 16384  # paper 2, section 5
+FEATURE_IMAGES = 50_000  # paper 2, section F, of FID
 TRIES = 10  # pictures looked at to learn how large they are
 
 
@@ -45,7 +46,7 @@ class Settings:
     model: Path | None = None  # a bundle; None is the shipped one
     upscalers: int = 0  # of a chain, as many as are looked at; 0: all
     precision: str = "fp32"
-    images: int = PAPER_IMAGES  # of each set; at most half of the photographs
+    images: int | None = None  # of each set, at most; None: what paper 2 takes of each score
     pairs: int = PAIRS  # of MS-SSIM
     reduce: str = "lanczos"  # how photographs are reduced for the upscaler to enlarge
     seed: int = 0
@@ -56,29 +57,55 @@ class Settings:
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        check_window(self.seed, self.images, 0)
-        if self.images < 2:
+        if self.images is not None and self.images < 2:
             raise PgsrError(f"--images {self.images} is below 2")
         if self.upscalers < 0:
             raise PgsrError(f"--upscalers {self.upscalers} is below 0")
+        check_window(self.seed, self.images or FEATURE_IMAGES, 0)
         if self.pairs < 1:
             raise PgsrError(f"--pairs {self.pairs} is below 1")
         check_choice("--reduce", self.reduce, FILTERS)
 
+    def counts(self, most: int | None = None) -> Counts:
+        """Images of a set by score, at most so many."""
+        wanted = (self.images or SWD_IMAGES, 0 if self.features is None else self.images or FEATURE_IMAGES)
+        return Counts(*(count if most is None else min(count, most) for count in wanted))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of a set: for SWD and MS-SSIM, and for scores by features."""
+
+    swd: int
+    features: int
+
+    @property
+    def most(self) -> int:
+        return max(self.swd, self.features)
+
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs of one size in random order: one part is the reference, the other the floor."""
+    """Photographs of one size in random order: all of them are the reference of generated images, one half
+    of them that of the other, which is the floor."""
 
     pixels: Pixels  # memory-mapped
     order: NDArray[np.int64]
-    count: int  # in each part
+    whole: Counts  # in the reference
+    half: Counts  # in either half
     conditions: dict[str, Any]  # what scores against them must say
 
-    def part(self, which: int) -> Iterator[Pixels]:
-        begin = which * self.count
-        for start in range(begin, begin + self.count, BATCH):
-            yield self.pixels[self.order[start : min(start + BATCH, begin + self.count)]]
+    def first(self, count: int) -> Iterator[Pixels]:
+        """The first `count`, in batches."""
+        return self._between(0, count)
+
+    def others(self) -> Iterator[Pixels]:
+        """As many as `half` has, none of which is among the first so many."""
+        return self._between(self.half.most, 2 * self.half.most)
+
+    def _between(self, begin: int, end: int) -> Iterator[Pixels]:
+        for start in range(begin, end, BATCH):
+            yield self.pixels[self.order[start : min(start + BATCH, end)]]
 
 
 def holds(source: Path, side: int) -> bool:
@@ -113,20 +140,19 @@ def open_photos(source: Path, side: int, settings: Settings, reduce: str = REDUC
     size."""
     photographs = load_photographs(source, side, reduce)
     tell(source, len(photographs), photographs.left_out)
-    count = min(settings.images, len(photographs) // 2)
-    if count < 2:
+    if len(photographs) < 4:
         raise PgsrError(
             f"{source} has {len(photographs)} photographs of {side}x{side}: two halves need at least 4"
         )
     conditions = {
-        "images": count,
         "resolution": side,
         "resize": _resize(photographs, reduce),
         "photographs": photographs.fingerprint[:16],
         "seed": settings.seed,
     }
     order = draws.permutation(settings.seed, "evaluation", 0, len(photographs))
-    return Photos(photographs.pixels, order, count, conditions)
+    whole, half = (settings.counts(most) for most in (len(photographs), len(photographs) // 2))
+    return Photos(photographs.pixels, order, whole, half, conditions)
 
 
 def _batch(model: Bundle, graph: str) -> int:

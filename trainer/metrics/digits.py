@@ -27,9 +27,12 @@ from ..data.cache import Photographs
 
 SIDE = 28
 HELD_OUT = 0.15  # of the digits
-SHIFT = 2  # pixels: the most a digit is moved while training
+# How far a digit is changed while training, at most and either way: turned (radians), its width and height
+# (of 1), sheared, moved across and down (pixels).
+RANGES = (0.21, 0.12, 0.12, 0.15, 2.5, 2.5)
 BATCH = 64
-EPOCHS = 8
+EPOCHS = 16
+MAPS = 16
 RATE = 2e-3  # of Adam at the first step; it falls to 0 in a line
 
 Report = Callable[[str], None]
@@ -40,16 +43,17 @@ class DigitClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = ((1, 16), (16, 32), (32, 64))
+        m = MAPS
+        widths = ((1, m), (m, m), (m, 2 * m), (2 * m, 2 * m), (2 * m, 4 * m))
         self.convolutions = nn.ModuleList([nn.Conv2d(*width, 3, padding=1, bias=False) for width in widths])
         self.norms = nn.ModuleList([nn.BatchNorm2d(outputs) for _, outputs in widths])
         self.dropout = nn.Dropout(0.3)
-        self.last = nn.Linear(64 * 49, 10)
+        self.last = nn.Linear(4 * m * 9, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         for level, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = F.relu(norm(convolution(x)))
-            x = F.max_pool2d(x, 2) if level < 2 else x  # to 14, 7
+            x = F.max_pool2d(x, 2) if level in (1, 3, 4) else x  # to 14, 7, 3
         return self.last(self.dropout(x.flatten(1)))
 
 
@@ -111,12 +115,11 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for epoch in range(epochs):
         order = torch.from_numpy(draws.permutation(seed, "digits", 2 * epoch + 1, len(rows)))
-        shifts = draws.raw(seed, "digits", 2 * epoch + 2, len(rows)) % np.uint64((2 * SHIFT + 1) ** 2)
+        numbers = draws.uniforms(seed, "digits", 2 * epoch + 2, len(rows) * len(RANGES))
+        changes = torch.from_numpy(numbers.reshape(len(rows), -1).astype(np.float32))
         losses = []
-        for batch, moved in zip(
-            order.split(BATCH), np.split(shifts, range(BATCH, len(rows), BATCH)), strict=True
-        ):
-            loss = F.cross_entropy(network(shifted(images[batch], moved.astype(np.int64))), targets[batch])
+        for batch, change in zip(order.split(BATCH), changes.split(BATCH), strict=True):
+            loss = F.cross_entropy(network(changed(images[batch], change)), targets[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -126,13 +129,16 @@ def _fit(
             report(f"digit classifier: epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}")
 
 
-def shifted(images: Tensor, which: NDArray[np.int64]) -> Tensor:
-    """Each image moved by one of (2 SHIFT + 1)**2 offsets, black coming in: [N, 1, 28, 28]."""
-    width = 2 * SHIFT + 1
-    padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT), value=-1.0)
-    windows = padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # [N, 1, 5, 5, 28, 28]
-    top, left = torch.from_numpy(which // width), torch.from_numpy(which % width)
-    return windows[torch.arange(len(images)), :, top, left]
+def changed(images: Tensor, numbers: Tensor) -> Tensor:
+    """Each image [N, 1, 28, 28] turned, stretched, sheared and moved, by numbers in [0, 1) [N, 6], 0.5 being
+    no change; black comes in."""
+    turn, wide, high, shear, right, down = ((2 * numbers - 1) * torch.tensor(RANGES)).unbind(1)
+    cos, sin = turn.cos(), turn.sin()
+    # Where an output pixel looks, in units of half a side from the middle (affine_grid's).
+    across = torch.stack([cos * (1 + wide), shear - sin * (1 + high), -2 * right / SIDE], dim=1)
+    below = torch.stack([sin * (1 + wide), cos * (1 + high), -2 * down / SIDE], dim=1)
+    grid = F.affine_grid(torch.stack([across, below], dim=1), [*images.shape], align_corners=False)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
 @torch.no_grad()
@@ -161,7 +167,8 @@ def load_classifier(path: Path) -> Trained:
     try:
         network.load_state_dict(checkpoint.under("classifier."))
     except RuntimeError as error:
-        raise PgsrError(f"{path} is not a digit classifier: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise PgsrError(f"{path} is not a digit classifier of this pgsr ({reason}): remove it") from error
     network.eval().requires_grad_(False)
     fingerprint = checkpoint.provenance["data"]["fingerprint"]
     return Trained(network, seed=checkpoint.config["seed"], fingerprint=fingerprint, **checkpoint.progress)

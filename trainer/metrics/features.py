@@ -67,7 +67,7 @@ def scores(real: FeatureSet, fake: FeatureSet, seed: int, distance: str = "FID")
     if not torch.isfinite(a).all() or not torch.isfinite(b).all():
         raise PgsrError("the feature network gave numbers that are not finite: is its input range right?")
     result: dict[str, Value] = {}
-    with _torchmetrics(seed):
+    with torchmetrics_ready(seed):
         result[distance] = (frechet_distance(a, b), None)
         result["KID"] = kernel_distance(a, b)
         if fake.logits:
@@ -78,7 +78,7 @@ def scores(real: FeatureSet, fake: FeatureSet, seed: int, distance: str = "FID")
 
 
 @contextmanager
-def _torchmetrics(seed: int) -> Iterator[None]:
+def torchmetrics_ready(seed: int) -> Iterator[None]:
     """Makes torchmetrics' draws a function of the seed and silences its warnings, inside the block alone."""
     try:
         import torchmetrics.image  # noqa: F401

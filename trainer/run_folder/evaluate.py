@@ -57,7 +57,7 @@ def measure(trainer: Trainer) -> dict[str, float]:
         torch.manual_seed(int(draws.raw(trainer.recipe.seed, "evaluation", NOISE, 1)[0]) & (2**63 - 1))
         distance = distance_between(
             _reals(trainer, count),
-            _fakes(trainer, count),
+            generated(trainer, count),
             stage.resolution,
             trainer.recipe.seed,
             trainer.device,
@@ -83,12 +83,19 @@ def _reals(trainer: Trainer, count: int) -> Iterator[Pixels]:
         yield images.to_uint8(reals.float().cpu().numpy())
 
 
-def _fakes(trainer: Trainer, count: int) -> Iterator[Pixels]:
+def generated(trainer: Trainer, count: int) -> Iterator[Pixels]:
+    """Images of the averaged generator as it is grown now, of latents (and labels) for looking alone.
+
+    Raises PgsrError if the generator does not begin with latents.
+    """
+    if trainer.batches.paired:
+        raise PgsrError(f"{trainer.recipe.name} makes no images from latents, so there is no set to measure")
     stage = trainer.schedule.at(max(0, trainer.state.images_shown - 1))
     generate = trainer.state.generator_ema.at(stage.resolution, stage.alpha)
     for start in range(0, count, BATCH):
         inputs = _latent_batches(trainer).evaluation(range(start, min(start + BATCH, count)))
-        yield images.to_uint8(generate(inputs).float().cpu().numpy())
+        with torch.no_grad():
+            yield images.to_uint8(generate(inputs).float().cpu().numpy())
 
 
 # ----------------------------------------------------------------------------

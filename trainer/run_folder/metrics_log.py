@@ -7,7 +7,7 @@ over.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,17 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [record for record in map(_parsed, file) if record is not None]
 
 
-NUMBERS = ("step", "resolution", "alpha", "batch", "learning_rate_scale", "images_per_second", "swd_images")
-NUMBER_PREFIXES = ("loss/", "learning_rate/", "watch/", "swd/", "stability/")
+NUMBERS = (
+    "step",
+    "resolution",
+    "alpha",
+    "batch",
+    "learning_rate_scale",
+    "images_per_second",
+    "seconds",
+    "swd_images",
+)
+NUMBER_PREFIXES = ("loss/", "learning_rate/", "watch/", "swd/", "stability/", "stability L2/")
 STEP = ("step", "resolution", "alpha", "batch")  # what a line of a step has
 
 
@@ -42,6 +51,36 @@ def _is_record(line: Mapping[str, Any]) -> bool:
     numbers = [v for k, v in line.items() if k in NUMBERS or k.startswith(NUMBER_PREFIXES)]
     complete = "step" not in line or all(name in line for name in STEP)
     return complete and all(type(value) in (int, float) for value in numbers)
+
+
+def seconds_of_training(lines: Iterable[Mapping[str, Any]], images_shown: int | None = None) -> list[float]:
+    """Returns how long training had taken at each line of a step; then, if `images_shown` is given, at so
+    many images.
+
+    Where nothing was clocked (runs of pgsr 0.1, and what came between the last line and a checkpoint), the
+    time is that of the images at the speed of the line.
+    """
+    result: list[float] = []
+    shown, seconds, speed = 0, 0.0, 0.0
+    for line in lines:
+        speed = _positive(line, "images_per_second") or speed
+        clock = _positive(line, "seconds")
+        seconds = clock or seconds + _seconds(line["images_shown"] - shown, speed)
+        shown = line["images_shown"]
+        result.append(seconds)
+    if images_shown is not None:
+        result.append(seconds + _seconds(images_shown - shown, speed))
+    return result
+
+
+def _positive(line: Mapping[str, Any], name: str) -> float:
+    """A number of a line; 0 where there is none that a clock could show."""
+    value = line.get(name, 0.0)
+    return float(value) if 1e-9 < value < 1e12 else 0.0
+
+
+def _seconds(images: int, speed: float) -> float:
+    return max(0, images) / speed if speed else 0.0
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

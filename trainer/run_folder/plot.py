@@ -1,69 +1,163 @@
-"""pgsr-train --plot RUN: a run's curves as a picture."""
+"""pgsr-train --plot: a run's curves as a picture, or several runs over each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgsr.errors import PgsrError, missing_package
-from pgsr.files import replacing
+from pgsr.files import make_folder, replacing
 
 from ..step.recipe import of_run
 from . import metrics_log as record
+from .evaluate import AVERAGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CURVES = {  # keys of metrics.jsonl that begin so -> the title they are drawn under
     "loss/": "losses",
     "learning_rate/": "learning rate",
     "watch/gradient norm ": "gradient norms",
     "swd/": "sliced Wasserstein distance × 1000 of the averaged generator (--eval-every)",
-    "stability/": "mean squared change of fixed samples from epoch to epoch (paper 4, Figure 2)",
+    "stability/": "mean squared change of fixed samples from epoch to epoch",
+    "stability L2/": "the same as L2 distance of the two grids of samples (paper 4, Figure 2)",
 }
+HOUR = 3600.0
 
 
-def plot_of(run: Path) -> tuple[dict[str, Any], str]:
-    """Draws RUN/curves.png: losses, alpha and resolution, stability of each resolution, gradient norms.
+@dataclass(frozen=True)
+class Curve:
+    """What a run logged."""
 
-    Raises PgsrError if the folder is no run's or has nothing logged, or matplotlib is not installed.
-    """
+    folder: Path
+    recipe: str
+    lines: list[dict[str, Any]]  # of steps
+    hours: list[float]  # of training, at each line
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.name or self.folder} ({self.recipe})"
+
+    def points(self, key: str) -> tuple[list[int], list[float], list[float]]:
+        """Images shown, hours and values where a key was logged."""
+        found = [
+            (x["images_shown"], t, x[key]) for x, t in zip(self.lines, self.hours, strict=True) if key in x
+        ]
+        images, hours, values = (list(part) for part in zip(*found, strict=True)) if found else ([], [], [])
+        return images, hours, values
+
+    def beginnings(self) -> list[tuple[int, float]]:
+        """Images shown and hours where the first line of each resolution but the first stands."""
+        first: dict[int, tuple[int, float]] = {}
+        for line, hours in zip(self.lines, self.hours, strict=True):
+            first.setdefault(line["resolution"], (line["images_shown"], hours))
+        return list(first.values())[1:]
+
+
+def curve_of(run: Path) -> Curve:
+    """Raises PgsrError if the folder is no run's or has nothing logged."""
     name = of_run(run).name
     lines = [line for line in record.read(run / "metrics.jsonl") if "step" in line]
     if not lines:
         raise PgsrError(f"{run} has nothing logged yet")
+    return Curve(run, name, lines, [s / HOUR for s in record.seconds_of_training(lines)])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Raises PgsrError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_package("--plot", "bench", error) from error
-    figure = Figure(figsize=(10, 12), layout="constrained")
-    figure.suptitle(name)
-    top, *others = figure.subplots(len(CURVES) + 1, 1, sharex=True)
-    _draw(top, lines, "alpha", "alpha")
-    top.set_title("alpha, and where resolutions begin")
-    for axes, (sort, title) in zip(others, CURVES.items(), strict=True):
-        for key in sorted({key for line in lines for key in line if key.startswith(sort)}):
-            _draw(axes, lines, key, key.removeprefix(sort))
-        axes.set_title(title)
-        axes.set_yscale("symlog" if sort == "loss/" else "log")
-    for axes in (top, *others):
-        for beginning in _beginnings(lines):
-            axes.axvline(beginning, color="0.85", zorder=0)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small", loc="upper left")
-    others[-1].set_xlabel("real images shown")
-    path = run / "curves.png"
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_of(runs: Sequence[Path], out: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Draws one run's curves.png (losses, alpha, stability, gradient norms), or runs.png: all of them over
+    each other.
+
+    The picture goes to a folder, that of the first run unless `out` is another. Raises PgsrError if a folder
+    is no run's or has nothing logged, matplotlib is not installed, or the picture cannot be written.
+    """
+    curves = [curve_of(run) for run in runs]
+    figure = _one(curves[0]) if len(curves) == 1 else over_each_other(curves)
+    path = make_folder(runs[0] if out is None else out) / ("curves.png" if len(curves) == 1 else "runs.png")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
     return {"file": str(path)}, str(path)
 
 
-def _draw(axes: Any, lines: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
-    points = [(line["images_shown"], line[key]) for line in lines if key in line]
-    axes.plot(*zip(*points, strict=True), label=label, linewidth=1, marker="." if len(points) < 30 else None)
+# ----------------------------------------------------------------------------
+# One run.
 
 
-def _beginnings(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Images shown where the first line of each resolution but the first stands."""
-    first: dict[int, float] = {}
-    for line in lines:
-        first.setdefault(line["resolution"], line["images_shown"])
-    return list(first.values())[1:]
+def _one(curve: Curve) -> Figure:
+    figure = new_figure(10, 14)
+    figure.suptitle(curve.recipe)
+    top, *others = figure.subplots(len(CURVES) + 1, 1, sharex=True)
+    _draw(top, curve, "alpha", "alpha")
+    top.set_title("alpha, and where resolutions begin")
+    for axes, (sort, title) in zip(others, CURVES.items(), strict=True):
+        for key in sorted({key for line in curve.lines for key in line if key.startswith(sort)}):
+            _draw(axes, curve, key, key.removeprefix(sort))
+        axes.set_title(title)
+        axes.set_yscale("symlog" if sort == "loss/" else "log")
+    for axes in (top, *others):
+        for beginning, _ in curve.beginnings():
+            axes.axvline(beginning, color="0.85", zorder=0)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small", loc="upper left")
+    others[-1].set_xlabel("real images shown")
+    return figure
+
+
+def _draw(axes: Axes, curve: Curve, key: str, label: str) -> None:
+    images, _, values = curve.points(key)
+    axes.plot(images, values, label=label, linewidth=1, marker="." if len(values) < 30 else None)
+
+
+# ----------------------------------------------------------------------------
+# Several runs.
+
+ROWS = {  # key -> title; rows that no run has logged are left out
+    "images_per_second": "images a second",
+    AVERAGE: "sliced Wasserstein distance × 1000, average of levels (--eval-every)",
+    "loss/critic": "loss of the critic",
+    "loss/generator": "loss of the generator",
+}
+
+
+def over_each_other(curves: Sequence[Curve]) -> Figure:
+    """Every run in a colour: over images shown at the left, over hours of training at the right. Above all,
+    how long the images took; dashes mark where a run doubles its resolution."""
+    keys = [key for key in ROWS if any(key in line for curve in curves for line in curve.lines)]
+    figure = new_figure(12, 3.2 * (1 + len(keys)))
+    grid = figure.subplots(1 + len(keys), 2, squeeze=False)
+    for number, curve in enumerate(curves):
+        colour = f"C{number}"
+        images = [line["images_shown"] for line in curve.lines]
+        grid[0, 0].plot(images, curve.hours, color=colour, label=curve.name)
+        grid[0, 1].plot(curve.hours, images, color=colour, label=curve.name)
+        for row, key in enumerate(keys, start=1):
+            shown, hours, values = curve.points(key)
+            marker = "." if len(values) < 30 else None
+            grid[row, 0].plot(shown, values, color=colour, linewidth=1, marker=marker)
+            grid[row, 1].plot(hours, values, color=colour, linewidth=1, marker=marker)
+        for at_images, at_hours in curve.beginnings():
+            for axes, place in zip(grid.T, (at_images, at_hours), strict=True):
+                for panel in axes:
+                    panel.axvline(place, color=colour, linewidth=0.6, linestyle="--", alpha=0.5, zorder=0)
+    grid[0, 0].set_title("hours of training")
+    grid[0, 1].set_title("real images shown")
+    for row, key in enumerate(keys, start=1):
+        for axes in grid[row]:
+            axes.set_title(ROWS[key])
+            axes.set_yscale("symlog" if key.startswith("loss/") else "log")
+    for column, words in enumerate(("real images shown", "hours of training")):
+        grid[-1, column].set_xlabel(words)
+        grid[0, column].legend(fontsize="small")
+    return figure

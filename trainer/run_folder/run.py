@@ -111,6 +111,11 @@ class Run:
         line = evaluate.best(records.read(self.metrics))
         self.best = None if line is None else line["images_shown"]
 
+    def seconds_before(self) -> float:
+        """How long the run has trained until the state at hand, by what it logged."""
+        lines = [line for line in records.read(self.metrics) if "step" in line]
+        return records.seconds_of_training(lines, self.trainer.state.images_shown)[-1]
+
     # ------------------------------------------------------------------------
     # What is written now and then.
 

@@ -110,7 +110,8 @@ def check_tensors(trainer: Trainer, tensors: Mapping[str, Tensor], stage: Stage)
 
 class Stability:
     """How far the samples of fixed latents move from one epoch to the next, at each resolution (paper 4,
-    Figure 2): the mean squared change of a pixel in [-1, 1].
+    Figure 2): the mean squared change of a pixel in [-1, 1], and the L2 distance of the two grids as the
+    paper draws it, which grows with the number of pixels.
 
     The samples are the training generator's, as the figure's are: the average would hide what is
     watched. They are kept as uint8, in checkpoints too, so that a resumed run goes on exactly.
@@ -125,7 +126,10 @@ class Stability:
         if before is None or before.shape != self.last.shape:
             return {}
         change = (self.last.float() - before.to(self.last.device).float()) / 127.5
-        return {f"stability/{stage.resolution}": change.square().mean().item()}
+        return {
+            f"stability/{stage.resolution}": change.square().mean().item(),
+            f"stability L2/{stage.resolution}": change.norm().item(),
+        }
 
 
 def _samples(trainer: Trainer, stage: Stage) -> Tensor:
