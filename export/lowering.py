@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -277,7 +278,7 @@ class BlocksFirstShuffle(nn.Module):
         r = self.factor
         if torch.onnx.is_in_onnx_export():
             shape = (n, maps // r**2, r * height, r * width)
-            how: dict[str, int | str] = {"blocksize": r, "mode": "DCR"}
+            how: Any = {"blocksize": r, "mode": "DCR"}
             return torch.onnx.ops.symbolic("DepthToSpace", (x,), how, dtype=x.dtype, shape=shape)
         places = x.view(n, r, r, maps // r**2, height, width)
         return places.permute(0, 3, 4, 1, 5, 2).reshape(n, maps // r**2, r * height, r * width)
