@@ -72,7 +72,7 @@ class GeneratorLoss(nn.Module):
         self.features = content_features(recipe.objective, state.discriminator, self.network)
 
     def forward(
-        self, batch: Batch, stage: Stage, change: Callable[[Images], Images], blend: Tensor
+        self, batch: Batch, stage: Stage, change: Callable[[Images], Images], blend: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`change` is what images go through before critics, `blend` is for penalties of unrolled steps."""
         losses: dict[str, Tensor] = {}
@@ -95,12 +95,13 @@ class GeneratorLoss(nn.Module):
         return losses, scores
 
     def _scores(
-        self, critic: Critic, batch: Batch, stage: Stage, fakes: Images, blend: Tensor
+        self, critic: Critic, batch: Batch, stage: Stage, fakes: Images, blend: Tensor | None
     ) -> Callable[[Images], Tensor]:
         """The critic as it is, or as it would be after steps that the recipe looks ahead."""
         steps, network = critic.objective.unrolled_steps, critic.network
         if not steps:
             return network.at(stage.resolution, stage.alpha, critic.objective_state)
+        assert blend is not None
         reals, views = network.views(batch.reals), network.views(fakes)
         return unrolled_scores(critic, stage, reals, views, blend, batch.labels, steps)
 
@@ -287,7 +288,8 @@ class Trainer:
             return map_scales(lambda x: self._augmented(x, "augment generator", images_shown, stage), images)
 
         networks = [critic.network for critic in self.state.critics]
-        blend = self._blend(stage, images_shown)
+        ahead = self.recipe.objective.unrolled_steps
+        blend = self._blend(stage, images_shown) if ahead else None
         with _frozen(networks), autocast(self.device, self.precision):
             losses, scores = self.generator_loss(batch, stage, change, blend)
         self._backward(self.state.generator_optimizer, losses, batch, stage)
