@@ -474,7 +474,10 @@ def inception(as_json: bool, **options: Any) -> None:
     """
     with packages("measuring", "bench"):
         from .quality.inception import Settings, run, text, write_report
-    settings = Settings(features=_network(options), **options)
+    network = _network(options)
+    if network is None:
+        raise click.UsageError("--features names no network that is there: name a file, or lite0")
+    settings = Settings(features=network, **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     write_report(result, settings.out)
     emit(result, text(result), as_json)
