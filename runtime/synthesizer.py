@@ -192,8 +192,21 @@ class Synthesizer:
     @property
     def note(self) -> dict[str, Any]:
         """Returns what files say of what made them."""
-        truncated = {} if self.truncation == 1.0 else {"truncation": self.truncation}
+        return self.note_at(self.truncation)
+
+    def note_at(self, truncation: float) -> dict[str, Any]:
+        """Returns what files say of what made them with another truncation than this synthesizer's own."""
+        truncated = {} if truncation == 1.0 else {"truncation": truncation}
         return {"model": self.graph.sha256, **truncated}
+
+    @property
+    def calls(self) -> int:
+        """Returns how many calls of `render` at once, on threads of their own, keep the backend busy."""
+        return self._runner.calls
+
+    def open_graph(self, name: str) -> Runner:
+        """Opens another graph of the bundle as this one's is. Raises PgsrError if there is none."""
+        return self._open(graph=name, batch=self.batch)
 
     def images(self, seed: int = 0, count: int = 8, start: int = 0) -> NDArray[np.uint8]:
         """Images start ... start + count - 1 of `seed`: uint8 [count, S, S, 3]."""
@@ -246,15 +259,15 @@ class Synthesizer:
 
     def truncated(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """The latents that the networks are given in place of these, [N, L]: themselves at truncation 1."""
-        return latents if self.truncation == 1.0 else toward(latents, self._centre, self.truncation)
+        return latents if self.truncation == 1.0 else toward(latents, self.centre, self.truncation)
 
     @cached_property
-    def _centre(self) -> NDArray[np.float64]:
+    def centre(self) -> NDArray[np.float64]:
         """Returns where truncation turns latents, [L]: found once, by some hundred images of the generator.
 
         Raises PgsrError if the bundle holds no generator graph.
         """
-        with self._open(graph="generator", batch=self.batch) as generator:
+        with self.open_graph("generator") as generator:
             return typical_direction(generator.run, self.bundle.latent_size, self.batch)
 
     def __enter__(self) -> Self:

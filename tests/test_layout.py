@@ -159,6 +159,10 @@ UNLOADED = {
         "pgsr.networks",
     ),
     "pgsr-upscale": ("torch", "onnx", "onnxruntime", "numpy", "pgsr.trainer", "pgsr.export", "pgsr.networks"),
+    "pgsr-serve": (
+        *("torch", "onnx", "onnxruntime", "numpy", "fastapi", "uvicorn"),
+        *("pgsr.trainer", "pgsr.export", "pgsr.networks"),
+    ),
     "pgsr-data": ("onnx", "onnxruntime", "tensorrt", "pgsr.export", "pgsr.runtime"),
     "pgsr-celeba-hq": ("torch", "onnx", "onnxruntime", "tensorrt", "pgsr.export", "pgsr.runtime"),
     "pgsr-train": ("onnx", "onnxruntime", "tensorrt", "pgsr.export", "pgsr.runtime"),
@@ -248,7 +252,7 @@ ROOMS = {
     ),
     "runtime": (
         *("measured", "truncation", "output", "backends", "pipeline", "autotune"),
-        *("upscale", "stages", "synthesizer", "generate"),
+        *("upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
 

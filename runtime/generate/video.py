@@ -11,18 +11,22 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import make_folder, replacing
 from pgsr.machine import usable_cores
 
 from ..output.animation import CONTAINERS, Container
-from ..synthesizer import Synthesizer, check_window
+from ..synthesizer import check_window
 from .interpolation import LIMIT, walk
 
 FPS = {".mp4": 60, ".gif": 50, ".webp": 60}  # unless the user says; paper 2 has 60
@@ -93,8 +97,22 @@ class VideoJob:
         return self.frames if self.loop else LIMIT
 
 
+class Painter(Protocol):
+    """Makes the pictures of latents, as a Synthesizer does."""
+
+    bundle: Bundle
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def note(self) -> dict[str, Any]: ...
+
+    def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]: ...
+
+
 def make_video(
-    synthesizer: Synthesizer,
+    synthesizer: Painter,
     film: VideoJob,
     threads: int = 0,  # that encode; 0 is one a core, 8 at most
     report: Callable[[int], None] = lambda count: None,  # gets how many frames are made
@@ -116,7 +134,7 @@ def make_video(
 
 
 def _fill(
-    synthesizer: Synthesizer,
+    synthesizer: Painter,
     film: VideoJob,
     container: Container,
     threads: int,

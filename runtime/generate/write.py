@@ -32,6 +32,7 @@ from ..output.writers import (
     LEAST_DIGITS,
     MOST_DIGITS,
     ArchiveSink,
+    Encoding,
     Faces,
     FolderSink,
     RawSink,
@@ -42,6 +43,7 @@ from ..pipeline import Finisher, Sink, encoding_threads
 from ..synthesizer import Synthesizer
 from .claim import claim, claimed_digits, manifest
 from .job import Job, Report, Result
+from .latents import Source
 from .sheet import Cells
 
 CHECKED_AT_ONCE = 64  # files
@@ -102,11 +104,21 @@ def faces_of(synthesizer: Synthesizer, job: Job, more: dict[str, Any]) -> Faces:
     """Numbers and notes of a job's faces."""
 
     def note(position: int) -> dict[str, Any]:
-        own = job.faces.note(position)
-        index = own.get("index", job.faces.number(position))
-        return {**own, **synthesizer.note, "index": index, **more}
+        return {**note_of(job.faces, position, synthesizer.note), **more}
 
     return Faces(job.faces.number, note, job.digits)
+
+
+def note_of(source: Source, position: int, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What the file of the face at a position of a source says of its making."""
+    own = source.note(position)
+    return {**own, **made_with, "index": own.get("index", source.number(position))}
+
+
+def encoding_note(encoding: Encoding) -> dict[str, Any]:
+    """What the JSON of an archive's sample says beside the note that is in the picture, too."""
+    quality = {} if encoding.quality is None else {"quality": encoding.quality}
+    return {"format": encoding.format, **quality}
 
 
 def survey(synthesizer: Synthesizer, job: Job) -> int:
@@ -188,7 +200,7 @@ def _to_archive(synthesizer: Synthesizer, job: Job, report: Report) -> int:
     with ArchiveFile(job.out) as archive:
         count, length = _present(synthesizer, job)
         archive.keep(length)
-        sink = ArchiveSink(archive, job.encoding, faces_of(synthesizer, job, _manifest_of_a_sample(job)))
+        sink = ArchiveSink(archive, job.encoding, faces_of(synthesizer, job, encoding_note(job.encoding)))
         return _make(synthesizer, job, job.positions[count:], sink, report)
 
 
@@ -200,7 +212,7 @@ def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
     path = job.out if job.out.exists() else partial(job.out)
     if not path.exists():
         return 0, 0
-    faces = faces_of(synthesizer, job, _manifest_of_a_sample(job))
+    faces = faces_of(synthesizer, job, encoding_note(job.encoding))
     count, length = 0, 0
     contents = members(path)
     for position, picture, note in zip(job.positions, contents, contents, strict=False):
@@ -213,12 +225,6 @@ def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:
     if path == job.out and (count < len(job.positions) or next(contents, None) is not None):
         raise PgsrError(f"{path} holds other faces: name another --out, or remove it")
     return count, length
-
-
-def _manifest_of_a_sample(job: Job) -> dict[str, Any]:
-    """Returns what a sample's JSON says beside the note that is in the picture, too."""
-    quality = {} if job.encoding.quality is None else {"quality": job.encoding.quality}
-    return {"format": job.encoding.format, **quality}
 
 
 # ----------------------------------------------------------------------------

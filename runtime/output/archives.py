@@ -46,7 +46,8 @@ class Member:
 BLOCK = tarfile.BLOCKSIZE
 
 
-def _tar_entry(name: str, data: bytes) -> bytes:
+def tar_entry(name: str, data: bytes) -> bytes:
+    """A member with its header, filled up to a block."""
     header = tarfile.TarInfo(name)
     header.size, header.mode = len(data), 0o644
     return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
@@ -69,9 +70,12 @@ def _tar_members(file: BinaryIO, length: int) -> Iterator[Member]:
 
 
 def _tar_end(file: BinaryIO, reader: BinaryIO) -> None:
-    """Two empty blocks, filled up to a record."""
-    here = file.seek(0, os.SEEK_END) + 2 * BLOCK
-    file.write(bytes(2 * BLOCK + -here % tarfile.RECORDSIZE))
+    file.write(tar_end(file.seek(0, os.SEEK_END)))
+
+
+def tar_end(length: int) -> bytes:
+    """What ends a tar of so many bytes: two empty blocks, filled up to a record."""
+    return bytes(2 * BLOCK + -(length + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 # ----------------------------------------------------------------------------
@@ -148,7 +152,7 @@ class Form:
 
 
 ARCHIVES = {
-    ".tar": Form(_tar_entry, _tar_members, _tar_end),
+    ".tar": Form(tar_entry, _tar_members, _tar_end),
     ".zip": Form(_zip_entry, _zip_members, _zip_end),
 }
 

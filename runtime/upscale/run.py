@@ -68,8 +68,7 @@ class Run:
         began = time.perf_counter()
         streamed = task.source == STREAM
         photograph = read_photograph(*((_stdin(), "stdin") if streamed else (task.source, str(task.source))))
-        by_contents = photograph.format if photograph.format in SUFFIXES else "png"
-        format = self.format or (by_contents if streamed else task.format)
+        format = self.format or (format_of(photograph) if streamed else task.format)
         check_format(photograph, format, self.upscaler.scale)
         with tempfile.SpooledTemporaryFile(HELD_BYTES) as file:
             self.write(photograph, self.bands(photograph), file, format)
@@ -123,8 +122,18 @@ class Run:
 
     def note(self, source_sha256: str) -> dict[str, Any]:
         """Returns what a file says of what it was made of."""
-        entries = {"model": self.upscaler.graph.sha256, "source": source_sha256}
-        return entries if self.quality is None else {**entries, "quality": self.quality}
+        return note_of(self.upscaler, source_sha256, self.quality)
+
+
+def note_of(upscaler: Upscaler, source_sha256: str, quality: int | None) -> dict[str, Any]:
+    """What a file says of what it was made of; the quality, if the user gave one."""
+    entries = {"model": upscaler.graph.sha256, "source": source_sha256}
+    return entries if quality is None else {**entries, "quality": quality}
+
+
+def format_of(photograph: Photograph) -> str:
+    """The format of a result when nobody named one: the picture's own, or PNG where that is not written."""
+    return photograph.format if photograph.format in SUFFIXES else "png"
 
 
 def _stdin() -> bytes:
