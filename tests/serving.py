@@ -20,7 +20,19 @@ from pgsr import bundle as contract
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef0123"
-QUICK = ("--device", "cpu", "--backend", "onnxruntime", "--threads", "1", "--batch", "4", "--port", "0", "--json")
+QUICK = (
+    "--device",
+    "cpu",
+    "--backend",
+    "onnxruntime",
+    "--threads",
+    "1",
+    "--batch",
+    "4",
+    "--port",
+    "0",
+    "--json",
+)
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -42,7 +54,9 @@ class Served:
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.http.post(path, **options)
 
-    def refused(self, path: str, status: int, words: str, method: str = "GET", **options: Any) -> httpx.Response:
+    def refused(
+        self, path: str, status: int, words: str, method: str = "GET", **options: Any
+    ) -> httpx.Response:
         """Asserts that the answer is one sentence with these words."""
         response = self.http.request(method, path, **options)
         assert response.status_code == status, response.text

@@ -43,6 +43,26 @@ def walk(
         yield on_sphere(blurred).astype(np.float32)
 
 
+def between(first: NDArray[np.float32], second: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """Turns a latent [L] toward another by a share of the angle between them, 0 to 1; lengths go along.
+
+    Spherical interpolation (Shoemake, 1985, section 3.3): straight lines would pass through lengths that
+    normal latents do not have.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.sqrt(np.square(a).sum()), np.sqrt(np.square(b).sum())
+    a, b = on_sphere(a), on_sphere(b)
+    cosine = np.clip((a * b).mean(), -1.0, 1.0)
+    angle = np.arccos(cosine)
+    if np.sin(angle) < 1e-6:  # the same direction, or opposite ones, between which no way is the shortest
+        turned = (1.0 - share) * a + share * b
+    else:
+        turned = np.sin((1.0 - share) * angle) * a + np.sin(share * angle) * b
+    length = (1.0 - share) * lengths[0] + share * lengths[1]
+    result: NDArray[np.float32] = (on_sphere(turned) * length / np.sqrt(len(a))).astype(np.float32)
+    return result
+
+
 def gaussian(sigma: float) -> NDArray[np.float64]:
     """exp(-k^2 / (2 sigma^2)) for |k| <= REACH * sigma: [2 * reach + 1]; what it sums to does not matter."""
     reach = math.ceil(REACH * sigma)

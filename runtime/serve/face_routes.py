@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from pgsr import draws
 
+from ..generate.interpolation import between
+from ..generate.write import encoding_note
 from ..output.writers import digits_of
 from ..synthesizer import check_window
-from ..truncation import toward
 from .guard import Refusal, visit_of
 from .models import Look, Model, Order
 from .requests import MEDIA, ImageQuery, ImagesQuery, LatentsBody, Number, Place
@@ -81,9 +83,11 @@ def add_faces(app: FastAPI, service: Service) -> None:
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             numbers = range(query.index, query.index + query.count)
-            orders = (service.face(model, look, query.seed, index) for index in numbers)
             if query.count == 1:
-                return await _one(service, request, model, next(orders), headers)
+                order = service.face(model, look, query.seed, query.index)
+                return await _one(service, request, model, order, headers)
+            more = encoding_note(look.encoding)
+            orders = (service.face(model, look, query.seed, index, more) for index in numbers)
             return await _many(service, request, model, look, orders, numbers, headers)
 
     @app.get(
@@ -126,6 +130,7 @@ def add_faces(app: FastAPI, service: Service) -> None:
                 **({"frames": query.frames, "loop": query.loop} if query.frames else {}),
                 **model.synthesizer.note_at(look.truncation),
                 **altered(model, look),
+                **(encoding_note(look.encoding) if count > 1 else {}),
             }
             orders = (
                 Order(look, look.truncation, {**note, "index": i}, latent=_on_the_way(rows, i, query))
@@ -137,7 +142,7 @@ def add_faces(app: FastAPI, service: Service) -> None:
             return await _many(service, request, model, look, orders, range(count), headers)
 
 
-def _latent(model: Model, place: Place) -> Any:
+def _latent(model: Model, place: Place) -> NDArray[np.float32]:
     """float32 [L]. Raises Refusal for one of another length."""
     size = model.bundle.latent_size
     if place.latent is None:
@@ -147,14 +152,12 @@ def _latent(model: Model, place: Place) -> Any:
     return np.array(place.latent, dtype=np.float32)
 
 
-def _on_the_way(rows: Any, frame: int, query: LatentsBody) -> Any:
-    """The latent of a frame, [L]: the faces' own at their places, and between them turned from one toward the
-    next by equal angles (Shoemake, 1985, section 3.3)."""
+def _on_the_way(rows: NDArray[np.float32], frame: int, query: LatentsBody) -> NDArray[np.float32]:
+    """The latent of a frame, [L]: the faces' own at their places, and between them by equal angles."""
     if not query.frames:
         return rows[frame]
     ways = len(rows) if query.loop else len(rows) - 1
     position = frame * ways / (query.frames if query.loop else max(1, query.frames - 1))
     first = min(int(position), len(rows) - 1)
     share = position - first
-    following = rows[(first + 1) % len(rows)]
-    return toward(rows[first][None], following.astype(np.float64), 1.0 - share)[0] if share else rows[first]
+    return between(rows[first], rows[(first + 1) % len(rows)], share) if share else rows[first]

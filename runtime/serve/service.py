@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +24,7 @@ from .requests import MEDIA, Appearance, ErrorAnswer, WhichModel
 from .settings import Settings
 
 FILMS = 2  # made at once
+NOTHING: Mapping[str, Any] = {}
 
 
 class Service:
@@ -58,10 +59,12 @@ class Service:
             encoding.codec  # noqa: B018 (raises PgsrError if nothing here writes the format)
         return Look(encoding, query.truncation, query.size, query.stage)
 
-    def face(self, model: Model, look: Look, seed: int, index: int) -> Order:
-        """An order for a face of a seed, with the note that pgsr-generate writes."""
+    def face(
+        self, model: Model, look: Look, seed: int, index: int, more: Mapping[str, Any] = NOTHING
+    ) -> Order:
+        """An order for a face of a seed, with the note that pgsr-generate writes, and more in archives."""
         note = note_of(Window(seed, index, 1), 0, model.synthesizer.note_at(look.truncation))
-        return Order(look, look.truncation, {**note, **altered(model, look)}, seed, index)
+        return Order(look, look.truncation, {**note, **altered(model, look), **more}, seed, index)
 
     # ------------------------------------------------------------------------
     # Who may begin.

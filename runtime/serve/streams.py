@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..generate.write import encoding_note
 from ..output.archives import tar_end, tar_entry
 from ..output.writers import note_json, sample_names
 from .batcher import Batcher
@@ -71,7 +70,7 @@ async def files(
 
 async def tar(
     queue: Batcher[Order],
-    orders: Iterable[Order],
+    orders: Iterable[Order],  # whose notes say how they are encoded, too, as an archive's do
     look: Look,
     numbers: Iterable[int],
     digits: int,
@@ -82,8 +81,7 @@ async def tar(
     rest = iter(numbers)
     async for order, data in files(queue, orders, client):
         names = sample_names(look.encoding, next(rest), digits)
-        note = note_json({**order.note, **encoding_note(look.encoding)})
-        part = tar_entry(names[0], data) + tar_entry(names[1], note)
+        part = tar_entry(names[0], data) + tar_entry(names[1], note_json(order.note))
         length += len(part)
         yield part
     yield tar_end(length)
