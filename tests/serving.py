@@ -20,19 +20,7 @@ from pgsr import bundle as contract
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef0123"
-QUICK = (
-    "--device",
-    "cpu",
-    "--backend",
-    "onnxruntime",
-    "--threads",
-    "1",
-    "--batch",
-    "4",
-    "--port",
-    "0",
-    "--json",
-)
+CPU = ("--device", "cpu", "--backend", "onnxruntime", "--threads", "1", "--batch", "4")
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -46,7 +34,7 @@ class Served:
     def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
         self.port = int(url.rpartition(":")[2])
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.http = httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None))
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.http.get(path, **options)
@@ -91,7 +79,16 @@ def serving(folder: Path, *arguments: Any, key: str = "") -> Iterator[Served]:
     """A server with these arguments; its log is in the folder. It must end by SIGTERM with 0."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PGSR_API_KEY": key}
     log = folder / f"serve-{len(list(folder.iterdir()))}.log"
-    command = [sys.executable, "-m", "pgsr.runtime.serve", *QUICK, *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "pgsr.runtime.serve",
+        *CPU,
+        "--port",
+        "0",
+        "--json",
+        *map(str, arguments),
+    ]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""pgsr-serve's answers: the same bytes as the commands', what may be asked for, who goes first, how it ends."""
+"""pgsr-serve's answers: the commands' bytes, what may be asked for, who goes first, how it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import generating
 import httpx
@@ -19,7 +21,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from serving import Served, graph_of, serving, write_model
 
 import upscaling
 from bundles import LATENT, SIZE
@@ -27,8 +28,7 @@ from pgsr import draws
 from pgsr.runtime.output.encoders import installed
 from pgsr.runtime.serve.cli import main
 from pgsr.runtime.serve.settings import Limits
-
-CPU = ("--device", "cpu", "--backend", "onnxruntime", "--threads", 1, "--batch", 4)
+from serving import CPU, Served, graph_of, serving, write_model
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     models = ("--model", f"tiny={model}", "--model", f"other={other}")
     with serving(tmp_path_factory.mktemp("serve"), *models, *limits) as found:
         yield found
-        assert not found.errors
+        assert found.errors == []
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,14 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_of(data: bytes) -> list[str]:
-    return tarfile.open(fileobj=io.BytesIO(data)).getnames()
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return archive.getnames()
 
 
 def pictures_of(data: bytes) -> list[np.ndarray]:
-    archive = tarfile.open(fileobj=io.BytesIO(data))
-    names = [name for name in archive.getnames() if not name.endswith(".json")]
-    return [np.asarray(Image.open(archive.extractfile(name))) for name in names]  # type: ignore[arg-type]
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        files = [archive.extractfile(m) for m in archive if not m.name.endswith(".json")]
+        return [np.asarray(Image.open(file)) for file in files if file is not None]
 
 
 # ----------------------------------------------------------------------------
@@ -80,9 +81,8 @@ def test_an_address_gives_the_file_that_the_command_writes(served: Served, folde
 def test_every_format_is_the_commands(served: Served, model: Path, tmp_path: Path):
     for format in (name for name in ("png", "jpeg", "webp", "jxl") if installed(name)):
         out = tmp_path / format
-        generating.result_of(
-            "--model", model, "--count", 1, "--start", 3, "--out", out, "--format", format, *CPU
-        )
+        options = ("--count", 1, "--start", 3, "--out", out, "--format", format)
+        generating.result_of("--model", model, *options, *CPU)
         (path,) = (p for p in out.iterdir() if p.stem == "000003")
         response = served.get(f"/v1/images/0/3{path.suffix}")
         assert response.content == path.read_bytes()
@@ -107,8 +107,7 @@ def test_a_set_is_the_commands_archive(served: Served, model: Path, tmp_path: Pa
 
 def test_faces_are_the_same_whatever_is_asked_for_with_them(served: Served, folder: Path):
     def face(number: int) -> bytes:
-        with httpx.Client(base_url=served.url) as http:
-            return http.get(f"/v1/images/7/{number % 9}.png").content
+        return served.get(f"/v1/images/7/{number % 9}.png").content
 
     with ThreadPoolExecutor(12) as pool:
         made = list(pool.map(face, range(60)))
@@ -121,10 +120,8 @@ def test_requests_share_batches(served: Served):
     start = threading.Barrier(8)
 
     def face(number: int) -> int:
-        with httpx.Client(base_url=served.url) as http:
-            http.get("/healthz")
-            start.wait()
-            return http.get(f"/v1/images/3/{number}.png").status_code
+        start.wait()
+        return served.get(f"/v1/images/3/{number}.png").status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(face, range(8))) == {200}
@@ -227,7 +224,7 @@ def test_a_way_between_faces_begins_and_ends_with_them(served: Served):
     assert len(made) == 9
     for frame, end in ((0, 0), (4, 1), (8, 2)):
         assert np.array_equal(made[frame], ends[end])
-    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(made, made[1:], strict=False)]
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in pairwise(made)]
     whole = np.abs(ends[0].astype(int) - ends[1]).mean()
     assert 0 < max(steps) < whole
 
@@ -247,19 +244,18 @@ def test_latents_of_the_wrong_form(served: Served):
     def refused(body: object, words: str) -> None:
         served.refused("/v1/latents", 422, words, "POST", json=body)
 
+    def refused_text(text: str, words: str) -> None:
+        options: dict[str, Any] = {"content": text, "headers": {"content-type": "application/json"}}
+        served.refused("/v1/latents", 422, words, "POST", **options)
+
     refused({"faces": [{"latent": [0.0] * 3}]}, "takes 8")
     refused({"faces": []}, "faces")
     refused({"faces": [{"seed": 0}], "frames": 4}, "two faces")
     refused({"faces": [{"seed": 0}, {"seed": 1}], "frames": 41}, "at most 40")
     refused({"faces": [{"latent": [1e9] * 8}]}, "latent")
     refused({"face": []}, "faces")
-    served.refused(
-        "/v1/latents", 422, "JSON", "POST", content=b"{", headers={"content-type": "application/json"}
-    )
-    text = '{"faces": [{"latent": [NaN, 0, 0, 0, 0, 0, 0, 0]}]}'
-    served.refused(
-        "/v1/latents", 422, "latent", "POST", content=text, headers={"content-type": "application/json"}
-    )
+    refused_text("{", "JSON")
+    refused_text('{"faces": [{"latent": [NaN, 0, 0, 0, 0, 0, 0, 0]}]}', "latent")
 
 
 # ----------------------------------------------------------------------------
@@ -268,10 +264,8 @@ def test_latents_of_the_wrong_form(served: Served):
 
 def test_a_video_is_the_commands(served: Served, model: Path, tmp_path: Path):
     path = tmp_path / "film.webp"
-    machine = CPU[:-2]
-    generating.result_of(
-        "video", path, "--model", model, "--seconds", 0.5, "--fps", 20, "--seed", 2, *machine
-    )
+    options = ("--seconds", 0.5, "--fps", 20, "--seed", 2)
+    generating.result_of("video", path, "--model", model, *options, *CPU)
     query = {"seconds": 0.5, "fps": 20, "seed": 2, "format": "webp"}
     response = served.get("/v1/video", params=query)
     assert response.headers["content-type"] == "image/webp"
@@ -423,8 +417,7 @@ def test_past_the_queue_there_is_503_and_when_to_come_again(slow: Served):
     settled(slow)
 
     def face(index: int) -> httpx.Response:
-        with httpx.Client(base_url=slow.url, timeout=60) as http:
-            return http.get(f"/v1/images/1/{index}.jpg")
+        return slow.get(f"/v1/images/1/{index}.jpg")
 
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(face, range(80)))
@@ -460,8 +453,7 @@ def test_an_upload_while_another_is_at_work_is_refused_and_progress_is_told(slow
     job, answers = "0123456789abcdef" * 2, []
 
     def upload() -> None:
-        with httpx.Client(base_url=slow.url, timeout=60) as http:
-            answers.append(http.post(f"/v1/upscale?format=jpeg&job={job}", content=data))
+        answers.append(slow.post(f"/v1/upscale?format=jpeg&job={job}", content=data))
 
     thread = threading.Thread(target=upload)
     thread.start()
@@ -497,22 +489,22 @@ def test_a_clients_rate(model: Path, tmp_path: Path):
 # How it ends, and begins again.
 
 
-def test_sigterm_finishes_what_was_begun(tmp_path: Path):
-    with serving(tmp_path, "--max-count", 1000) as served:
-        with httpx.stream("GET", f"{served.url}/v1/images?count=60&format=jpeg", timeout=60) as response:
+def test_sigterm_finishes_what_was_begun(model: Path, tmp_path: Path):
+    with serving(tmp_path, "--model", model) as served:
+        with served.http.stream("GET", "/v1/images?count=3000") as response:
             parts = response.iter_raw()
             data = next(parts)
             served.signal(signal.SIGTERM)
             data += b"".join(parts)
-        assert len(names_of(data)) == 120
+        assert len(names_of(data)) == 6000
         assert served.process.wait(20) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{served.url}/healthz")
 
 
-def test_the_grace_is_not_for_ever(tmp_path: Path):
-    with serving(tmp_path, "--max-count", 100_000, "--grace", 0.5) as served:
-        began_with = begun(served, "127.0.0.1", "/v1/images?count=100000")
+def test_the_grace_is_not_for_ever(model: Path, tmp_path: Path):
+    with serving(tmp_path, "--model", model, "--max-count", 1_000_000, "--grace", 0.5) as served:
+        began_with = begun(served, "127.0.0.1", "/v1/images?count=1000000")
         began = time.monotonic()
         served.signal(signal.SIGTERM)
         assert served.process.wait(20) == 0
@@ -528,18 +520,16 @@ def test_a_bundle_is_replaced_without_dropping_a_request(tmp_path: Path):
         stop = threading.Event()
 
         def ask() -> None:
-            with httpx.Client(base_url=served.url, timeout=60) as http:
-                while not stop.is_set():
-                    codes.append(http.get("/v1/images?count=9").status_code)
-                    codes.append(http.get("/v1/images/0/0.png").status_code)
+            while not stop.is_set():
+                codes.append(served.get("/v1/images?count=9").status_code)
+                codes.append(served.get("/v1/images/0/0.png").status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
         before = served.get("/v1/images/0/0.png")
         for path in other.iterdir():
-            shutil.copy(path, model / f"{path.name}.new")
-            (model / f"{path.name}.new").replace(model / path.name)
+            shutil.copy(path, model / f"{path.name}.new").replace(model / path.name)
         served.signal(signal.SIGHUP)
         until = time.monotonic() + 20
         while served.get("/v1/models").json()["models"][0]["graph"] != graphs[1]:

@@ -1,4 +1,4 @@
-"""Batches of what many requests want: full, in turn, withdrawn, refused, and with errors where they belong."""
+"""Batches of what many requests want: full, in turn, withdrawn, refused, with errors where they belong."""
 
 from __future__ import annotations
 

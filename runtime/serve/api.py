@@ -109,6 +109,10 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if isinstance(
+            error.__cause__, Refusal
+        ):  # FastAPI takes whatever ends a body for one that is malformed
+            return respond(request, error.__cause__)
         texts = {404: "there is nothing at this address", 405: "this address does not take that method"}
         text = texts.get(error.status_code, str(error.detail)[:200])
         response = respond(request, Refusal(error.status_code, text, "address"))

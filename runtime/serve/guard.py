@@ -222,7 +222,7 @@ class Guard:
         if not self._hosts:
             return
         name = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
-        if name not in self._hosts and not name.startswith("127."):
+        if name not in self._hosts and not re.fullmatch(r"127(\.\d{1,3}){3}", name):
             text = "this server does not go by that name: start it with --allow-host NAME"
             raise Refusal(421, text, "host")
 

@@ -12,7 +12,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-LOGGERS = ("pgsr", "uvicorn.error")
+# What others log: malformed forms are their senders' affair.
+LEVELS = {"": "ERROR", "uvicorn.error": "ERROR", "python_multipart": "CRITICAL", "py.warnings": "ERROR"}
 
 
 class _Lines(logging.Formatter):
@@ -39,8 +40,7 @@ def set_up(as_json: bool, level: str) -> None:
     are off."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(as_json))
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-    logging.getLogger("pgsr").setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    logging.root.handlers = [handler]
+    for name, least in {**LEVELS, "pgsr": level.upper()}.items():
+        logging.getLogger(name).setLevel(least)
