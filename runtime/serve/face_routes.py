@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -119,27 +120,40 @@ def add_faces(app: FastAPI, service: Service) -> None:
         model = service.model(query)
         with model.leased():
             look = service.look(model, query, query.format)
-            rows = np.stack([_latent(model, place) for place in query.faces])
-            count = query.frames or len(rows)
+            count = query.frames or len(query.faces)
             if count > service.limits.frames:
                 raise Refusal(422, f"frames: at most {service.limits.frames} at a time", "parameter")
-            if query.frames and len(rows) < 2:
+            if query.frames and len(query.faces) < 2:
                 raise Refusal(422, "frames: a way needs two faces or more", "parameter")
-            note = {
-                "latents": hashlib.sha256(rows.tobytes()).hexdigest(),
-                **({"frames": query.frames, "loop": query.loop} if query.frames else {}),
-                **model.synthesizer.note_at(look.truncation),
-                **altered(model, look),
-                **(encoding_note(look.encoding) if count > 1 else {}),
-            }
-            orders = (
-                Order(look, look.truncation, {**note, "index": i}, latent=_on_the_way(rows, i, query))
-                for i in range(count)
-            )
+            orders = _named_orders(service, model, look, query, count)
             headers = {"cache-control": "no-store"}
             if count == 1:
                 return await _one(service, request, model, next(orders), headers)
             return await _many(service, request, model, look, orders, range(count), headers)
+
+
+def _named_orders(
+    service: Service, model: Model, look: Look, query: LatentsBody, count: int
+) -> Iterator[Order]:
+    """Orders for the faces of a request, or for frames of the way between them."""
+    rows = np.stack([_latent(model, place) for place in query.faces])
+    more = encoding_note(look.encoding) if count > 1 else {}
+    note = {
+        "latents": hashlib.sha256(rows.tobytes()).hexdigest(),
+        **({"frames": query.frames, "loop": query.loop} if query.frames else {}),
+        **model.synthesizer.note_at(look.truncation),
+        **altered(model, look),
+        **more,
+    }
+
+    def order(number: int) -> Order:
+        place = None if query.frames else query.faces[number]
+        if place is not None and place.latent is None:
+            return service.face(model, look, place.seed, place.index, more)
+        latent = _on_the_way(rows, number, query)
+        return Order(look, look.truncation, {**note, "index": number}, latent=latent)
+
+    return map(order, range(count))
 
 
 def _latent(model: Model, place: Place) -> NDArray[np.float32]:
