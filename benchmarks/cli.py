@@ -548,3 +548,31 @@ def resample(out: Path | None, as_json: bool, **options: Any) -> None:
     if out is not None:
         write_report(result, originals, out)
     emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--precision", default="fp32", show_default=True)
+@click.option("--format", default="png", show_default=True, metavar="png|jpeg|webp|jxl")
+@click.option("--batch", type=int, default=16, show_default=True)
+@click.option("--clients", type=int, default=32, show_default=True, help="At once, a face a request.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Of each load.")
+@click.option("--rounds", type=int, default=3, show_default=True)
+@click.option("--cores", default="", help="How many, such as 1,2 [default: all that may be used].")
+@click.option("--minutes", type=float, default=0.0, help="Of further load, to watch the memory.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for serve.json and serve.md.")
+@json_option
+def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
+    """Load pgsr-serve beside pgsr-generate and a plain handler: throughput, latencies, memory."""
+    with packages("measuring", "bench"), packages("pgsr-serve", "serve"):
+        import fastapi  # noqa: F401
+        import uvloop  # noqa: F401
+
+        from .serve.measure import Settings, run
+        from .serve.report import text, write_report
+    counts = _numbers(click.get_current_context(), None, cores) if cores else ()  # type: ignore[arg-type]
+    result = run(Settings(cores=counts, **options), lambda line: click.echo(line, err=True))
+    if out is not None:
+        write_report(result, out)
+    emit(result, text(result), as_json)

@@ -31,6 +31,7 @@ WAY = [
     ("pgsr-generate", ["--count", "2", "--out", "shipped", "--precision", "int8"]),
     ("pgsr-generate", ["backends"]),
     ("pgsr-upscale", ["faces/000000.png", "--out", "larger"]),
+    ("pgsr-serve", ["--help"]),
     ("pgsr-celeba-hq", ["--help"]),
     ("pgsr-bench", ["resample", "--pictures", "1", "--rounds", "1", "--from-size", "64", "--to-size", "16"]),
     ("pgsr-bench", ["swd", "--images", "32", "--resolution", "16"]),

@@ -105,6 +105,7 @@ def test_other_commands_say_what_to_install(empty_environment: Path, tmp_path: P
         "pgsr-train": (["tiny", "--data", "x", "--out", "y"], "train"),
         "pgsr-export": (["x", "--out", "y"], "export"),
         "pgsr-bench": (["throughput"], "bench"),
+        "pgsr-serve": ([], "serve"),
     }
     for command, (arguments, extra) in cases.items():
         assert run(empty_environment / command, "--help", cwd=tmp_path).stdout.startswith("Usage:")
