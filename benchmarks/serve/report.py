@@ -38,16 +38,16 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         faster = served["images_per_second"] / plain["images_per_second"]
         shorter = plain["p99"] / served["p99"]
         lines.append(
-            f"{one['cores']} core(s): {faster:.2f} times the plain handler's throughput, p99 {shorter:.2f} times "
-            f"as short; the clients took {served['client_cores']:.2f} of a core; statuses {served['statuses']}"
+            f"{one['cores']} core(s): {faster:.2f} times the plain handler's throughput, p99 {shorter:.2f} "
+            f"times as short; clients took {served['client_cores']:.2f} of a core; {served['statuses']}"
         )
     memory = result["memory"]
     if memory:
         first, last = (memory[f"{name}_bytes"] / 2**20 for name in ("first", "last"))
         lines.append(f"memory over {memory['minutes']:g} min of load: {first:.1f} MiB, then {last:.1f} MiB")
     lines.append(
-        f"{settings['clients']} clients on loopback, on the same cores; a {settings['format']} a request, batches "
-        f"of {settings['batch']}; medians of {settings['rounds']} rounds of {settings['seconds']:g} s"
+        f"{settings['clients']} clients on loopback, on the same cores; a {settings['format']} a request, "
+        f"batches of {settings['batch']}; medians of {settings['rounds']} rounds of {settings['seconds']:g} s"
     )
     return lines
 

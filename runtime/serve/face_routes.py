@@ -34,7 +34,7 @@ async def _one(
     assert order.look is not None
     visit = visit_of(request.scope)
     with sentences():
-        queue = await model.queue(order.look)
+        queue = model.queue(order.look)
     queue.check_room(1)
     visit.pay(1)
     data = await unless_gone(request, queue.put(order, visit.client))
@@ -53,7 +53,7 @@ async def _many(
     """A tar of faces, sent as they are made."""
     visit = visit_of(request.scope)
     with sentences():
-        queue = await model.queue(look)
+        queue = model.queue(look)
     queue.check_room(min(len(numbers), 2 * queue.batch))
     visit.pay(len(numbers))
     with ExitStack() as stack:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from ..generate.video import VideoJob
 from ..output.writers import Encoding
 from .films import Job, Stopped, TooLarge, enlarge, make_film
 from .guard import ClientGone, Refusal, visit_of
 from .models import Look
-from .requests import MEDIA, ErrorAnswer, ProgressAnswer, UpscaleQuery, VideoQuery
+from .requests import MEDIA, ProgressAnswer, UpscaleQuery, VideoQuery
 from .service import Service, is_known, responses, sentences
 from .streams import HeldResponse, unless_gone
 
@@ -79,7 +79,7 @@ def add_films(app: FastAPI, service: Service) -> None:
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             with sentences():
-                (await model.queue(look)).check_room(1)
+                model.queue(look).check_room(1)
             visit.pay(film.frames)
             painter, job = model.painter(query.truncation, visit.client), Job()
 
@@ -139,12 +139,19 @@ def add_films(app: FastAPI, service: Service) -> None:
                 service.jobs.pop(query.job, None)
             return _sent(file, MEDIA[format], {"cache-control": "no-store"})
 
-    @app.get("/v1/upscale/{job}", tags=["pictures"], responses={404: {"model": ErrorAnswer}})
-    async def progress(job: str) -> ProgressAnswer:
+    @app.get(
+        "/v1/upscale/{job}",
+        tags=["pictures"],
+        response_model=ProgressAnswer,
+        responses={204: {"description": "No upscaling of that number is at work."}},
+    )
+    async def progress(job: str) -> Response:
         """How far the upscaling is that was begun with this `job`."""
-        if job not in service.jobs:
-            raise Refusal(404, "no upscaling of that number is at work", "job")
-        return ProgressAnswer(done=service.jobs[job].done, waiting=max(0, service.uploads - 1))
+        found = service.jobs.get(job)
+        if found is None:
+            return Response(status_code=204)
+        answer = ProgressAnswer(done=found.done, waiting=max(0, service.uploads - 1))
+        return JSONResponse(answer.model_dump(), headers={"cache-control": "no-store"})
 
 
 async def _picture(request: Request) -> bytes:

@@ -7,8 +7,9 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from pgsr.errors import PgsrError
 from pgsr.images import rounded
 from pgsr.machine import installed_versions
 
-from ..backends import Runner, backend_versions
+from ..backends import backend_versions
 from ..output.encoders import installed
 from ..output.writers import FORMATS, Encoding
 from ..synthesizer import Synthesizer
@@ -67,16 +68,18 @@ class Model:
 
     def __init__(self, name: str, folder: Path | None, settings: Settings) -> None:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
-        self.name, self._folder, self._settings = name, folder, settings
+        self.name, self._settings = name, settings
         s = settings
         self.synthesizer = Synthesizer(folder, s.device, s.precision, s.backend, s.batch, s.threads)
         self.synthesizer.tune()
         self.formats = [name for name in FORMATS if installed(name)]
+        has = self._has
+        self._generator = self.synthesizer.open_graph("generator") if has("generator") else None
+        self._upscaler = (
+            Upscaler(folder, s.device, s.precision, s.backend, s.threads) if has("upscaler") else None
+        )
         self._warm_up()
-        self._generator: Runner | None = None
-        self._generator_lock = asyncio.Lock()
         self._batchers: dict[str, Batcher[Order]] = {}
-        self._observe: Observe = lambda images, seconds: None
         self._leases = 0
         self._retired = asyncio.Event()
         self.upscales = ThreadPoolExecutor(1, thread_name_prefix="pgsr-upscale")
@@ -84,7 +87,7 @@ class Model:
     def _warm_up(self) -> None:
         """Does what is done once, so that no request waits for it: a second or two."""
         self.synthesizer.render(draws.latents(0, [0], self.bundle.latent_size))
-        if self._has("generator"):
+        if self._generator is not None:
             self.synthesizer.centre  # noqa: B018
         self._making  # noqa: B018
 
@@ -103,10 +106,11 @@ class Model:
 
     def start(self, observe: Observe) -> None:
         """Begins to take orders, on the running event loop."""
-        self._observe = observe
-        self._batchers["chain"] = self._queue(self._paint, self.synthesizer.calls)
+        self._batchers["chain"] = self._queue(self._paint, self.synthesizer.calls, observe)
+        if self._generator is not None:
+            self._batchers["generator"] = self._queue(self._paint_small, self._generator.calls, observe)
 
-    def _queue(self, paint: Any, calls: int) -> Batcher[Order]:
+    def _queue(self, paint: Any, calls: int, observe: Observe) -> Batcher[Order]:
         settings = self._settings
         return Batcher(
             paint,
@@ -116,7 +120,7 @@ class Model:
             settings.max_wait,
             settings.limits.waiting,
             settings.threads,
-            self._observe,
+            observe,
         )
 
     def _has(self, graph: str) -> bool:
@@ -126,16 +130,10 @@ class Model:
     # ------------------------------------------------------------------------
     # Orders.
 
-    async def queue(self, look: Look) -> Batcher[Order]:
+    def queue(self, look: Look) -> Batcher[Order]:
         """The queue for faces of this look. Raises PgsrError if the bundle lacks a graph for it."""
-        if (look.truncation < 1.0 or look.stage == "generator") and not self._has("generator"):
+        if self._generator is None and (look.truncation < 1.0 or look.stage == "generator"):
             raise PgsrError(f"the model {self.name} has no generator graph, which truncation and stage need")
-        if look.stage == "generator" and "generator" not in self._batchers:
-            async with self._generator_lock:
-                if "generator" not in self._batchers:
-                    runner = await asyncio.to_thread(self.synthesizer.open_graph, "generator")
-                    self._generator = runner
-                    self._batchers["generator"] = self._queue(self._paint_small, runner.calls)
         return self._batchers[look.stage]
 
     def latents(self, orders: list[Order]) -> NDArray[np.float32]:
@@ -203,7 +201,7 @@ class Model:
             "scale": bundle.scale,
             "latent_size": bundle.latent_size,
             "stages": [stage for stage in STAGES if self._has(stage)],
-            "upscales": self._has("upscaler"),
+            "upscales": self._upscaler is not None,
             "formats": self.formats,
             "precision": self.synthesizer.graph.precision,
             "provider": self.synthesizer.provider,
@@ -214,11 +212,12 @@ class Model:
     # ------------------------------------------------------------------------
     # The upscaler, and videos: on threads of their own.
 
-    @cached_property
+    @property
     def upscaler(self) -> Upscaler:
-        """Opened when it is asked for, on the thread that asks. Raises PgsrError if there is none."""
-        s = self._settings
-        return Upscaler(self._folder, s.device, s.precision, s.backend, s.threads)
+        """Raises PgsrError if the bundle has none."""
+        if self._upscaler is None:
+            raise PgsrError(f"the model {self.name} has no upscaler: name another model")
+        return self._upscaler
 
     def painter(self, truncation: float, client: Hashable) -> Painter:
         """Makes pictures for a thread, through the queue that all share."""
@@ -252,8 +251,8 @@ class Model:
         self.upscales.shutdown(wait=True)
         if self._generator is not None:
             self._generator.__exit__(None, None, None)
-        if "upscaler" in self.__dict__:
-            self.upscaler.__exit__(None, None, None)
+        if self._upscaler is not None:
+            self._upscaler.__exit__(None, None, None)
         self.synthesizer.__exit__(None, None, None)
 
 
@@ -269,20 +268,24 @@ class Painter:
 
     def pictures(self, latents: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
         """The image of each latent [L], in their order: uint8 [S, S, 3]."""
-        rest = iter(latents)
         ahead = 2 * self._model.synthesizer.batch
-        line: list[Any] = []
-        for latent in rest:
-            line.append(asyncio.run_coroutine_threadsafe(self._picture(latent), self._loop))
-            if len(line) >= ahead:
-                yield line.pop(0).result()
-        for future in line:
-            yield future.result()
+        line: deque[Future[Any]] = deque()
+        try:
+            for latent in latents:
+                line.append(asyncio.run_coroutine_threadsafe(self._picture(latent), self._loop))
+                if len(line) >= ahead:
+                    yield line.popleft().result()
+            while line:
+                yield line.popleft().result()
+        finally:
+            for future in line:
+                future.cancel()
 
     async def _picture(self, latent: NDArray[np.float32]) -> Any:
         look = Look(Encoding(), self._truncation)
-        queue = await self._model.queue(look)
-        return await queue.put(Order(None, self._truncation, {}, latent=latent), self._client)
+        return await self._model.queue(look).put(
+            Order(None, self._truncation, {}, latent=latent), self._client
+        )
 
 
 class Models:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Hashable, Iterable
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -46,12 +46,17 @@ class HeldResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                close = getattr(self.body_iterator, "aclose", None)
+                if close is not None:  # of orders that nobody waits for any more
+                    await close()
 
 
 async def files(
     queue: Batcher[Order], orders: Iterable[Order], client: Hashable
-) -> AsyncIterator[tuple[Order, Any]]:
+) -> AsyncGenerator[tuple[Order, Any], None]:
     """Orders with their files, in their order. No more are in the queue at a time than two batches."""
     rest, line = iter(orders), deque[tuple[Order, asyncio.Future[Any]]]()
     try:
@@ -79,9 +84,10 @@ async def tar(
     """The same bytes as an archive of pgsr-generate: 000000.png, 000000.json and so on."""
     length = 0
     rest = iter(numbers)
-    async for order, data in files(queue, orders, client):
-        names = sample_names(look.encoding, next(rest), digits)
-        part = tar_entry(names[0], data) + tar_entry(names[1], note_json(order.note))
-        length += len(part)
-        yield part
+    async with aclosing(files(queue, orders, client)) as made:
+        async for order, data in made:
+            names = sample_names(look.encoding, next(rest), digits)
+            part = tar_entry(names[0], data) + tar_entry(names[1], note_json(order.note))
+            length += len(part)
+            yield part
     yield tar_end(length)

@@ -279,6 +279,10 @@ byId("home").addEventListener("click", (event) => {
   event.preventDefault();
   reseed(0);
 });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address tells what one sees
+  byId("wall").focus();
+});
 byId("enlarge").addEventListener("click", () => upscale.open());
 byId("favourites").addEventListener("click", () => favour(!loving));
 byId("select").addEventListener("click", (event) => {

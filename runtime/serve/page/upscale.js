@@ -57,7 +57,7 @@ export class Upscale {
   async #ask(job) {
     try {
       const response = await fetch(`/v1/upscale/${job}`);
-      if (!response.ok) return;
+      if (response.status !== 200) return; // not begun, or just ended
       const { done, waiting } = await response.json();
       if (this.request) this.#progress(0.3 + 0.7 * done, done || !waiting ? "Enlarging it." : "Waiting for others' pictures.");
     } catch { /* the request itself tells */ }
