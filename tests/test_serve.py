@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import upscaling
-from bundles import LATENT, SIZE
+from bundles import LATENT, SIZE, write_bundle
 from pgsr import draws
 from pgsr.runtime.output.encoders import installed
 from pgsr.runtime.serve.cli import main
@@ -193,6 +193,16 @@ def test_several_models(served: Served):
     one, two = (served.get(f"/v1/images/0/0.png?model={name}").content for name in ("tiny", "other"))
     assert one == served.get("/v1/images/0/0.png").content
     assert one != two
+
+
+def test_a_bundle_without_a_generator_or_an_upscaler(tmp_path: Path):
+    with serving(tmp_path, "--model", write_bundle(tmp_path / "bare")) as bare:
+        (model,) = bare.get("/v1/models").json()["models"]
+        assert (model["stages"], model["upscales"]) == (["chain"], False)
+        assert bare.get("/v1/images/0/0.png").status_code == 200
+        for query in ("truncation=0.5", "stage=generator"):
+            bare.refused(f"/v1/images/0/0.png?{query}", 422, "no generator graph")
+        bare.refused("/v1/upscale", 422, "no upscaler", "POST", content=b"x")
 
 
 # ----------------------------------------------------------------------------

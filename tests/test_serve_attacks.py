@@ -370,6 +370,8 @@ def test_the_key_opens_everything(locked: Served):
             response = locked.get(path, headers={"authorization": authorization})
             assert response.status_code == 200
     assert response.headers["cache-control"].startswith("private")
+    document = locked.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
+    assert document["security"] == [{"key": []}]
 
 
 def test_probes_need_no_key(locked: Served):

@@ -145,6 +145,10 @@ def build(models: Models, settings: Settings) -> tuple[ASGIApp, Service]:
     add_films(app, service)
     _add_others(app, service)
     _add_errors(app, service)
+    if settings.keys:
+        document = app.openapi()  # which is kept
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
     inner: ASGIApp = Doorkeeper(app, settings.keys, service.metrics)
     if settings.origins:
         inner = CORSMiddleware(
