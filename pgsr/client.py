@@ -18,7 +18,7 @@ import random
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -123,7 +123,7 @@ class Faces:
                     raise PgsrError(f"{self._http.base_url} does not answer: {error}") from error
                 time.sleep(_wait(attempt, 0.0))
                 continue
-            with response:
+            with closing(response):
                 if response.is_success:
                     yield response
                     return

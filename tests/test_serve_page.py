@@ -1,4 +1,5 @@
-"""The page of pgsr-serve in a real browser: Debian's chromium, headless. Skipped where there is none."""
+"""The page of pgsr-serve in a real browser: Debian's chromium, headless. Skipped where there is none; most
+of it is slow (-m slow)."""
 
 from __future__ import annotations
 
@@ -113,6 +114,7 @@ def test_faces_appear_and_fill_the_window(visit: Callable[..., Visitor]):
     assert visitor.face(0).locator(".open").get_attribute("aria-label") == "Face 0 of seed 0"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getloadavg()[0] > usable_cores(), reason="others use this machine: times mean nothing")
 def test_the_first_face_is_there_within_a_second(visit: Callable[..., Visitor]):
     seconds = []
@@ -122,6 +124,7 @@ def test_the_first_face_is_there_within_a_second(visit: Callable[..., Visitor]):
     assert min(seconds) < 1, seconds
 
 
+@pytest.mark.slow
 def test_thousands_of_faces_are_a_few_elements(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open()
@@ -139,6 +142,7 @@ def test_thousands_of_faces_are_a_few_elements(visit: Callable[..., Visitor]):
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.slow
 def test_scrolling_leaves_time_for_sixty_frames_a_second(visit: Callable[..., Visitor]):
     """By Chromium's own trace: processor time of the page's main thread for each frame."""
     visitor = visit()
@@ -202,6 +206,7 @@ def test_a_face_is_opened_compared_and_left(visit: Callable[..., Visitor]):
     assert not page.locator("#viewer").is_visible()
 
 
+@pytest.mark.slow
 def test_everything_by_keyboard(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open()
@@ -231,6 +236,7 @@ def test_everything_by_keyboard(visit: Callable[..., Visitor]):
     page.wait_for_function(f"() => ({label} ?? '').startsWith('Face 44 ')")
 
 
+@pytest.mark.slow
 def test_a_link_shows_just_what_one_sees(visit: Callable[..., Visitor]):
     first = visit()
     page = first.open()
@@ -253,6 +259,7 @@ def test_a_link_shows_just_what_one_sees(visit: Callable[..., Visitor]):
     assert again.input_value("#variety") == "0.5"
 
 
+@pytest.mark.slow
 def test_a_link_to_a_place_far_down(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open("#seed=3&at=6000")
@@ -263,12 +270,14 @@ def test_a_link_to_a_place_far_down(visit: Callable[..., Visitor]):
     }""")
 
 
+@pytest.mark.slow
 def test_a_link_of_another_model_says_so(visit: Callable[..., Visitor]):
     visitor = visit()
     visitor.open("#seed=3&graph=0123456789ab")
     assert "another model" in visitor.text("notice")
 
 
+@pytest.mark.slow
 def test_variety_changes_faces_in_place(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open("#seed=2&variety=1")
@@ -304,6 +313,7 @@ def test_favourites_stay_in_the_browser(visit: Callable[..., Visitor]):
 # Several faces.
 
 
+@pytest.mark.slow
 def test_a_walk_between_selected_faces(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open("#seed=4")
@@ -333,6 +343,7 @@ def test_a_walk_between_selected_faces(visit: Callable[..., Visitor]):
     assert [(note["seed"], note["index"]) for note in notes] == [(4, 0), (4, 2), (4, 5)]
 
 
+@pytest.mark.slow
 def test_reduced_motion_keeps_still(visit: Callable[..., Visitor]):
     visitor = visit(reduced_motion="reduce")
     page = visitor.open("#seed=4&walk=4.0,4.1")
@@ -346,6 +357,7 @@ def test_reduced_motion_keeps_still(visit: Callable[..., Visitor]):
 # A picture of one's own.
 
 
+@pytest.mark.slow
 def test_a_picture_is_chosen_enlarged_and_saved(visit: Callable[..., Visitor], tmp_path: Path):
     path = tmp_path / "mine.png"
     path.write_bytes(upscaling.file_of(Image.fromarray(upscaling.picture(200, 300))))
@@ -370,6 +382,7 @@ DROP = """([data, name]) => {
 }"""
 
 
+@pytest.mark.slow
 def test_pictures_are_dropped_anywhere_and_refused_with_a_sentence(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open()
@@ -392,6 +405,7 @@ def test_pictures_are_dropped_anywhere_and_refused_with_a_sentence(visit: Callab
 # Everybody.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 def test_axe_finds_nothing(size: dict[str, int], scheme: str, visit: Callable[..., Visitor]):
     visitor = visit(viewport=size, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce")
@@ -415,6 +429,7 @@ def test_axe_finds_nothing(size: dict[str, int], scheme: str, visit: Callable[..
     assert visitor.findings() == []
 
 
+@pytest.mark.slow
 def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Visitor]):
     visitor = visit(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     page = visitor.open("#seed=1")
@@ -438,6 +453,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Visitor]):
 # Other servers.
 
 
+@pytest.mark.slow
 def test_it_says_when_the_server_is_gone_and_goes_on_when_it_is_back(browser: Any, tmp_path: Path):
     model = write_model(tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -460,6 +476,7 @@ def test_it_says_when_the_server_is_gone_and_goes_on_when_it_is_back(browser: An
     visitor.context.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_is_waited_for(browser: Any, tmp_path: Path):
     with serving(tmp_path, "--model", write_model(tmp_path / "model"), "--rate", 4) as served:
         visitor = Visitor(browser, served, viewport=PHONE)
@@ -470,6 +487,7 @@ def test_a_server_that_is_busy_is_waited_for(browser: Any, tmp_path: Path):
         visitor.context.close()
 
 
+@pytest.mark.slow
 def test_the_page_with_a_key(browser: Any, tmp_path: Path):
     """The browser asks its user, and sends what was given with every picture."""
     key = "k" * 24

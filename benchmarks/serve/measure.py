@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pgsr.errors import PgsrError
+from pgsr.machine import installed_versions
 
 from ..harness import machine
 
@@ -73,7 +74,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
         with on_cores(settings.cores[0]):
             memory = _memory(settings, settings.cores[0], say)
     described = machine.describe(settings.cores[0]).as_dict()
-    described["packages"] |= machine.installed_versions(*PACKAGES)
+    described["packages"] |= installed_versions(*PACKAGES)
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
     return {"settings": told, "machine": described, "results": results, "memory": memory}
 
@@ -134,11 +135,11 @@ def summary(loads: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(ordered: Sequence[float], share: int) -> float:
     """The smallest value that is not below `share` per cent of all (nearest rank); NaN of none."""
     if not ordered:
         return float("nan")
-    return ordered[max(0, -(-len(ordered) * share // 100) - 1)] if share else ordered[0]
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
 
 
 def _path(name: str, settings: Settings) -> str:
