@@ -11,9 +11,10 @@ docs/serving.md has the addresses.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,11 +23,12 @@ from pgsr.cli import Command, option, packages, version_option
 
 from .settings import Limits, Settings, parsed_models, read_keys
 
+F = TypeVar("F", bound=Callable[..., Any])
 KEY_VARIABLE = "PGSR_API_KEY"
 WHERE, WHO, LIMITS, MACHINE = "Where", "Who may ask", "What may be asked for", "Machine"
 
 
-def _limit(name: str, help: str) -> Any:
+def _limit(name: str, help: str) -> Callable[[F], F]:
     """An option for one of the limits, with its default."""
     (field,) = (f for f in fields(Limits) if f.name == name)
     kind = float if isinstance(field.default, float) else int

@@ -160,7 +160,8 @@ def _latent(model: Model, place: Place) -> NDArray[np.float32]:
     """float32 [L]. Raises Refusal for one of another length."""
     size = model.bundle.latent_size
     if place.latent is None:
-        return draws.latents(place.seed, [place.index], size)[0]
+        row: NDArray[np.float32] = draws.latents(place.seed, [place.index], size)[0]
+        return row
     if len(place.latent) != size:
         raise Refusal(422, f"latent: {len(place.latent)} numbers; {model.name} takes {size}", "parameter")
     return np.array(place.latent, dtype=np.float32)
@@ -168,10 +169,13 @@ def _latent(model: Model, place: Place) -> NDArray[np.float32]:
 
 def _on_the_way(rows: NDArray[np.float32], frame: int, query: LatentsBody) -> NDArray[np.float32]:
     """The latent of a frame, [L]: the faces' own at their places, and between them by equal angles."""
+    own: NDArray[np.float32]
     if not query.frames:
-        return rows[frame]
+        own = rows[frame]
+        return own
     ways = len(rows) if query.loop else len(rows) - 1
     position = frame * ways / (query.frames if query.loop else max(1, query.frames - 1))
     first = min(int(position), len(rows) - 1)
     share = position - first
-    return between(rows[first], rows[(first + 1) % len(rows)], share) if share else rows[first]
+    own = rows[first]
+    return between(own, rows[(first + 1) % len(rows)], share) if share else own

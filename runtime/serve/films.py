@@ -80,11 +80,11 @@ def enlarge(
     file = tempfile.SpooledTemporaryFile(HELD_BYTES)  # noqa: SIM115 (the answer closes it)
     try:
         note = note_of(upscaler, photograph.sha256, quality)
-        write_photograph(photograph, rows(), file, upscaler.scale, format, quality, note)  # type: ignore[arg-type]
+        write_photograph(photograph, rows(), file, upscaler.scale, format, quality, note)
     except BaseException:
         file.close()
         raise
-    return file, format  # type: ignore[return-value]
+    return file, format
 
 
 def _check_pixels(data: bytes, most: int) -> None:

@@ -17,9 +17,10 @@ import uvicorn
 
 from pgsr.errors import PgsrError
 
-from .api import Service, build
+from .api import build
 from .models import Models, check_bundles
 from .protocol import bounded
+from .service import Service
 from .settings import Settings
 
 KEEP_ALIVE = 20  # seconds between requests of a connection
@@ -48,7 +49,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             yield
             self._captured_signals.clear()  # else they would be raised again, and end the process by a signal
