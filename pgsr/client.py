@@ -140,7 +140,7 @@ class Faces:
                 yield "", response.read()
                 return
             stream = io.BufferedReader(_Incoming(response.iter_bytes()))
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
                 for member in archive:
                     file = archive.extractfile(member)
                     if file is not None and not member.name.endswith(".json"):

@@ -143,7 +143,7 @@ class Proxy:
 
 
 def test_a_set_that_is_cut_short_goes_on_behind_the_last_face(served: Served):
-    proxy = Proxy(served, cuts=[7000, 100, 9001])
+    proxy = Proxy(served, cuts=[7000, 1500, 9001])
     with proxy.socket, Faces(proxy.url, key=KEY) as faces, Faces(served.url, key=KEY) as direct:
         assert list(faces.images(seed=7, count=40)) == list(direct.images(seed=7, count=40))
     assert len(proxy.asked) == 4
@@ -160,7 +160,7 @@ def test_what_a_busy_server_asks_for_is_done(served: Served, soon: list[float]):
 
 
 def test_a_set_that_is_always_cut_short_ends(served: Served):
-    proxy = Proxy(served, cuts=[200] * 50)
+    proxy = Proxy(served, cuts=[1500] * 50)
     with (
         proxy.socket,
         Faces(proxy.url, key=KEY, retries=2) as faces,

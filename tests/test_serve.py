@@ -539,7 +539,9 @@ def test_a_bundle_is_replaced_without_dropping_a_request(tmp_path: Path):
             thread.start()
         before = served.get("/v1/images/0/0.png")
         for path in other.iterdir():
-            shutil.copy(path, model / f"{path.name}.new").replace(model / path.name)
+            fresh = model / f"{path.name}.new"
+            shutil.copy(path, fresh)
+            fresh.replace(model / path.name)
         served.signal(signal.SIGHUP)
         until = time.monotonic() + 20
         while served.get("/v1/models").json()["models"][0]["graph"] != graphs[1]:

@@ -32,9 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    limits = ("--max-header-seconds", HEADER_SECONDS, "--max-body-seconds", BODY_SECONDS)
-    limits += ("--max-body", MOST_BODY, "--max-connections", 200)
-    with serving(tmp_path_factory.mktemp("serve"), "--model", model, *limits) as found:
+    times = ("--max-header-seconds", HEADER_SECONDS, "--max-body-seconds", BODY_SECONDS)
+    amounts = ("--max-body", MOST_BODY, "--max-connections", 200)
+    with serving(tmp_path_factory.mktemp("serve"), "--model", model, *times, *amounts) as found:
         yield found
         assert found.errors == []
 
