@@ -88,12 +88,19 @@ class Load:
         await asyncio.gather(*(self._client(pace) for pace in paces))
         return time.perf_counter() - began
 
+    async def _connected(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(Connection, *self._address))[1]
+
     async def _client(self, times: Iterator[float]) -> None:
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, *self._address)
+        connection = await self._connected()
         for due in times:
             wait = due - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
+            if connection.transport.is_closing():  # servers close what is idle for long
+                self.bytes += connection.bytes
+                connection = await self._connected()
             status = await connection.ask(self._request())
             self.statuses[status] += 1
             if status == 200:

@@ -39,7 +39,7 @@ def main(model: Path | None, backend: str, precision: str, threads: int) -> None
 
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as sock:
         click.echo(f"http://127.0.0.1:{sock.getsockname()[1]}")
-        uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[sock])
+        uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_keep_alive=60)).run(sockets=[sock])
 
 
 if __name__ == "__main__":
