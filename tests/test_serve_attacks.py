@@ -402,6 +402,17 @@ def test_no_other_site_may_ask_unless_it_is_named(served: Served, locked: Served
     assert answer.headers["access-control-allow-origin"] == SITE
 
 
+def test_forms_of_other_sites_are_not_taken(served: Served, locked: Served):
+    files = {"picture": ("a.png", png(8, 8))}
+    for origin in ("https://evil.example", "null", f"http://localhost:{served.port + 1}"):
+        headers = {"origin": origin}
+        served.refused("/v1/upscale", 403, "--cors", "POST", files=files, headers=headers)
+    own = {"origin": f"http://127.0.0.1:{served.port}"}
+    assert served.post("/v1/upscale", files=files, headers=own).status_code == 200
+    named = {"origin": SITE, "authorization": f"Bearer {KEY}"}
+    assert locked.post("/v1/upscale", files=files, headers=named).status_code == 200
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "localhost.evil.example", "", "[::2]", "127.evil"]
 )

@@ -207,6 +207,7 @@ class Guard:
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 self._check_host(headers)
+                self._check_origin(method, headers)
                 body.check()
                 await self._app(scope, body.receive, out.send)
         except BaseException as raised:
@@ -225,6 +226,13 @@ class Guard:
         if name not in self._hosts and not re.fullmatch(r"127(\.\d{1,3}){3}", name):
             text = "this server does not go by that name: start it with --allow-host NAME"
             raise Refusal(421, text, "host")
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Raises Refusal for what another site's page sends: browsers send forms without asking first."""
+        origin = headers.get("origin", "")
+        own = origin.partition("://")[2] == headers.get("host", "")
+        if method == "POST" and origin and not own and origin not in self._settings.origins:
+            raise Refusal(403, "pages of that site may not ask here: start with --cors ORIGIN", "origin")
 
     async def _failed(self, error: BaseException, out: _Answer, id: str) -> BaseException | None:
         """Answers with what went wrong, if there is no answer yet; gives back what is left to raise."""
