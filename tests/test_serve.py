@@ -522,6 +522,17 @@ def test_the_grace_is_not_for_ever(model: Path, tmp_path: Path):
         began_with.close()
 
 
+def test_a_request_does_not_take_for_ever(model: Path, tmp_path: Path):
+    """What was cut short is seen to be: the connection ends before the answer does."""
+    limits = ("--max-count", 1_000_000, "--max-request-seconds", 0.5)
+    with serving(tmp_path, "--model", model, *limits) as served:
+        began = time.monotonic()
+        with pytest.raises(httpx.RemoteProtocolError):
+            served.get("/v1/images?count=1000000")
+        assert time.monotonic() - began < 10
+        assert served.get("/v1/images/0/0.png").status_code == 200
+
+
 def test_a_bundle_is_replaced_without_dropping_a_request(tmp_path: Path):
     model, other = write_model(tmp_path / "model"), write_model(tmp_path / "other", seed=1)
     graphs = [graph_of(model), graph_of(other)]
