@@ -67,6 +67,15 @@ def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"pgsr"}
 
 
+def test_the_wheel_holds_the_servers_page(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    program = "import sys; sys.path.insert(0, 'unpacked'); from pgsr.runtime.serve import page; "
+    told = run(sys.executable, "-c", program + "print(page.__file__, *page.load())", cwd=tmp_path).stdout
+    file, *addresses = told.split()
+    assert Path(file).is_relative_to(tmp_path)
+    assert {"page/app.js", "page/style.css", "page/icon.svg"} <= set(addresses)
+
+
 def test_environment_is_without_torch_and_small(empty_environment: Path, tmp_path: Path) -> None:
     listed = run(empty_environment / "python", "-m", "pip", "list", "--format=json", cwd=tmp_path).stdout
     names = {entry["name"].lower() for entry in json.loads(listed)}
