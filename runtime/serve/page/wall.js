@@ -22,7 +22,7 @@ export class Wall {
     this.waiting = new Set();
     this.stopped = false;
     box.addEventListener("click", (event) => this.#clicked(event));
-    box.addEventListener("keydown", (event) => this.#pressed(event));
+    box.parentElement.addEventListener("keydown", (event) => this.#pressed(event)); // which has the focus between two faces
     box.addEventListener("focusin", (event) => {
       const tile = this.#tileOf(event.target);
       if (tile) this.#rove(tile.place);
@@ -287,6 +287,6 @@ export class Wall {
     const room = innerHeight - this.#bar - this.side;
     if (top < 0 || top > room) scrollBy({ top: top < 0 ? top - GAP : top - room + GAP });
     this.draw();
-    requestAnimationFrame(() => requestAnimationFrame(() => this.focus(place)));
+    requestAnimationFrame(() => requestAnimationFrame(() => this.focus(this.focused)));
   }
 }
