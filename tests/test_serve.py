@@ -189,6 +189,7 @@ def test_several_models(served: Served):
     assert [model["name"] for model in found["models"]] == ["tiny", "other"]
     first = found["models"][0]
     assert (first["size"], first["latent_size"], first["upscales"]) == (SIZE, LATENT, True)
+    assert first["enlarges"] == 1
     assert found["limits"] == {"count": 50, "frames": 40, "pixels": 4000, "body": Limits().body}
     one, two = (served.get(f"/v1/images/0/0.png?model={name}").content for name in ("tiny", "other"))
     assert one == served.get("/v1/images/0/0.png").content

@@ -202,6 +202,7 @@ class Model:
             "latent_size": bundle.latent_size,
             "stages": [stage for stage in STAGES if self._has(stage)],
             "upscales": self._upscaler is not None,
+            "enlarges": self._upscaler.scale if self._upscaler is not None else 1,
             "formats": self.formats,
             "precision": self.synthesizer.graph.precision,
             "provider": self.synthesizer.provider,

@@ -127,6 +127,7 @@ class ModelEntry(BaseModel):
     latent_size: int
     stages: list[str]
     upscales: bool
+    enlarges: int = Field(description="How many times as large /v1/upscale makes a picture.")
     formats: list[str]
     precision: str
     provider: str

@@ -67,7 +67,7 @@ export class Upscale {
     this.request = null;
     this.before = URL.createObjectURL(file);
     this.after = URL.createObjectURL(blob);
-    const image = compare(byId("upscale-compare"), this.before, this.after, ["before", `${this.events.model().scale} times as large`]);
+    const image = compare(byId("upscale-compare"), this.before, this.after, ["before", `${this.events.model().enlarges} times as large`]);
     image.alt = "Your picture, enlarged";
     image.addEventListener("load", () => this.#say(`${image.naturalWidth} × ${image.naturalHeight} pixels, ${megabytes(blob.size)}.`));
     byId("upscale-target").hidden = true;
