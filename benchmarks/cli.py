@@ -83,6 +83,51 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> tu
         raise click.BadParameter("must be numbers such as 4,8,16") from None
 
 
+def _optional_numbers(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    return None if text is None else _numbers(context, option, text)
+
+
+@main.command()
+@click.option("--channels", callback=_optional_numbers, help="Maps in and out [default: 16,32,...,512].")
+@click.option("--resolutions", callback=_optional_numbers, help="Pixels a side out [default: 4,8,...,256].")
+@click.option("--batch", type=int, help="Images a call [default: 1].")
+@click.option("--form", "forms", multiple=True, help="plain or up; may be repeated [default: both].")
+@click.option("--layout", "layouts", multiple=True, help="NCHW or NHWC; may be repeated [default: both].")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="fp32, bf16 or int8; may be repeated [default: fp32, and the others if they are fast].",
+)
+@click.option("--backend", "backends", multiple=True, help="pytorch, onnxruntime or openvino [default: all].")
+@click.option("--rounds", type=int, help="Timed calls of everything [default: 7].")
+@click.option("--call-seconds", type=float, help="The least of a timed call [default: 0.005].")
+@click.option("--most-multiply-adds", type=float, help="Of a call; larger cells are left out [default: 1e10].")
+@click.option("--threads", type=int, help="[default: one a usable core]")
+@click.option("--quick", is_flag=True, help="A coarse grid, in a minute or two.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for conv.json, .md and .svg.")
+@json_option
+def conv(out: Path | None, quick: bool, as_json: bool, **options: Any) -> None:
+    """Time single convolutions, vanilla beside separable: from which width on does separable pay?
+
+    With --out, the same command goes on where it was stopped.
+    """
+    with packages("measuring", "bench"):
+        from dataclasses import replace
+
+        from .conv.measure import QUICK, Settings, run
+        from .conv.report import text_of, write_report
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    settings = replace(QUICK, threads=0, **given) if quick else Settings(**given)
+    kept = None if out is None else out / "conv.rows.jsonl"
+    result = run(settings, lambda line: click.echo(line, err=True), kept)
+    if out is not None:
+        write_report(result, out)
+    emit(result, text_of(result), as_json)
+
+
 @main.command()
 @click.option("--resolutions", default="4,8,16,32,64", show_default=True, callback=_numbers)
 @click.option("--batch", type=int, default=16, show_default=True, help="Images of a step.")
