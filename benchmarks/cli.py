@@ -104,7 +104,9 @@ def _optional_numbers(
 @click.option("--backend", "backends", multiple=True, help="pytorch, onnxruntime or openvino [default: all].")
 @click.option("--rounds", type=int, help="Timed calls of everything [default: 7].")
 @click.option("--call-seconds", type=float, help="The least of a timed call [default: 0.005].")
-@click.option("--most-multiply-adds", type=float, help="Of a call; larger cells are left out [default: 1e10].")
+@click.option(
+    "--most-multiply-adds", type=float, help="Of a call; larger cells are left out [default: 1e10]."
+)
 @click.option("--threads", type=int, help="[default: one a usable core]")
 @click.option("--quick", is_flag=True, help="A coarse grid, in a minute or two.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for conv.json, .md and .svg.")
@@ -593,3 +595,40 @@ def resample(out: Path | None, as_json: bool, **options: Any) -> None:
     if out is not None:
         write_report(result, originals, out)
     emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
+@click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")
+@click.option("--data", type=click.Path(path_type=Path), help="Photographs, for the parts that want some.")
+@click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
+@click.option(
+    "--compare",
+    "both",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A.json B.json",
+    help="Measure nothing: compare two reports, and mark what differs by more than its spread.",
+)
+@json_option
+def report(
+    out: Path | None, quick: bool, both: tuple[Path, Path] | None, as_json: bool, **options: Any
+) -> None:
+    """Measure what separable convolutions buy here, and write it as one page, JSON and Markdown.
+
+    The same command goes on where it was stopped: a part whose JSON is in the folder is not measured again.
+    """
+    with packages("measuring", "bench"):
+        from .report.build import read, run
+        from .report.settings import Settings
+        from .report.words import comparison, comparison_text
+    if both is not None:
+        result = comparison(both, (read(both[0]), read(both[1])))
+        emit(result, comparison_text(result), as_json)
+        return
+    if out is None:
+        raise click.UsageError("name the report's folder with --out, or two reports with --compare")
+    settings = Settings(out, "quick" if quick else "full", **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    emit(result, str(out / "report.html"), as_json)

@@ -1,7 +1,7 @@
 """pgsr-bench conv: vanilla beside separable, one convolution at a time.
 
-Every cell is timed A B C A B C: vanilla, separable, and vanilla once more, opened anew. The last is the control:
-its ratio to the first must come out near one.
+Every cell is timed A B C A B C: vanilla, separable, and vanilla once more, opened anew. The last is the
+control: its ratio to the first must come out near one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from pgsr.errors import PgsrError, check_choice
 from pgsr.machine import usable_cores
 
-from ..harness.machine import FAST, Machine, describe
+from ..harness.machine import FAST, Machine
 from ..harness.noise import Watch, spread
 from ..harness.provenance import provenance
 from ..harness.resume import Kept
-from ..harness.roof import Roof, measured_roof, roof_of
+from ..harness.roof import Roof, roof_of, survey
 from ..harness.timing import Contender, Timing, measure
 from ..throughput.measure import torch_threads
 from .backends import LIBRARIES, Call, installed
@@ -30,11 +30,14 @@ Report = Callable[[str], None]
 CONTROL = "control"  # vanilla once more
 
 NOTES = (
-    "Vanilla is one 3 x 3 convolution, separable a depthwise 3 x 3 and a pointwise 1 x 1, with as many maps out "
+    "Vanilla is one 3 x 3 convolution, separable a depthwise 3 x 3 and a pointwise 1 x 1, with as many "
+    "maps out "
     "as in; up is a nearest-neighbour enlargement by 2 before either. Biases are in, activations are not.",
-    "Bytes are what each layer reads and writes and its weights once; between depthwise and pointwise maps are "
+    "Bytes are what each layer reads and writes and its weights once; between depthwise and pointwise maps "
+    "are "
     "written and read.",
-    "Ratios are medians of the rounds' ratios. Shares of the bandwidth are of a copy that touches as many bytes.",
+    "Ratios are medians of the rounds' ratios. Shares of the bandwidth are of a copy that touches as many "
+    "bytes.",
 )
 
 
@@ -119,12 +122,12 @@ def run(settings: Settings, report: Report, kept_in: Path | None = None) -> dict
     """
     began = provenance()
     report("timing the matrix product and the memory")
-    machine = describe(settings.threads)
+    machine, roof = survey(settings.threads)
     ways = settings.ways(machine)
     if not ways:
         raise PgsrError("no --backend here can do any --precision in any --layout that was named")
     kept = Kept(kept_in, _measured_with(settings, machine))
-    roof = roof_of(kept.get("roof") or kept.add("roof", measured_roof(machine, settings.threads).as_dict()))
+    roof = roof_of(kept.get("roof") or kept.add("roof", roof.as_dict()))
     todo, left_out = _todo(settings)
     with Watch() as watch, torch_threads(settings.threads):
         rows = list(_rows(settings, ways, todo, roof, kept, report))
@@ -168,7 +171,8 @@ def _left_out(cases_left_out: Sequence[Case], settings: Settings) -> list[str]:
     if not cases_left_out:
         return []
     return [
-        f"{len(cases_left_out)} cases of more than {settings.most_multiply_adds / 1e9:g} G multiply-adds a call "
+        f"{len(cases_left_out)} cases of more than {settings.most_multiply_adds / 1e9:g} G multiply-adds a "
+        "call "
         "are left out (--most-multiply-adds)."
     ]
 
@@ -271,8 +275,8 @@ def _side(convolution: str, way: Way, case: Case, roof: Roof, timing: Timing) ->
 
 
 def pays_from(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each way and form: at each resolution the least number of maps from which on separable is faster, and
-    the least that holds at all of them; None where the widest does not pay.
+    """For each way and form: at each resolution the least number of maps from which on separable is faster,
+    and the least that holds at all of them; None where the widest does not pay.
 
     Faster is by the median of the rounds' ratios, and at the least width itself by their first quartile, too.
     """

@@ -56,7 +56,8 @@ def noise_line(noise: Mapping[str, Any]) -> str:
     """One sentence on the control pair and on other processes."""
     control = noise["control"]
     told = (
-        f"control (equals): {control['median']:.3f}, quartiles {control['low']:.3f} to {control['high']:.3f}; "
+        f"control (equals): {control['median']:.3f}, quartiles {control['low']:.3f} to "
+        f"{control['high']:.3f}; "
         if control
         else ""
     )
@@ -192,7 +193,8 @@ def _cell(x: float, y: float, width: float, row: Row | None) -> str:
     kind = "separable" if speedup["median"] >= 1 else "vanilla"
     said = (
         f"{row['channels']} maps, {row['resolution']}²: separable {speedup['median']:.2f}× as fast "
-        f"({speedup['low']:.2f} to {speedup['high']:.2f}); {1e6 * row['vanilla']['seconds']['median']:,.0f} µs "
+        f"({speedup['low']:.2f} to {speedup['high']:.2f}); "
+        f"{1e6 * row['vanilla']['seconds']['median']:,.0f} µs "
         f"and {1e6 * row['separable']['seconds']['median']:,.0f} µs"
     )
     rectangle = bar(x, y, width, CELL_HEIGHT, f"heat {kind}", said, f"--t:{100 * depth:.0f}%")

@@ -64,9 +64,7 @@ def judged(controls: Sequence[float], other_load: float) -> dict[str, Any]:
         control = spread(controls)
         away, allowed = abs(control["median"] - 1), max(TOLERATED_CONTROL, control["half_width"])
         if away > allowed:
-            why.append(
-                f"two equal contenders differ by {away:.1%}, more than their spread of ±{allowed:.1%}"
-            )
+            why.append(f"two equal contenders differ by {away:.1%}, more than their spread of ±{allowed:.1%}")
     if other_load > TOLERATED_LOAD:
         why.append(f"other processes took {other_load:.0%} of the cores' time")
     return {"disturbed": bool(why), "why": why}

@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from .machine import FAST, Machine
+from .machine import FAST, Machine, describe, peak_gflops
 
 # Bytes that a copy reads and writes: within most processors' second level, third level, and neither.
 SIZES = (2**16, 2**18, 2**20, 2**22, 2**24, 2**26, 2**28)
@@ -58,10 +59,17 @@ def roof_of(data: Mapping[str, Any]) -> Roof:
     return Roof(data["peaks"], {int(size): speed for size, speed in data["bandwidths"].items()})
 
 
+@cache
+def survey(threads: int) -> tuple[Machine, Roof]:
+    """This machine and its roof, measured once in a process."""
+    machine = describe(threads)
+    return machine, measured_roof(machine, threads)
+
+
 PRODUCTS = (512, 1024, 2048)  # sides of the matrices; small ones fit between two interruptions
 
 
-def measured_roof(machine: Machine, threads: int, largest: int = SIZES[-1], rounds: int = 15) -> Roof:
+def measured_roof(machine: Machine, threads: int, rounds: int = 15) -> Roof:
     """Measures memory, and products in the precisions that the processor has instructions for: some seconds.
 
     A roof is the best that was seen: what interrupts a round says nothing of the machine.
@@ -69,11 +77,12 @@ def measured_roof(machine: Machine, threads: int, largest: int = SIZES[-1], roun
     import torch
 
     torch.set_num_threads(threads)
-    peaks = {"fp32": max(machine.peak_gflops, product_gflops("fp32", rounds))}
+    numpy = max(machine.peak_gflops, peak_gflops(threads, PRODUCTS[0], 4 * rounds))
+    peaks = {"fp32": max(numpy, product_gflops("fp32", rounds))}
     for precision in FAST:
         if machine.is_fast_in(precision):
             peaks[precision] = product_gflops(precision, rounds)
-    return Roof(peaks, {size: copy_gbs(size, rounds) for size in SIZES if size <= largest})
+    return Roof(peaks, {size: copy_gbs(size, rounds) for size in SIZES})
 
 
 def product_gflops(precision: str, rounds: int = 15) -> float:
@@ -94,7 +103,8 @@ def product_gflops(precision: str, rounds: int = 15) -> float:
 
 
 def copy_gbs(size: int, rounds: int = 15, call_seconds: float = 0.002) -> float:
-    """GB/s read and written by the fastest copy that touches `size` bytes, on as many threads as PyTorch has."""
+    """GB/s read and written by the fastest copy that touches `size` bytes, on as many threads as PyTorch
+    has."""
     import torch
 
     source = torch.ones(size // 8, dtype=torch.float32)

@@ -19,7 +19,8 @@ HEAD = 40  # units above the plot, for title and subtitle
 
 
 def tag(name: str, *content: str, **attributes: object) -> str:
-    """An element; `class_` is class, and underscores are hyphens. Content is markup: `escape` what is text."""
+    """An element; `class_` is class, and underscores are hyphens. Content is markup: `escape` what is
+    text."""
     words = [name]
     for key, value in attributes.items():
         if value is not None:

@@ -13,10 +13,9 @@ from ..conv.cases import CONVOLUTIONS, Case
 from ..conv.measure import Settings as Timing
 from ..conv.measure import Way as Convolver
 from ..conv.measure import compared, timed
-from ..harness.machine import describe
 from ..harness.noise import Watch
 from ..harness.provenance import provenance
-from ..harness.roof import Roof, measured_roof
+from ..harness.roof import Roof, survey
 from ..references.inference import PlainGenerator, PlainUpscaler
 from ..throughput.measure import torch_threads
 from ..throughput.systems import Widths
@@ -25,10 +24,13 @@ from .settings import Settings, Way
 Report = Callable[[str], None]
 
 NOTES = (
-    "Every layer by itself, vanilla and separable in turn, as pgsr-bench conv times them: NHWC where a library "
-    "can be told, 8 bits from input to output. Equal layers are timed once and counted as often as they occur.",
+    "Every layer by itself, vanilla and separable in turn, as pgsr-bench conv times them: NHWC where a "
+    "library "
+    "can be told, 8 bits from input to output. Equal layers are timed once and counted as often as they "
+    "occur.",
     "Equation (3): separable needs 1/N + 1/k² of the multiplications, with N maps out and kernels of k × k.",
-    "The roof is the ratio of the least times: arithmetic at the best matrix product, or bytes at a copy's speed, "
+    "The roof is the ratio of the least times: arithmetic at the best matrix product, or bytes at a copy's "
+    "speed, "
     "whichever is longer, for depthwise and pointwise each.",
 )
 
@@ -37,8 +39,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     """The whole measurement as JSON data."""
     began = provenance()
     report("timing the matrix product and the memory")
-    machine = describe(settings.threads)
-    roof = measured_roof(machine, settings.threads)
+    machine, roof = survey(settings.threads)
     layers = layers_of(settings.widths, settings.batch)
     how = Timing(rounds=settings.rounds, threads=settings.threads)
     with Watch() as watch, torch_threads(settings.threads):
@@ -75,9 +76,7 @@ def layers_of(widths: Widths, batch: int) -> dict[Layer, int]:
 
 def _generator(widths: Widths, batch: int) -> Iterator[tuple[str, Case]]:
     """3x3 layers by resolution: the first of each enlarges."""
-    network = PlainGenerator(
-        widths.resolution, widths.latent_size, widths.feature_base, widths.feature_max
-    )
+    network = PlainGenerator(widths.resolution, widths.latent_size, widths.feature_base, widths.feature_max)
     side = 4
     for i, layer in enumerate(network.convs):
         assert isinstance(layer, nn.Conv2d)
@@ -89,7 +88,7 @@ def _generator(widths: Widths, batch: int) -> Iterator[tuple[str, Case]]:
 def _upscaler(widths: Widths, batch: int) -> Iterator[tuple[str, Case]]:
     """9x9, the residual blocks, the layers before each pixel shuffle, 9x9."""
     side = widths.resolution
-    for name, layer in PlainUpscaler(widths.scale, widths.sr_features, widths.sr_blocks).named_modules():
+    for layer in PlainUpscaler(widths.scale, widths.sr_features, widths.sr_blocks).modules():
         if isinstance(layer, nn.PixelShuffle):
             side *= 2
         if isinstance(layer, nn.Conv2d):

@@ -1,7 +1,8 @@
 """Every operation of a running network with its time, in PyTorch, ONNX Runtime and OpenVINO.
 
-Times are the libraries' own, taken inside the running graph; so caches are as they are there, and what a library
-puts between layers (reorders, conversions) is seen. Multiply-adds and bytes follow from the shapes that it ran.
+Times are the libraries' own, taken inside the running graph; so caches are as they are there, and what a
+library puts between layers (reorders, conversions) is seen. Multiply-adds and bytes follow from the shapes
+that it ran.
 """
 
 from __future__ import annotations
@@ -139,7 +140,16 @@ ORT_LAYERS = {  # operator -> where its weights stand among its inputs
     "QGemm": 3,
 }
 ORT_CONVERSIONS = ("ReorderInput", "ReorderOutput", "Transpose", "Cast", "QuantizeLinear", "DequantizeLinear")
-ITEM_BYTES = {"float": 4, "int32": 4, "uint8": 1, "int8": 1, "int64": 8, "bool": 1, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {
+    "float": 4,
+    "int32": 4,
+    "uint8": 1,
+    "int8": 1,
+    "int64": 8,
+    "bool": 1,
+    "float16": 2,
+    "bfloat16": 2,
+}
 
 
 def profile_onnxruntime(

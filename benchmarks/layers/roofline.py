@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from pgsr.export.graphs import Chain
 from pgsr.export.lowering import Grown
 from pgsr.export.onnx_file import to_onnx
-from pgsr.files import write_bytes
+from pgsr.files import make_folder, write_bytes
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build
 
-from ..harness.machine import describe
 from ..harness.noise import Watch
 from ..harness.provenance import provenance
-from ..harness.roof import Roof, measured_roof
+from ..harness.roof import Roof, survey
 from ..throughput.measure import torch_threads
-from ..throughput.systems import CONVOLUTIONS, System, Widths, inputs, new_system
+from ..throughput.systems import CONVOLUTIONS, System, Widths, inputs
 from .profile import (
     CONVERSION,
     LAYER,
@@ -50,13 +49,18 @@ REASONS = {
 }
 
 NOTES = (
-    "Times are the libraries' own, inside the running network; multiply-adds and bytes follow from the shapes "
+    "Times are the libraries' own, inside the running network; multiply-adds and bytes follow from the "
+    "shapes "
     "that ran. Weights are random.",
-    "The roof of a layer is the longer of its arithmetic at the best matrix product and its bytes at the speed "
+    "The roof of a layer is the longer of its arithmetic at the best matrix product and its bytes at the "
+    "speed "
     "of a copy that touches as many.",
-    f"A layer is at the roof from {AT_THE_ROOF:.0%} of it on. Below: memory, where the bytes take longer than "
-    f"the arithmetic; conversion, where more than {CONVERSIONS:.0%} of its time goes to reorders and casts right "
-    f"before it; small product, where the arithmetic is less than {SMALL_SECONDS * 1e6:.0f} µs at the peak, or "
+    f"A layer is at the roof from {AT_THE_ROOF:.0%} of it on. Below: memory, where the bytes take longer "
+    "than "
+    f"the arithmetic; conversion, where more than {CONVERSIONS:.0%} of its time goes to reorders and casts "
+    "right "
+    f"before it; small product, where the arithmetic is less than {SMALL_SECONDS * 1e6:.0f} µs at the "
+    "peak, or "
     f"sums have fewer than {NARROW} terms or there are fewer than {NARROW} maps; kernel otherwise.",
     "PyTorch is eager, channels last. ONNX Runtime's CPU has no bf16 kernels; its channels are filled up to "
     "blocks, which counts here. The critic has no 8-bit graph: it is only ever trained.",
@@ -78,8 +82,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     """The whole measurement as JSON data."""
     began = provenance()
     report("timing the matrix product and the memory")
-    machine = describe(settings.threads)
-    roof = measured_roof(machine, settings.threads)
+    machine, roof = survey(settings.threads)
     networks: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="pgsr-bench-") as scratch,
@@ -88,7 +91,8 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     ):
         for convolution in CONVOLUTIONS:
             report(f"exporting the {convolution} networks")
-            subject = Subject(settings, convolution, Path(scratch) / convolution, settings.exported(machine))
+            system = settings.system(convolution, machine)
+            subject = Subject(settings, system, make_folder(Path(scratch) / convolution))
             for way in settings.ways(machine):
                 for network in NETWORKS:
                     if (network, way.precision) != ("critic", "int8"):
@@ -116,10 +120,9 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
 class Subject:
     """The networks of one convolution, as modules and as graphs."""
 
-    def __init__(self, settings: Settings, convolution: str, folder: Path, precisions: tuple[str, ...]) -> None:
-        self.settings, self.convolution, self.folder = settings, convolution, folder
-        self.system: System = new_system(settings.widths, convolution, folder, precisions)
-        self.critic = critic_of(settings.widths, convolution)
+    def __init__(self, settings: Settings, system: System, folder: Path) -> None:
+        self.settings, self.system, self.folder = settings, system, folder
+        self.critic = critic_of(settings.widths, system.convolution)
 
     def profile(self, network: str, way: Way) -> list[Operation]:
         """The operations of a batch through one network."""
@@ -145,7 +148,7 @@ class Subject:
         widths = self.settings.widths
         if network == "critic":
             return self.critic
-        options = getattr(widths, network)(self.convolution)
+        options = getattr(widths, network)(self.system.convolution)
         built = build(GENERATORS, options, seed=0).eval().requires_grad_(False)
         return Grown(built, widths.resolution) if network == "generator" else built
 

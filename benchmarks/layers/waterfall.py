@@ -1,8 +1,9 @@
 """Amdahl's account of the whole chain, from latents to files: where does the saving in multiply-adds go?
 
-A chain of ratios of vanilla to separable, each over more of what an image costs: multiply-adds as written, those
-that run, the least time under the roof, the layers' time, then with conversions, with everything that is no
-layer, the network as called, and files on the disk. The quotient of two neighbours is what that step took.
+A chain of ratios of vanilla to separable, each over more of what an image costs: multiply-adds as written,
+those that run, the least time under the roof, the layers' time, then with conversions, with everything that
+is no layer, the network as called, and files on the disk. The quotient of two neighbours is what that step
+took.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from pgsr.runtime.generate.job import Job
 from pgsr.runtime.generate.write import generate
 
 from ..conv.measure import ratios
-from ..harness.machine import describe
 from ..harness.noise import Watch, spread
 from ..harness.provenance import provenance
-from ..harness.roof import Roof, measured_roof
+from ..harness.roof import Roof, survey
 from ..harness.timing import Contender, Timing, measure
 from ..references import inference as plain
 from ..throughput.measure import torch_threads
-from ..throughput.systems import CONVOLUTIONS, System, inputs, new_system, predicted
+from ..throughput.systems import CONVOLUTIONS, System, inputs, predicted
 from .profile import profile_onnxruntime, profile_openvino, profile_pytorch
 from .roofline import totals
 from .settings import Settings, Way
@@ -53,10 +53,13 @@ STEPS = (
 )
 
 NOTES = (
-    "Operations are profiled in the chain's graph (in eager PyTorch, as it is written); network and files are "
-    "timed without a profiler, in turn, with the vanilla network once more as control. So a step between the two "
+    "Operations are profiled in the chain's graph (in eager PyTorch, as it is written); network and files "
+    "are "
+    "timed without a profiler, in turn, with the vanilla network once more as control. So a step between "
+    "the two "
     "can have the wrong sign by the noise.",
-    "Graphs are run as pgsr-generate does; PyTorch is the naive chain of benchmarks/references/inference.py with "
+    "Graphs are run as pgsr-generate does; PyTorch is the naive chain of "
+    "benchmarks/references/inference.py with "
     "Pillow's PNG. Pictures of random weights take another time to encode than faces do.",
 )
 
@@ -65,8 +68,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     """The whole measurement as JSON data."""
     began = provenance()
     report("timing the matrix product and the memory")
-    machine = describe(settings.threads)
-    roof = measured_roof(machine, settings.threads)
+    machine, roof = survey(settings.threads)
     notes, accounts, controls = list(NOTES), [], []
     with (
         tempfile.TemporaryDirectory(prefix="pgsr-bench-") as scratch,
@@ -75,10 +77,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     ):
         folder = Path(scratch)
         report("exporting the networks")
-        precisions = settings.exported(machine)
-        systems = {
-            c: new_system(settings.widths, c, folder / c, precisions) for c in CONVOLUTIONS
-        }
+        systems = {c: settings.system(c, machine) for c in CONVOLUTIONS}
         equation = predicted(settings.widths, systems[VANILLA])["chain"]
         for way in settings.ways(machine):
             if way.backend == "pytorch" and way.precision != "fp32":
@@ -90,7 +89,9 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
                 notes.append(f"{way.name} is not measured: {error}")
                 continue
             controls += control
-            accounts.append({"backend": way.backend, "precision": way.precision, **steps(costs), "end": ratio})
+            accounts.append(
+                {"backend": way.backend, "precision": way.precision, **steps(costs), "end": ratio}
+            )
     return {
         "benchmark": "waterfall",
         "date": datetime.now(UTC).date().isoformat(),
