@@ -112,7 +112,7 @@ def _optional_numbers(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for conv.json, .md and .svg.")
 @json_option
 def conv(out: Path | None, quick: bool, as_json: bool, **options: Any) -> None:
-    """Time single convolutions, vanilla beside separable: from which width on does separable pay?
+    """Time single convolutions, vanilla beside separable: tells from which width on separable pays.
 
     With --out, the same command goes on where it was stopped.
     """

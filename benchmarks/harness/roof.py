@@ -61,7 +61,7 @@ def roof_of(data: Mapping[str, Any]) -> Roof:
 
 @cache
 def survey(threads: int) -> tuple[Machine, Roof]:
-    """This machine and its roof, measured once in a process."""
+    """Describes this machine and measures its roof, once in a process."""
     machine = describe(threads)
     return machine, measured_roof(machine, threads)
 

@@ -1,4 +1,4 @@
-"""Amdahl's account of the whole chain, from latents to files: where does the saving in multiply-adds go?
+"""Amdahl's account of the whole chain, from latents to files: where the saving in multiply-adds goes.
 
 A chain of ratios of vanilla to separable, each over more of what an image costs: multiply-adds as written,
 those that run, the least time under the roof, the layers' time, then with conversions, with everything that

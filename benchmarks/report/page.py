@@ -55,7 +55,7 @@ def header(report: Mapping[str, Any]) -> str:
     )
     return (
         '<header id="top"><p class="kicker">pgsr-bench report · '
-        f'{escape(report["provenance"]["began"][:10])}</p>'
+        f"{escape(report['provenance']['began'][:10])}</p>"
         f"<h1>{escape(TITLE)}</h1>"
         f'<p class="lead">Measured on {escape(where)}. '
         '<span class="vanilla">Vanilla</span> is one 3×3 convolution; <span '
@@ -73,7 +73,7 @@ def _disturbed(report: Mapping[str, Any]) -> str:
     count = f"{len(whys)} of {len(report['parts'])} parts"
     return (
         f'<details class="verdict disturbed"><summary>This run was disturbed: {count}. Ratios hold better '
-        'than '
+        "than "
         f"times.</summary><ul>{items}</ul></details>"
     )
 
@@ -141,8 +141,9 @@ def table(item: Table) -> str:
         return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(row(cells, "td") for cells in rows)
-    whole = f'<div class="scroll" tabindex="0"><table><thead>{row(head,
-    "th")}</thead><tbody>{body}</tbody></table></div>' caption = escape(item.caption)
+    grid = f"<table><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    whole = f'<div class="scroll" tabindex="0">{grid}</div>'
+    caption = escape(item.caption)
     if item.folded:
         return f"<details><summary>{caption} ({len(rows)} rows)</summary>{whole}</details>"
     return f"<h3>{caption}</h3>{whole}"

@@ -4,7 +4,7 @@ by."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from ..conv.report import HEADINGS as CONV_HEADINGS
 from ..conv.report import heat_maps, pays_lines
@@ -92,7 +92,7 @@ def _milliseconds(seconds: float) -> str:
 def _largest_loss(account: Row, labels: Row) -> str:
     keys = list(labels)
     ratios = account["ratios"]
-    falls = {key: ratios[before] / ratios[key] for before, key in zip(keys, keys[1:], strict=False)}
+    falls = {key: ratios[before] / ratios[key] for before, key in pairwise(keys)}
     worst = max(falls, key=lambda key: falls[key])
     return f"{way_name(account)}: most is lost to {labels[worst]} (÷ {falls[worst]:.2f})."
 
