@@ -198,7 +198,7 @@ def _cell(x: float, y: float, width: float, row: Row | None) -> str:
         f"and {1e6 * row['separable']['seconds']['median']:,.0f} µs"
     )
     rectangle = bar(x, y, width, CELL_HEIGHT, f"heat {kind}", said, f"--t:{100 * depth:.0f}%")
-    ink = "small onfill" if depth > 0.5 else "small"
+    ink = "small onfill" if depth > 0.5 else "small oncell"
     label = text(x + width / 2, y + CELL_HEIGHT / 2 + 4, factor(speedup["median"]), ink, "middle")
     return rectangle + label
 

@@ -30,13 +30,13 @@ def keys(report: Mapping[str, Any]) -> list[Key]:
         written = best["ratios"]["written"]
         result.append(Key(factor(written), "fewer multiply-adds in the whole chain"))
         left = best["ratios"]["files_seconds"]
-        says = f"faster from latents to files, at best ({way_name(best)})"
+        says = f"as fast from latents to files, at best ({way_name(best)})"
         result.append(Key(factor(left), says, "separable" if left > 1 else "vanilla"))
     if "training" in parts:
         rows = parts["training"]["rows"]
         ours = [row for row in rows if row["convolution"] == "separable" and not row["reference"]]
         best = max(ours, key=lambda row: row["ratio_to_vanilla"])
-        says = f"faster a training step than plain vanilla, at {best['resolution']}²"
+        says = f"as fast a training step as plain vanilla, at {best['resolution']}²"
         result.append(Key(factor(best["ratio_to_vanilla"]), says, "separable"))
     if "conv" in parts:
         rows = parts["conv"]["rows"]

@@ -76,7 +76,7 @@ STEP = 29
 def waterfall(account: Row, labels: Mapping[str, str], equation_3: float) -> Panel:
     """From the ratio of multiply-adds down to that of files, factor by factor, on a logarithmic scale."""
     ratios = account["ratios"]
-    keys = list(labels)
+    keys = steps_of(account, labels)
     highest = max(*ratios.values(), equation_3, 2.0) * 1.05
     lowest = min(*ratios.values(), 1.0) * (1.0 if min(ratios.values()) >= 1 else 0.95)
     scale = Log(lowest, highest, 0, WIDTH - 46)
@@ -99,6 +99,13 @@ def waterfall(account: Row, labels: Mapping[str, str], equation_3: float) -> Pan
     return Panel(title, subtitle, "".join(parts), bottom + 18)
 
 
+def steps_of(account: Row, labels: Mapping[str, str]) -> list[str]:
+    """The steps of an account in their order; without precisions, where all layers compute in one."""
+    ratios = account["ratios"]
+    same = abs(ratios["arithmetic_seconds"] / ratios["multiply_adds"] - 1) < 0.005
+    return [key for key in labels if not (same and key == "arithmetic_seconds")]
+
+
 def _whole(y: float, label: str, scale: Log, value: float, kind: str) -> list[str]:
     start, end = scale(1), scale(value)
     return [
@@ -112,7 +119,13 @@ def _fall(y: float, label: str, scale: Log, before: float, after: float) -> list
     """A step down in grey, a step up in the colour of separable."""
     kind = "loss" if after <= before else "separable pale"
     change = before / after
-    words = "±0" if 0.995 < change < 1.005 else f"÷ {change:.2f}" if change > 1 else f"× {1 / change:.2f}"
+    words = (
+        "±0"
+        if 0.995 < change < 1.005
+        else f"÷\N{NO-BREAK SPACE}{change:.2f}"
+        if change > 1
+        else f"×\N{NO-BREAK SPACE}{1 / change:.2f}"
+    )
     return [
         text(0, y + 11, label, "axis"),
         bar(

@@ -94,7 +94,7 @@ def _largest_loss(account: Row, labels: Row) -> str:
     ratios = account["ratios"]
     falls = {key: ratios[before] / ratios[key] for before, key in pairwise(keys)}
     worst = max(falls, key=lambda key: falls[key])
-    return f"{way_name(account)}: most is lost to {labels[worst]} (÷ {falls[worst]:.2f})."
+    return f"{way_name(account)}: most is lost to {labels[worst]} (÷\N{NO-BREAK SPACE}{falls[worst]:.2f})."
 
 
 def waterfall_measures(result: Row) -> list[Measure]:
