@@ -1,4 +1,5 @@
-"""pgsr-bench conv and report: single convolutions, layers under the roof, the page, its schema, two compared."""
+"""pgsr-bench conv and report: single convolutions, layers under the roof, the page, its schema, two
+compared."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 pytest.importorskip("onnxruntime")
-jsonschema = pytest.importorskip("jsonschema")
 
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.conv import measure as conv
@@ -299,7 +300,8 @@ def test_slow_int8_is_said_once_for_a_library():
 
     slow = [row("onnxruntime fp32", 10), row("onnxruntime int8", 8)]
     assert slow_int8(slow) == [
-        "onnxruntime int8 is slower than its fp32 everywhere here (0.80 to 0.80 times as fast): take fp32 with it."
+        "onnxruntime int8 is slower than its fp32 everywhere here (0.80 to 0.80 times as fast): take fp32 "
+        "with it."
     ]
     assert slow_int8([row("openvino fp32", 10), row("openvino int8", 18)]) == []
 
@@ -442,7 +444,8 @@ def assert_page_is_good(path: Path) -> None:
             assert all(width > 300 and marks for width, marks in sizes)
         # Text of figures stays inside them, and does not shrink below what can be read.
         outside = tab.evaluate(
-            "[...document.querySelectorAll('svg text')].filter(t => {const b = t.getBoundingClientRect(); return "
+            "[...document.querySelectorAll('svg text')].filter(t => {const b = t.getBoundingClientRect(); "
+            "return "
             "b.right > 390 || b.left < 0 || b.height < 9}).map(t => t.textContent)"
         )
         assert outside == []
