@@ -188,6 +188,11 @@ def predicted(title: str, rows: Sequence[Row]) -> Panel:
     return Panel(title, subtitle, "".join(parts), bottom + 18)
 
 
+def layer_name(row: Row) -> str:
+    """A layer of `predicted` in few signs: kernels of 3x3 go without saying."""
+    return str(row["layer"]).removesuffix(", 3×3").replace(", ", " ")
+
+
 def _ends(speedup: Row) -> tuple[float, float, float]:
     return speedup["low"], speedup["median"], speedup["high"]
 
@@ -195,11 +200,12 @@ def _ends(speedup: Row) -> tuple[float, float, float]:
 def _layer(y: float, row: Row, scale: Log) -> list[str]:
     low, median, high = _ends(row["speedup"])
     times = f" ({row['count']} times)" if row["count"] > 1 else ""
+    shown = layer_name(row)
     said = (
-        f"{row['layer']}{times}: equation (3) {row['predicted']:.1f}×, roof {row['roof']:.1f}×, "
+        f"{shown}{times}: equation (3) {row['predicted']:.1f}×, roof {row['roof']:.1f}×, "
         f"measured {median:.2f}× ({low:.2f} to {high:.2f})"
     )
-    name = row["layer"] + (f" ({row['count']})" if row["count"] > 1 else "")
+    name = shown + (f" ({row['count']})" if row["count"] > 1 else "")
     kind = "separable" if median >= 1 else "vanilla"
     return [
         text(NAME_WIDTH - 8, y + 4, name, "small axis", "end"),
@@ -225,8 +231,8 @@ def roofline(title: str, precision: str, roof_data: Row, networks: Sequence[Row]
     peak, fastest = roof.peak(precision), max(roof.bandwidths.values())
     xs = [layer["operations_per_byte"] for _, layer in layers]
     ys = [layer["gflops"] for _, layer in layers]
-    x = Log(min(0.3, *xs) * 0.9, max(300.0, *xs) * 1.2, AXIS, WIDTH)
-    y = Log(max(0.02, min(*ys, peak / 100)) * 0.8, max(peak, *ys) * 1.5, HEAD + PLOT_HEIGHT, HEAD)
+    x = Log(min(0.15, *xs) * 0.8, max(300.0, *xs) * 1.2, AXIS, WIDTH)
+    y = Log(min(peak / 100, *ys) * 0.8, max(peak, *ys) * 2.5, HEAD + PLOT_HEIGHT, HEAD)
     parts = _grid(x, y)
     for bandwidth, kind in ((roof.memory_gbs, "roof"), (fastest, "underroof")):
         knee = peak / bandwidth
@@ -266,7 +272,7 @@ def _grid(x: Log, y: Log) -> list[str]:
 
 def _slope_label(x: Log, y: Log, bandwidth: float, words: str, shift: float) -> list[str]:
     """A label along the slope, near its lower end."""
-    start = max(x.low * 1.6, 1.6 * y.low / bandwidth)
+    start = max(x.low * 1.15, 1.15 * y.low / bandwidth)
     across, up = x(start * 2) - x(start), y(start) - y(start * 2)
     angle = -math.degrees(math.atan2(up, across))
     px, py = x(start), y(start * bandwidth)

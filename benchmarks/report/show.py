@@ -106,11 +106,16 @@ def waterfall_measures(result: Row) -> list[Measure]:
 # Predicted and measured.
 
 
+NAMED = 4  # layers in a sentence
+
+
 def predicted(result: Row) -> Shown:
     """Equation (3), the roof and the clock, for every layer in every way."""
     rows = result["rows"]
     by_way = [(way, list(group)) for way, group in groupby(rows, key=way_name)]
-    figures, answers = [], []
+    figures: list[Figure] = []
+    answers: list[str] = []
+    totals: dict[str, float] = {}
     for network in ("generator", "upscaler"):
         shown = [(way, [row for row in group if row["network"] == network]) for way, group in by_way]
         figures.append(
@@ -122,12 +127,19 @@ def predicted(result: Row) -> Shown:
             )
         )
     for way, group in by_way:
-        slower = [row for row in group if row["speedup"]["median"] < 1]
-        total = _sum_of(group, "vanilla") / _sum_of(group, "separable")
-        words = f"{way}: all layers together {factor(total)}"
+        slower = [panels.layer_name(row) for row in group if row["speedup"]["median"] < 1]
+        totals[way] = _sum_of(group, "vanilla") / _sum_of(group, "separable")
+        words = f"{way}: all layers together {factor(totals[way])}"
         if slower:
-            words += f"; separable is slower at {listed([row['layer'] for row in slower])}"
+            more = [f"{len(slower) - NAMED} more"] if len(slower) > NAMED else []
+            words += f"; separable is slower at {listed([*slower[:NAMED], *more])}"
         answers.append(f"{words}.")
+    best, least = max(totals, key=lambda way: totals[way]), min(totals, key=lambda way: totals[way])
+    promised = [row["predicted"] for row in rows]
+    lead = (
+        f"Equation (3) promises {factor(min(promised))} to {factor(max(promised))}, by layer; all layers "
+        f"together gain {factor(totals[best])} with {best} and {factor(totals[least])} with {least}."
+    )
     lines = [
         ["way", "network", "layer", "times", "equation (3)", "roof", "measured", "vanilla µs", "separable µs"]
     ]
@@ -144,7 +156,7 @@ def predicted(result: Row) -> Shown:
                 *(f"{1e6 * row[side]['seconds']['median']:,.0f}" for side in BOTH),
             ]
         )
-    return Shown(answers, figures, [Table("Every layer", lines, 3)], result["notes"])
+    return Shown([lead, *answers], figures, [Table("Every layer", lines, 3)], result["notes"])
 
 
 def _sum_of(rows: Sequence[Row], side: str) -> float:
@@ -178,8 +190,13 @@ def roofline(result: Row) -> Shown:
         "roof: memory on the slope, the matrix product on the level; dashed, the fastest cache."
     )
     answers = [_why(way, networks) for way, networks in by_way.items()]
+    ranges = []
+    for system in BOTH:
+        shares = [_share_of_roof(networks, system) for networks in by_way.values()]
+        ranges.append(f"{system} layers at {min(shares):.0%} to {max(shares):.0%}")
+    lead = f"Of what the roof allows, by library and precision, {listed(ranges)}."
     return Shown(
-        answers,
+        [lead, *answers],
         [Figure(caption, charts)],
         [
             Table("Time above the roof, by reason", _lost_lines(result), 3, folded=False),
@@ -187,6 +204,20 @@ def roofline(result: Row) -> Shown:
         ],
         result["notes"],
     )
+
+
+BLAMED = {
+    "memory": "memory",
+    "small": "small products",
+    "conversion": "conversions",
+    "kernel": "the library's kernels",
+}
+
+
+def _share_of_roof(networks: Sequence[Row], system: str) -> float:
+    own = [network for network in networks if network["system"] == system]
+    seconds = sum(network["layer_seconds"] for network in own)
+    return float(sum(network["roof_seconds"] for network in own) / seconds)
 
 
 def _why(way: str, networks: Sequence[Row]) -> str:
@@ -197,8 +228,8 @@ def _why(way: str, networks: Sequence[Row]) -> str:
         lost = {reason: sum(n["lost_seconds"][reason] for n in own) for reason in own[0]["lost_seconds"]}
         seconds = sum(network["layer_seconds"] for network in own)
         reason = max((r for r in lost if r != "roof"), key=lambda r: lost[r])
-        parts.append(f"{system} loses {lost[reason] / seconds:.0%} of its layers' time to {reason}")
-    return f"{way}: {listed(parts)}."
+        parts.append(f"{system} {lost[reason] / seconds:.0%} to {BLAMED[reason]}")
+    return f"{way}: most of the time above the roof goes, of {listed(parts)}."
 
 
 def _lost_lines(result: Row) -> list[list[str]]:
@@ -264,16 +295,23 @@ def conv(result: Row) -> Shown:
     maps = heat_maps(result)
     answers = []
     for name, group in groupby(result["pays_from"], key=conv_way):
-        rows = {row["form"]: row for row in group}
-        parts = [f"{_from(row)} ({'3×3' if form == 'plain' else '×2 and 3×3'})" for form, row in rows.items()]
+        forms = {row["form"]: row for row in group}
+        parts = [
+            f"{_from(row)} ({'3×3' if form == 'plain' else '×2 and 3×3'})" for form, row in forms.items()
+        ]
         answers.append(f"{name}: {listed(parts)}.")
     caption = (
         "How many times as fast separable is. The colour is separable's where it wins and vanilla's where "
         "vanilla "
         "does; above the line it wins at all widths. Empty cells were not measured."
     )
+    rows = result["rows"]
+    wins = [row for row in rows if row["speedup"]["median"] > 1]
+    ends = [min(result["settings"]["channels"]), max(result["settings"]["channels"])]
+    by_width = listed([f"{_wins_at(rows, width):.0%} at {width} maps" for width in ends])
+    lead = f"Separable wins {len(wins)} of {len(rows)} single convolutions: {by_width}."
     return Shown(
-        answers,
+        [lead, *answers],
         [Figure(caption, maps)],
         [
             Table("The least number of maps from which on separable is faster", pays_lines(result), 2, False),
@@ -281,6 +319,11 @@ def conv(result: Row) -> Shown:
         ],
         result["notes"],
     )
+
+
+def _wins_at(rows: Sequence[Row], width: int) -> float:
+    own = [row["speedup"]["median"] > 1 for row in rows if row["channels"] == width]
+    return sum(own) / max(1, len(own))
 
 
 def _from(row: Row) -> str:
