@@ -125,7 +125,7 @@ def origin(name: str, part: Mapping[str, Any]) -> str:
     """The command and the numbers."""
     return (
         f'<code>{escape(part["command"])}</code> · <a href="#{name}-numbers">numbers</a> · '
-        f'<a href="parts/{name}.json">JSON</a>'
+        f'<a href="report.json">report.json</a>, parts.{name}'
     )
 
 
