@@ -62,7 +62,8 @@ def open_pytorch(case: Case, convolution: str, layout: str, precision: str, thre
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     memory = torch.channels_last if layout == "NHWC" else torch.contiguous_format
-    network = Convolution(case, convolution).to(dtype=dtype, memory_format=memory).requires_grad_(False)
+    network = Convolution(case, convolution).to(dtype).requires_grad_(False)
+    network = network.to(memory_format=memory)  # type: ignore[call-overload]
     x = torch.from_numpy(_noise(case)).to(dtype=dtype, memory_format=memory)
     return lambda: network(x)
 

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .machine import FAST, Machine, describe, peak_gflops
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Bytes that a copy reads and writes: within most processors' second level, third level, and neither.
 SIZES = (2**16, 2**18, 2**20, 2**22, 2**24, 2**26, 2**28)
@@ -89,22 +92,19 @@ def product_gflops(precision: str, rounds: int = 15) -> float:
     """GFLOP/s of the fastest square matrix product in PyTorch, on as many threads as it was given."""
     import torch
 
+    product: Callable[[Tensor, Tensor], Tensor] = torch._int_mm if precision == "int8" else torch.matmul
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
     best = 0.0
     for side in PRODUCTS:
         integers = torch.randint(-127, 128, (2, side, side), generator=torch.Generator().manual_seed(0))
-        if precision == "int8":
-            (a, b), product = integers.to(torch.int8), torch._int_mm
-        else:
-            a, b = integers.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-            product = torch.matmul
-        seconds = min(_seconds(lambda a=a, b=b, product=product: product(a, b)) for _ in range(rounds))
+        a, b = integers.to(dtype)
+        seconds = min(_seconds(lambda a=a, b=b: product(a, b)) for _ in range(rounds))  # type: ignore[misc]
         best = max(best, 2e-9 * side**3 / seconds)
     return best
 
 
 def copy_gbs(size: int, rounds: int = 15, call_seconds: float = 0.002) -> float:
-    """GB/s read and written by the fastest copy that touches `size` bytes, on as many threads as PyTorch
-    has."""
+    """GB/s read and written by the fastest copy that touches `size` bytes, on PyTorch's threads."""
     import torch
 
     source = torch.ones(size // 8, dtype=torch.float32)

@@ -152,7 +152,7 @@ def amdahl(account: Row) -> Panel:
     costs = account["costs"]
 
     def milliseconds(system: str, more: str, less: str) -> float:
-        return 1e3 * (costs[system][more] - (costs[system][less] if less else 0))
+        return float(1e3 * (costs[system][more] - (costs[system][less] if less else 0)))
 
     rows = []
     for label, more, less in COMPONENTS:

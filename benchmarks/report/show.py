@@ -160,7 +160,7 @@ def predicted(result: Row) -> Shown:
 
 
 def _sum_of(rows: Sequence[Row], side: str) -> float:
-    return sum(row["count"] * row[side]["seconds"]["median"] for row in rows)
+    return float(sum(row["count"] * row[side]["seconds"]["median"] for row in rows))
 
 
 def predicted_measures(result: Row) -> list[Measure]:
@@ -323,7 +323,7 @@ def conv(result: Row) -> Shown:
 
 def _wins_at(rows: Sequence[Row], width: int) -> float:
     own = [row["speedup"]["median"] > 1 for row in rows if row["channels"] == width]
-    return sum(own) / max(1, len(own))
+    return float(sum(own)) / max(1, len(own))
 
 
 def _from(row: Row) -> str:
