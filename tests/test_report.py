@@ -28,7 +28,7 @@ from pgsr.benchmarks.harness import noise, roof
 from pgsr.benchmarks.harness.machine import Machine
 from pgsr.benchmarks.harness.resume import Kept
 from pgsr.benchmarks.harness.roof import Roof
-from pgsr.benchmarks.layers import profile, roofline
+from pgsr.benchmarks.layers import profile, roofline, waterfall
 from pgsr.benchmarks.layers.profile import CONVERSION, LAYER, Operation
 from pgsr.benchmarks.report import build, settings, words
 from pgsr.benchmarks.report.page import page
@@ -256,6 +256,19 @@ def test_graphs_profiled_have_the_multiply_adds_of_their_networks(tmp_path: Path
             assert len(layers) == (2 if convolution == "separable" else 1)
             assert any("depthwise" in o.what for o in layers) == (convolution == "separable")
             assert all(o.seconds >= 0 for o in operations)
+
+
+def test_profiled_times_shrink_to_what_the_network_takes():
+    seconds = {
+        "layer_seconds": 6.0,
+        "conversion_seconds": 1.0,
+        "with_conversions_seconds": 7.0,
+        "all_seconds": 8.0,
+    }
+    costs = {"roof_seconds": 1.0, **seconds, "network_seconds": 4.0, "files_seconds": 5.0}
+    shrunk = waterfall.fitted(costs)
+    assert [shrunk[key] for key in costs] == [1.0, 3.0, 0.5, 3.5, 4.0, 4.0, 5.0]
+    assert waterfall.fitted({**costs, "network_seconds": 9.0})["layer_seconds"] == 6.0
 
 
 # ----------------------------------------------------------------------------

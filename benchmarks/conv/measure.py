@@ -31,11 +31,10 @@ CONTROL = "control"  # vanilla once more
 
 NOTES = (
     "Vanilla is one 3 x 3 convolution, separable a depthwise 3 x 3 and a pointwise 1 x 1, with as many "
-    "maps out "
-    "as in; up is a nearest-neighbour enlargement by 2 before either. Biases are in, activations are not.",
-    "Bytes are what each layer reads and writes and its weights once; between depthwise and pointwise maps "
-    "are "
-    "written and read.",
+    "maps out as in; up is a nearest-neighbour enlargement by 2 before either. Biases are in, activations "
+    "are not.",
+    "Bytes are what each layer reads and writes and its weights once; between depthwise and pointwise "
+    "maps are written and read.",
     "Ratios are medians of the rounds' ratios. Shares of the bandwidth are of a copy that touches as many "
     "bytes.",
 )
@@ -172,8 +171,7 @@ def _left_out(cases_left_out: Sequence[Case], settings: Settings) -> list[str]:
         return []
     return [
         f"{len(cases_left_out)} cases of more than {settings.most_multiply_adds / 1e9:g} G multiply-adds a "
-        "call "
-        "are left out (--most-multiply-adds)."
+        "call are left out (--most-multiply-adds)."
     ]
 
 

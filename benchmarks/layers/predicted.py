@@ -25,13 +25,11 @@ Report = Callable[[str], None]
 
 NOTES = (
     "Every layer by itself, vanilla and separable in turn, as pgsr-bench conv times them: NHWC where a "
-    "library "
-    "can be told, 8 bits from input to output. Equal layers are timed once and counted as often as they "
-    "occur.",
+    "library can be told, 8 bits from input to output. Equal layers are timed once and counted as often "
+    "as they occur.",
     "Equation (3): separable needs 1/N + 1/k² of the multiplications, with N maps out and kernels of k × k.",
-    "The roof is the ratio of the least times: arithmetic at the best matrix product, or bytes at a copy's "
-    "speed, "
-    "whichever is longer, for depthwise and pointwise each.",
+    "The roof is the ratio of the least times: arithmetic at the best matrix product, or bytes at a "
+    "copy's speed, whichever is longer, for depthwise and pointwise each.",
 )
 
 

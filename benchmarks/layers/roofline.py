@@ -50,18 +50,14 @@ REASONS = {
 
 NOTES = (
     "Times are the libraries' own, inside the running network; multiply-adds and bytes follow from the "
-    "shapes "
-    "that ran. Weights are random.",
+    "shapes that ran. Weights are random.",
     "The roof of a layer is the longer of its arithmetic at the best matrix product and its bytes at the "
-    "speed "
-    "of a copy that touches as many.",
+    "speed of a copy that touches as many.",
     f"A layer is at the roof from {AT_THE_ROOF:.0%} of it on. Below: memory, where the bytes take longer "
-    "than "
-    f"the arithmetic; conversion, where more than {CONVERSIONS:.0%} of its time goes to reorders and casts "
-    "right "
-    f"before it; small product, where the arithmetic is less than {SMALL_SECONDS * 1e6:.0f} µs at the "
-    "peak, or "
-    f"sums have fewer than {NARROW} terms or there are fewer than {NARROW} maps; kernel otherwise.",
+    f"than the arithmetic; conversion, where more than {CONVERSIONS:.0%} of its time goes to reorders and "
+    f"casts right before it; small product, where the arithmetic is less than {SMALL_SECONDS * 1e6:.0f} µs "
+    f"at the peak, or sums have fewer than {NARROW} terms or there are fewer than {NARROW} maps; kernel "
+    "otherwise.",
     "PyTorch is eager, channels last. ONNX Runtime's CPU has no bf16 kernels; its channels are filled up to "
     "blocks, which counts here. The critic has no 8-bit graph: it is only ever trained.",
 )

@@ -73,8 +73,7 @@ def _disturbed(report: Mapping[str, Any]) -> str:
     count = f"{len(whys)} of {len(report['parts'])} parts"
     return (
         f'<details class="verdict disturbed"><summary>This run was disturbed: {count}. Ratios hold better '
-        "than "
-        f"times.</summary><ul>{items}</ul></details>"
+        f"than times.</summary><ul>{items}</ul></details>"
     )
 
 
@@ -156,14 +155,10 @@ def footer(report: Mapping[str, Any]) -> str:
         '<footer><section id="machine"><h2>Machine and method</h2>'
         f'<dl class="facts">{rows}</dl>'
         "<p>Contenders are warmed up and then take turns, round by round, so that what disturbs the "
-        "machine disturbs "
-        "all alike. Figures are medians with the quartiles of the rounds, ratios are taken round by round. "
-        "Where "
-        "there is a control pair, two equal contenders run among the others; a part is called disturbed if "
-        "their "
-        "ratio is further from one than its own spread, or if other processes took more than 5% of the "
-        "cores that "
-        "this one may use.</p>"
+        "machine disturbs all alike. Figures are medians with the quartiles of the rounds, ratios are "
+        "taken round by round. Where there is a control pair, two equal contenders run among the others; "
+        "a part is called disturbed if their ratio is further from one than its own spread, or if other "
+        "processes took more than 5% of the cores that this one may use.</p>"
         '<p>All numbers: <a href="report.json">report.json</a>, described by '
         "<code>benchmarks/report/report.schema.json</code>. Two reports: "
         "<code>pgsr-bench report --compare A.json B.json</code>.</p>"

@@ -68,8 +68,7 @@ def waterfall(result: Row) -> Shown:
         [
             Figure(
                 "How many times as much vanilla costs as separable, counted over more and more of an "
-                "image. Each "
-                "grey bar is what a step takes away.",
+                "image. Each grey bar is what a step takes away.",
                 [panels.waterfall(account, labels, result["equation_3"]) for account in accounts],
             ),
             Figure(
@@ -94,7 +93,7 @@ def _largest_loss(account: Row, labels: Row) -> str:
     ratios = account["ratios"]
     falls = {key: ratios[before] / ratios[key] for before, key in pairwise(keys)}
     worst = max(falls, key=lambda key: falls[key])
-    return f"{way_name(account)}: most is lost to {labels[worst]} (÷\N{NO-BREAK SPACE}{falls[worst]:.2f})."
+    return f"{way_name(account)}: most goes in “{labels[worst]}” (÷\N{NO-BREAK SPACE}{falls[worst]:.2f})."
 
 
 def waterfall_measures(result: Row) -> list[Measure]:
@@ -121,8 +120,7 @@ def predicted(result: Row) -> Shown:
         figures.append(
             Figure(
                 f"{network.capitalize()}: rings are equation (3), upright strokes what the roof allows, "
-                "discs what "
-                "was measured, with the quartiles of the rounds.",
+                "discs what was measured, with the quartiles of the rounds.",
                 [panels.predicted(f"{network}, {way}", group) for way, group in shown if group],
             )
         )
@@ -186,8 +184,7 @@ def roofline(result: Row) -> Shown:
     ]
     caption = (
         "A mark a layer: discs are the generator's, diamonds the upscaler's, rings the critic's. The line "
-        "is the "
-        "roof: memory on the slope, the matrix product on the level; dashed, the fastest cache."
+        "is the roof: memory on the slope, the matrix product on the level; dashed, the fastest cache."
     )
     answers = [_why(way, networks) for way, networks in by_way.items()]
     ranges = []
@@ -302,8 +299,7 @@ def conv(result: Row) -> Shown:
         answers.append(f"{name}: {listed(parts)}.")
     caption = (
         "How many times as fast separable is. The colour is separable's where it wins and vanilla's where "
-        "vanilla "
-        "does; above the line it wins at all widths. Empty cells were not measured."
+        "vanilla does; above the line it wins at all widths. Empty cells were not measured."
     )
     rows = result["rows"]
     wins = [row for row in rows if row["speedup"]["median"] > 1]
@@ -365,8 +361,7 @@ def throughput(result: Row) -> Shown:
     settings = result["settings"]
     answers.append(
         f"ProGAN {settings['resolution']}² with {settings['feature_max']} maps, SRResNet "
-        f"×{settings['scale']} with "
-        f"{settings['sr_blocks']} blocks of {settings['sr_features']}."
+        f"×{settings['scale']} with {settings['sr_blocks']} blocks of {settings['sr_features']}."
     )
     return Shown(
         answers,
@@ -399,8 +394,7 @@ def training(result: Row) -> Shown:
         ours = next(r for r in own if not r["reference"] and r["convolution"] == "separable")
         answers.append(
             f"At {side}² a separable step is {factor(ours['ratio_to_vanilla'])} as fast as a plain vanilla "
-            "one; "
-            f"written plainly, {factor(reference['ratio_to_vanilla'])}."
+            f"one; written plainly, {factor(reference['ratio_to_vanilla'])}."
         )
     sides = dict.fromkeys(row["resolution"] for row in rows)
     return Shown(
@@ -444,8 +438,7 @@ def rewrites(result: Row) -> Shown:
         for row in written:
             answers.append(
                 f"{speeds['convolution'].capitalize()} {speeds['resolution']}² with {row['backend']}: the "
-                "chosen "
-                f"rewrites make it {factor(1 / row['to_chosen'])} as fast as the graph as written."
+                f"chosen rewrites make it {factor(1 / row['to_chosen'])} as fast as the graph as written."
             )
     return Shown(
         answers,
@@ -505,8 +498,7 @@ def resample(result: Row) -> Shown:
     return Shown(
         [
             f"{best['filter'].capitalize()} keeps most ({best['psnr_db']:.1f} dB), {fastest['filter']} is "
-            "fastest "
-            f"({1e3 * fastest['seconds']:.2f} ms) and keeps {fastest['psnr_db']:.1f} dB."
+            f"fastest ({1e3 * fastest['seconds']:.2f} ms) and keeps {fastest['psnr_db']:.1f} dB."
         ],
         [
             Figure(

@@ -118,8 +118,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
             aligned(lines, 3),
             "",
             f"{clear} of {len(result['rows'])} numbers differ by more than their spread (▲ the second is "
-            "larger, ▼ "
-            "smaller)",
+            "larger, ▼ smaller)",
             *result["notes"],
         ]
     )
