@@ -66,8 +66,17 @@ def judged(controls: Sequence[float], other_load: float) -> dict[str, Any]:
         if away > allowed:
             why.append(f"two equal contenders differ by {away:.1%}, more than their spread of ±{allowed:.1%}")
     if other_load > TOLERATED_LOAD:
-        why.append(f"other processes took {other_load:.0%} of the cores' time")
+        why.append(load_words(other_load))
     return {"disturbed": bool(why), "why": why}
+
+
+def load_words(other_load: float) -> str:
+    """Says what other processes took, and how much longer that may have made everything."""
+    stretched = 1 / max(0.01, 1 - other_load)
+    return (
+        f"other processes took {other_load:.0%} of the cores' time, so times may be up to {stretched:.1f} times "
+        "too long and shares of the peaks as much too low"
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
