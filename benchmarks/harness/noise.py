@@ -74,8 +74,8 @@ def load_words(other_load: float) -> str:
     """Says what other processes took, and how much longer that may have made everything."""
     stretched = 1 / max(0.01, 1 - other_load)
     return (
-        f"other processes took {other_load:.0%} of the cores' time, so times may be up to {stretched:.1f} times "
-        "too long and shares of the peaks as much too low"
+        f"other processes took {other_load:.0%} of the cores' time, so times may be up to {stretched:.1f} "
+        "times too long and shares of the peaks as much too low"
     )
 
 
