@@ -103,7 +103,7 @@ def _optional_numbers(
 )
 @click.option("--backend", "backends", multiple=True, help="pytorch, onnxruntime or openvino [default: all].")
 @click.option("--rounds", type=int, help="Timed calls of everything [default: 7].")
-@click.option("--call-seconds", type=float, help="The least of a timed call [default: 0.005].")
+@click.option("--call-seconds", type=float, help="The least of a round [default: 0.005].")
 @click.option(
     "--most-multiply-adds", type=float, help="Of a call; larger cells are left out [default: 1e10]."
 )

@@ -189,6 +189,12 @@ def test_conv_refuses_in_a_line(words_: tuple[str, str]):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_calls_that_were_interrupted_do_not_count():
+    taken = iter([0.0, 0.001, 0.0, 0.5, 0.0, 0.001, 0.0, 0.002, 0.0, 0.001, 0.0, 0.3, 0.0, 0.001])
+    assert conv.steady_seconds(lambda: None, 0.0, lambda: next(taken)) == 0.001  # 5 calls
+    assert conv.steady_seconds(lambda: None, 0.1, iter([0.0, 0.03] * 9).__next__) == 0.03
+
+
 def test_large_cells_are_left_out_and_said():
     chosen = conv.Settings(
         (8,),

@@ -6,6 +6,8 @@ control: its ratio to the first must come out near one.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from ..harness.noise import Watch, spread
 from ..harness.provenance import provenance
 from ..harness.resume import Kept
 from ..harness.roof import Roof, roof_of, survey
-from ..harness.timing import Contender, Timing, measure
+from ..harness.timing import Timing
 from ..throughput.measure import torch_threads
 from .backends import LIBRARIES, Call, installed
 from .cases import CONVOLUTIONS, FORMS, LAYOUTS, PRECISIONS, Case, cases
@@ -52,7 +54,7 @@ class Settings:
     precisions: tuple[str, ...] = ()  # none: fp32, and what the processor has instructions for
     backends: tuple[str, ...] = ()  # none: all that are installed
     rounds: int = 7
-    call_seconds: float = 0.005  # the least that a timed call should take
+    call_seconds: float = 0.005  # the least that all calls of a round should take
     most_multiply_adds: float = 1e10  # of a call's vanilla convolution; larger cells are left out
     threads: int = 0  # 0: one a usable core
 
@@ -199,31 +201,35 @@ def _rows(
 
 
 def timed(settings: Settings, way: Way, case: Case) -> dict[str, Timing]:
-    """Vanilla, separable and the control in turn, each call of at least so many seconds."""
-    contenders = []
+    """Vanilla, separable and the control in turn; a round's time is that of its median call."""
+    calls = {}
     for name in (*CONVOLUTIONS, CONTROL):
         convolution = CONVOLUTIONS[0] if name == CONTROL else name
-        call = LIBRARIES[way.backend].open(case, convolution, way.layout, way.precision, settings.threads)
-        count = calls_for(call, settings.call_seconds)
-        contenders.append(Contender(name, count * case.batch, repeated(call, count)))
-    return measure(contenders, settings.rounds)
+        calls[name] = LIBRARIES[way.backend].open(
+            case, convolution, way.layout, way.precision, settings.threads
+        )
+        calls[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(settings.rounds):
+        for name, call in calls.items():
+            seconds[name].append(steady_seconds(call, settings.call_seconds))
+    return {name: Timing(case.batch, tuple(values)) for name, values in seconds.items()}
 
 
-def calls_for(call: Call, seconds: float) -> int:
-    """How many calls take about so long; warms up."""
-    call()
-    once = measure([Contender("once", 1, call)], 1)["once"].median_seconds
-    return max(1, round(seconds / once))
+LEAST_CALLS = 5  # of which a median is taken
 
 
-def repeated(call: Call, count: int) -> Call:
-    """The call made so many times."""
+def steady_seconds(call: Call, least_seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The median of single calls, as many as take so long in all.
 
-    def calls() -> None:
-        for _ in range(count):
-            call()
-
-    return calls
+    Calls that were interrupted, for another process perhaps, do not count while they are fewer than half.
+    """
+    taken: list[float] = []
+    while len(taken) < LEAST_CALLS or sum(taken) < least_seconds:
+        began = clock()
+        call()
+        taken.append(clock() - began)
+    return statistics.median(taken)
 
 
 def _row(way: Way, case: Case, roof: Roof, timings: Mapping[str, Timing]) -> dict[str, Any]:
