@@ -224,6 +224,16 @@ def test_the_bandwidth_lies_between_the_sizes_measured():
     assert roof.roof_of(ROOF.as_dict()) == ROOF
 
 
+def test_a_roof_is_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roof, "PRODUCTS", (32,))
+    monkeypatch.setattr(roof, "SIZES", (2**12, 2**14))
+    measured = roof.measured_roof(MACHINE, 1, rounds=2)
+    assert measured.peaks.keys() == {"fp32"}  # a processor with avx2 alone
+    assert measured.peak("bf16") == measured.peaks["fp32"] >= MACHINE.peak_gflops
+    assert all(speed > 0.01 for speed in measured.bandwidths.values())
+    assert roof.product_gflops("int8", 1, 1) > 0
+
+
 def operation(adds: int, moved: int, seconds: float, kind: str = LAYER, shape=(1, 64, 32, 32)) -> Operation:
     return Operation("x", kind, "convolution 3×3", shape, "fp32", adds, moved, seconds)
 

@@ -11,15 +11,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from pgsr.privacy import silence_onnxruntime
 
 from .machine import FAST, Machine, describe, peak_gflops
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Bytes that a copy reads and writes: within most processors' second level, third level, and neither.
 SIZES = (2**16, 2**18, 2**20, 2**22, 2**24, 2**26, 2**28)
@@ -81,39 +81,51 @@ def measured_roof(machine: Machine, threads: int, rounds: int = 15) -> Roof:
 
     torch.set_num_threads(threads)
     numpy = max(machine.peak_gflops, peak_gflops(threads, PRODUCTS[0], 4 * rounds))
-    peaks = {"fp32": max(numpy, product_gflops("fp32", rounds))}
+    peaks = {"fp32": max(numpy, product_gflops("fp32", threads, rounds))}
     for precision in FAST:
         if machine.is_fast_in(precision):
-            peaks[precision] = product_gflops(precision, rounds)
+            peaks[precision] = product_gflops(precision, threads, rounds)
     return Roof(peaks, {size: copy_gbs(size, rounds) for size in SIZES})
 
 
-def product_gflops(precision: str, rounds: int = 15) -> float:
-    """GFLOP/s of the fastest square matrix product in PyTorch, on as many threads as it was given.
+def product_gflops(precision: str, threads: int, rounds: int = 15) -> float:
+    """GFLOP/s of the fastest square matrix product in PyTorch or, in float32, in ONNX Runtime.
 
-    In floating point a pointwise convolution, which is one, is tried as well: it is another library's.
+    On some processors PyTorch's and numpy's libraries use half of the float32 multipliers.
     """
     import torch
-    import torch.nn.functional as F
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
     best = 0.0
     for side in PRODUCTS:
         integers = torch.randint(-127, 128, (2, side, side), generator=torch.Generator().manual_seed(0))
         a, b = integers.to(dtype)
-        x = a.view(1, side, side, 1).permute(0, 2, 1, 3)  # [1, maps, pixels, 1], channels last
-
-        def pointwise(x: Tensor = x, weight: Tensor = b[:, :, None, None]) -> Tensor:
-            return F.conv2d(x, weight)
-
-        def product(a: Tensor = a, b: Tensor = b) -> Tensor:
-            return torch._int_mm(a, b) if precision == "int8" else torch.matmul(a, b)
-
-        calls = [product] if precision == "int8" else [product, pointwise]
-        with torch.no_grad():
-            seconds = min(_seconds(call) for call in calls for _ in range(rounds))
+        calls = [partial(torch._int_mm if precision == "int8" else torch.matmul, a, b)]
+        if precision == "fp32":
+            calls.append(_onnxruntime_product(a.numpy(), b.numpy(), threads))
+        for call in calls:
+            call()
+        seconds = min(_seconds(call) for call in calls for _ in range(rounds))
         best = max(best, 2e-9 * side**3 / seconds)
     return best
+
+
+def _onnxruntime_product(a: NDArray[np.float32], b: NDArray[np.float32], threads: int) -> partial[Any]:
+    """A call of a graph that multiplies by a constant."""
+    silence_onnxruntime()
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name in "xy")
+    node = helper.make_node("MatMul", ["x", "b"], ["y"])
+    graph = helper.make_graph([node], "product", [x], [y], [numpy_helper.from_array(b, "b")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return partial(session.run, None, {"x": a})
 
 
 def copy_gbs(size: int, rounds: int = 15, call_seconds: float = 0.002) -> float:
