@@ -296,7 +296,8 @@ def conv(result: Row) -> Shown:
         parts = [
             f"{_from(row)} ({'3×3' if form == 'plain' else '×2 and 3×3'})" for form, row in forms.items()
         ]
-        answers.append(f"{name}: {listed(parts)}.")
+        told = {_from(row) for row in forms.values()}
+        answers.append(f"{name}: {told.pop() if len(told) == 1 else listed(parts)}.")
     caption = (
         "How many times as fast separable is. The colour is separable's where it wins and vanilla's where "
         "vanilla does; above the line it wins at all widths. Empty cells were not measured."
