@@ -40,8 +40,8 @@ NOTES = (
     "Ratios are medians of the rounds' ratios. Shares of the bandwidth are of a copy that touches as many "
     "bytes.",
     "A round's time is its median call's. Where other processes run, calls longer than the system's time "
-    "slice are interrupted and shorter ones are not: ratios of long vanilla calls to short separable ones are "
-    "too high then.",
+    "slice are interrupted and shorter ones are not: ratios of long vanilla calls to short separable ones "
+    "are too high then.",
 )
 
 
