@@ -83,6 +83,53 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> tu
         raise click.BadParameter("must be numbers such as 4,8,16") from None
 
 
+def _optional_numbers(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    return None if text is None else _numbers(context, option, text)
+
+
+@main.command()
+@click.option("--channels", callback=_optional_numbers, help="Maps in and out [default: 16,32,...,512].")
+@click.option("--resolutions", callback=_optional_numbers, help="Pixels a side out [default: 4,8,...,256].")
+@click.option("--batch", type=int, help="Images a call [default: 1].")
+@click.option("--form", "forms", multiple=True, help="plain or up; may be repeated [default: both].")
+@click.option("--layout", "layouts", multiple=True, help="NCHW or NHWC; may be repeated [default: both].")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="fp32, bf16 or int8; may be repeated [default: fp32, and the others if they are fast].",
+)
+@click.option("--backend", "backends", multiple=True, help="pytorch, onnxruntime or openvino [default: all].")
+@click.option("--rounds", type=int, help="Timed calls of everything [default: 7].")
+@click.option("--call-seconds", type=float, help="The least of a round [default: 0.005].")
+@click.option(
+    "--most-multiply-adds", type=float, help="Of a call; larger cells are left out [default: 1e10]."
+)
+@click.option("--threads", type=int, help="[default: one a usable core]")
+@click.option("--quick", is_flag=True, help="A coarse grid, in a minute or two.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for conv.json, .md and .svg.")
+@json_option
+def conv(out: Path | None, quick: bool, as_json: bool, **options: Any) -> None:
+    """Time single convolutions, vanilla beside separable: tells from which width on separable pays.
+
+    With --out, the same command goes on where it was stopped.
+    """
+    with packages("measuring", "bench"):
+        from dataclasses import replace
+
+        from .conv.measure import QUICK, Settings, run
+        from .conv.report import text_of, write_report
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    settings = replace(QUICK, threads=0, **given) if quick else Settings(**given)
+    kept = None if out is None else out / "conv.rows.jsonl"
+    result = run(settings, lambda line: click.echo(line, err=True), kept)
+    if out is not None:
+        write_report(result, out)
+    emit(result, text_of(result), as_json)
+
+
 @main.command()
 @click.option("--resolutions", default="4,8,16,32,64", show_default=True, callback=_numbers)
 @click.option("--batch", type=int, default=16, show_default=True, help="Images of a step.")
@@ -576,3 +623,40 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
     if out is not None:
         write_report(result, out)
     emit(result, text(result), as_json)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
+@click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")
+@click.option("--data", type=click.Path(path_type=Path), help="Photographs, for the parts that want some.")
+@click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
+@click.option(
+    "--compare",
+    "both",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A.json B.json",
+    help="Measure nothing: compare two reports, and mark what differs by more than its spread.",
+)
+@json_option
+def report(
+    out: Path | None, quick: bool, both: tuple[Path, Path] | None, as_json: bool, **options: Any
+) -> None:
+    """Measure what separable convolutions buy here, and write it as one page, JSON and Markdown.
+
+    The same command goes on where it was stopped: a part whose JSON is in the folder is not measured again.
+    """
+    with packages("measuring", "bench"):
+        from .report.build import read, run
+        from .report.settings import Settings
+        from .report.words import comparison, comparison_text
+    if both is not None:
+        result = comparison(both, (read(both[0]), read(both[1])))
+        emit(result, comparison_text(result), as_json)
+        return
+    if out is None:
+        raise click.UsageError("name the report's folder with --out, or two reports with --compare")
+    settings = Settings(out, "quick" if quick else "full", **options)
+    result = run(settings, lambda line: click.echo(line, err=True))
+    emit(result, str(out / "report.html"), as_json)

@@ -115,7 +115,7 @@ def test_layers_at_low_resolutions_stay_in_float32(shipped: Bundle) -> None:
     core = openvino.Core()
     path = str(shipped.path(shipped.graph("generator")))
     compiled = core.compile_model(
-        module._read(openvino, core, path, "bf16"), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
+        module.read_model(openvino, core, path, "bf16"), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
     )
     found: dict[int, set[str]] = {}
     for node in compiled.get_runtime_model().get_ops():

@@ -191,6 +191,9 @@ def test_every_command_has_its_line_above():
 # The wheel: setuptools takes the packages that are named, and silently no others.
 
 
+REPORTS = ROOT / "benchmarks" / "reports"  # measurements that were made, which no one installs
+
+
 def package_of(folder: Path) -> str:
     parts = folder.relative_to(ROOT).parts
     return ".".join(parts if parts[0] == "pgsr" else ("pgsr", *parts))
@@ -200,7 +203,7 @@ def package_folders() -> set[str]:
     """Every folder under the five with Python files or recipes in it."""
     suffixes = {".py", ".toml", ".html", ".js", ".css"}
     files = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
-    return {package_of(p.parent) for p in files if "__pycache__" not in p.parts}
+    return {package_of(p.parent) for p in files if "__pycache__" not in p.parts and REPORTS not in p.parents}
 
 
 def test_every_package_folder_is_named():
@@ -232,7 +235,10 @@ def test_files_that_are_not_python_are_package_data():
     named = PROJECT["tool"]["setuptools"]["package-data"]
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".toml", ".typed", ".html", ".css", ".js", ".npz"):
+            if (
+                path.suffix in (".toml", ".typed", ".html", ".css", ".js", ".npz")
+                and REPORTS not in path.parents
+            ):
                 patterns = named.get(package_of(path.parent), [])
                 assert any(path.match(pattern) for pattern in patterns), path
 

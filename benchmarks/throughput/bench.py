@@ -59,6 +59,9 @@ class Execution:
         return f"{self.backend} {self.precision}"
 
 
+NO_KERNELS = Execution("onnxruntime", "bf16")  # on a CPU
+
+
 @dataclass(frozen=True)
 class Entry:
     """A contender and what its row says."""
@@ -98,6 +101,9 @@ class Bench:
             self.bandwidth = gpu_bandwidth_gbs(self.device)
         names = settings.backends or candidates(RunnerSettings(self.device))
         self.ways = [Execution(backend, precision) for backend in names for precision in self.precisions]
+        if self.device == "cpu" and NO_KERNELS in self.ways:
+            self.ways.remove(NO_KERNELS)
+            self.notes.append("ONNX Runtime's CPU has no bf16 kernels, so its bf16 is not measured.")
         self._folders = 0
 
     def system(self, convolution: str) -> System:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,26 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         "settings": settings.as_dict(),
         "rows": rows,
         "equation_3": _equation_3(settings.widths, systems),
-        "notes": [*NOTES, *bench.notes],
+        "notes": [*NOTES, *bench.notes, *slow_int8(rows)],
     }
+
+
+def slow_int8(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on each library whose 8-bit graphs are slower than its float32 ones wherever both ran."""
+    speeds = {(row["way"], row["system"], row["stage"]): row["images_per_second"] for row in rows}
+    notes = []
+    for backend in dict.fromkeys(way.removesuffix(" int8") for way, *_ in speeds if way.endswith(" int8")):
+        ratios = [
+            speed / speeds[f"{backend} fp32", system, stage]
+            for (way, system, stage), speed in speeds.items()
+            if way == f"{backend} int8" and (f"{backend} fp32", system, stage) in speeds
+        ]
+        if ratios and max(ratios) < 1:
+            notes.append(
+                f"{backend} int8 is slower than its fp32 everywhere here ({min(ratios):.2f} to "
+                f"{max(ratios):.2f} times as fast): take fp32 with it."
+            )
+    return notes
 
 
 @contextlib.contextmanager

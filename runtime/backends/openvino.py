@@ -166,7 +166,7 @@ def _open(
     if settings.cpu_threads:
         options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
     try:
-        model = _read(openvino, core, path, hint)
+        model = read_model(openvino, core, path, hint)
         if rows:
             model.reshape([rows, *graph.inputs[0].shape[1:]])
         compiled = core.compile_model(model, "CPU", options)
@@ -192,7 +192,7 @@ def _rows(graph: Graph, mode: Mode) -> int:
 PRECISE_SIDE = 16  # pixels
 
 
-def _read(openvino: Any, core: Any, path: str, hint: str) -> Any:
+def read_model(openvino: Any, core: Any, path: str, hint: str) -> Any:
     """The model; in bf16 with its layers at low resolutions marked to stay in float32."""
     if not openvino.frontend.FrontEndManager().load_by_framework("onnx").supported(path):
         raise PgsrError(f"{path} is no ONNX graph: export the bundle again")  # it would try other formats

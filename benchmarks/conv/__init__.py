@@ -1,0 +1,1 @@
+"""pgsr-bench conv: one convolution at a time, vanilla beside depthwise and pointwise."""
