@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -50,8 +51,9 @@ def schema() -> ModuleType:
     package = importlib.util.find_spec("tritonclient")
     if package is None:
         pytest.skip("pip install --no-deps tritonclient")
-    (folder,) = package.submodule_search_locations
+    (folder,) = package.submodule_search_locations or ()
     spec = importlib.util.spec_from_file_location("model_config", Path(folder) / "grpc/model_config_pb2.py")
+    assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -184,6 +186,18 @@ def test_an_upscaler_alone_has_no_latents(schema: ModuleType, tmp_path: Path):
     (config,) = configs(schema, tmp_path / "r").values()
     assert config.name == "upscaler"
     assert [w.batch_size for w in config.model_warmup] == [1]
+
+
+def test_what_the_page_says_of_a_face_alone(written: tuple[str, Path]):
+    """Triton's ONNX Runtime backend gives a session the batch as it is, as is done here."""
+    backend, out = written
+    if backend != "onnxruntime":
+        pytest.skip("of Triton's own backend")
+    session = onnxruntime.InferenceSession(out / "chain/1/model.onnx", providers=["CPUExecutionProvider"])
+    latents = draws.latents(0, range(4), 128)
+    (together,) = session.run(None, {"latents": latents})
+    alone = np.concatenate([session.run(None, {"latents": row[None]})[0] for row in latents])
+    assert np.abs(alone.astype(int) - together).max() <= 1
 
 
 # ----------------------------------------------------------------------------
@@ -350,9 +364,9 @@ def answers(server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def generated(seed: int, index: int, out: Path) -> Any:
     """The face as the server's environment's own pgsr-generate writes it."""
     words = ["--seed", seed, "--start", index, "--count", 1, "--out", out, "--backend", "onnxruntime"]
-    command = [PYTHON, "-m", "pgsr.runtime", *map(str, words), "--device", "cpu", "--batch", "3"]
+    command = [str(PYTHON), "-m", "pgsr.runtime", *map(str, words), "--device", "cpu", "--batch", "3"]
     subprocess.run(command, check=True, timeout=300, cwd=ROOT, capture_output=True)
-    (file,) = out.glob("*.png")
+    (file,) = out.glob("[0-9]*.png")
     with Image.open(file) as picture:
         return np.asarray(picture)
 

@@ -42,6 +42,7 @@ def main(url: str, out: str) -> None:
     drawn = [draws.latents(seed, [index], latents.shape[1])[0] for seed, index in PAIRS]
     images = server.infer("generator", inputs(latents=latents)).as_numpy("images")
     one_each = [server.async_infer("faces", inputs(**columns([(7, i)]))) for i in ALONE]
+    alone = [request.get_result().as_numpy("pixels") for request in one_each]
     np.savez(
         out,
         latents=latents,
@@ -49,7 +50,7 @@ def main(url: str, out: str) -> None:
         pixels=server.infer("chain", inputs(latents=latents)).as_numpy("pixels"),
         faces=server.infer("faces", inputs(**pairs)).as_numpy("pixels"),
         upscaled=server.infer("upscaler", inputs(images=images)).as_numpy("upscaled"),
-        alone=np.concatenate([request.get_result().as_numpy("pixels") for request in one_each]),
+        alone=np.concatenate(alone),
     )
 
 

@@ -57,7 +57,7 @@ def serving(repository: Path, scratch: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [
+    words: list[str | Path] = [
         *(server, f"--model-repository={repository}", f"--backend-directory={backends}"),
         *("--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false"),
     ]

@@ -24,7 +24,9 @@ class Word(str):
 
 
 # What a face is asked for by: two numbers of 64 bits.
-SOURCES = [{"name": name, "data_type": Word("TYPE_UINT64"), "dims": [1]} for name in ("seed", "index")]
+SOURCES: list[Message] = [
+    {"name": name, "data_type": Word("TYPE_UINT64"), "dims": [1]} for name in ("seed", "index")
+]
 
 
 @dataclass(frozen=True)
