@@ -1,7 +1,7 @@
 """A bundle's graph as a model of Triton's Python backend: what `pgsr-export triton --backend python` names.
 
-The model's folder of a version is a bundle of one graph. What runs it is the parameter "backend" of
-config.pbtxt, any of pgsr.runtime.backends.BACKENDS, on the device that Triton gives the instance.
+The model's folder of a version holds the bundle's manifest and the graph that config.pbtxt's parameters name.
+What runs it is the parameter "backend", any of pgsr.runtime.backends.BACKENDS, on Triton's device.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the graph. Raises PgsrError, which Triton shows, if it or its backend cannot be used."""
         config = json.loads(args["model_config"])
+        told = {name: value["string_value"] for name, value in config["parameters"].items()}
         bundle = bundles.read(Path(args["model_repository"]) / args["model_version"])
-        (graph,) = bundle.graphs
+        graph = bundle.graph(told["graph"], told["precision"])
+        gpu = args["model_instance_kind"] == "GPU"
         self._source, self._result = graph.inputs[0].name, graph.outputs[0].name
         self._runner = open_runner(
             bundle,
-            device=f"cuda:{args['model_instance_device_id']}"
-            if args["model_instance_kind"] == "GPU"
-            else "cpu",
+            device=f"cuda:{args['model_instance_device_id']}" if gpu else "cpu",
             precision=graph.precision,
-            backend=config["parameters"]["backend"]["string_value"],
+            backend=told["backend"],
             graph=graph.name,
             batch=max(1, int(config["max_batch_size"])),
         )

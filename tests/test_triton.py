@@ -35,6 +35,7 @@ from triton_asking import ALONE, PAIRS
 from triton_server import PYTHON, ROOT, place, serving
 
 SHIPPED = contract.read(contract.shipped())
+NAMES = ("generator", "upscaler", "chain")
 
 
 def run(*arguments: object) -> Result:
@@ -86,7 +87,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_each_model_stands_under_its_name_with_a_version(schema: ModuleType, written: tuple[str, Path]):
     _, out = written
     found = configs(schema, out)
-    graphs = {f"{name}{end}" for name in contract.GRAPHS for end in ("", "_int8")}
+    graphs = {f"{name}{end}" for name in NAMES for end in ("", "_int8")}
     assert set(found) == {p.name for p in out.iterdir()} == graphs | {"latents", "faces", "faces_int8"}
     for name, config in found.items():
         assert config.name == name
@@ -124,7 +125,7 @@ def test_dims_and_types_are_the_graphs_own(schema: ModuleType, written: tuple[st
 
 def test_how_graphs_are_served(schema: ModuleType, written: tuple[str, Path]):
     backend, out = written
-    for graph in contract.GRAPHS:
+    for graph in NAMES:
         config = configs(schema, out)[graph]
         (group,) = config.instance_group
         assert (group.count, group.kind) == (3, schema.ModelInstanceGroup.KIND_GPU)
@@ -138,7 +139,9 @@ def test_how_graphs_are_served(schema: ModuleType, written: tuple[str, Path]):
             assert config.platform == "onnxruntime_onnx"
             assert sha256(out / graph / "1/model.onnx") == SHIPPED.graph(graph).sha256
         else:
-            assert (config.backend, config.parameters["backend"].string_value) == ("python", "onnxruntime")
+            told = {name: value.string_value for name, value in config.parameters.items()}
+            assert config.backend == "python"
+            assert told == {"graph": graph, "precision": "fp32", "backend": "onnxruntime"}
             own = contract.read(out / graph / "1")
             assert own.path(own.graph(graph)).is_file()
 
@@ -187,6 +190,24 @@ def test_an_upscaler_alone_has_no_latents(schema: ModuleType, tmp_path: Path):
     (config,) = configs(schema, tmp_path / "r").values()
     assert config.name == "upscaler"
     assert [w.batch_size for w in config.model_warmup] == [1]
+
+
+def test_each_upscaler_is_warmed_up_with_what_comes_to_it(schema: ModuleType, tmp_path: Path):
+    folder = tiny.add_upscaler(tiny.add_generator(tiny.write_bundle(tmp_path / "bundle")))
+    bundle = contract.read(folder)
+    first = bundle.graph("upscaler")
+    second = dataclasses.replace(first, name="upscaler-2", file="upscaler-2.onnx")
+    (folder / second.file).write_bytes((folder / first.file).read_bytes())
+    graphs = (bundle.graph("generator"), first, second)
+    contract.write(dataclasses.replace(bundle, graphs=graphs, scale=6, scales=(2, 3)))
+    done = run("triton", folder, tmp_path / "r", "--backend", "python")
+    assert done.exit_code == 0, done.output
+    found = configs(schema, tmp_path / "r")
+    assert set(found) == {graph.name for graph in graphs}
+    for name, side in (("upscaler", 8), ("upscaler-2", 16)):
+        assert all(list(w.inputs["images"].dims) == [3, side, side] for w in found[name].model_warmup)
+        own = contract.read(tmp_path / "r" / name / "1")
+        assert own.path(own.graph(name)).is_file()
 
 
 def test_what_the_page_says_of_a_face_alone():

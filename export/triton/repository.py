@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pgsr import bundle as bundles
 from pgsr import draws
-from pgsr.bundle import GRAPHS, PRECISIONS, Bundle, Graph
+from pgsr.bundle import GRAPHS, MANIFEST, PRECISIONS, UPSCALERS, Bundle, Graph
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import (
     cannot_write,
@@ -148,9 +147,10 @@ def _of_graph(
     bundle: Bundle, graph: Graph, backend: str, serving: Serving, report: Callable[[str], None]
 ) -> Iterator[Model]:
     name = graph.name if graph.precision == "fp32" else f"{graph.name}_{graph.precision}"
-    side = bundle.resolution or USUAL_SIDE
+    side = _side(bundle, graph)
     if backend == "python":
-        parameters = [{"key": "backend", "value": {"string_value": "onnxruntime"}}]
+        told = {"graph": graph.name, "precision": graph.precision, "backend": "onnxruntime"}
+        parameters = [{"key": key, "value": {"string_value": value}} for key, value in told.items()]
         kind: Message = {"backend": "python", "parameters": parameters}
         yield Model(graph_model(name, graph, kind, serving, side), partial(_put_bundle, bundle, graph))
         return
@@ -159,6 +159,12 @@ def _of_graph(
     engines = _engines(bundle, graph, report)
     if engines:
         yield _plan(f"{name}_plan", graph, engines, serving, side)
+
+
+def _side(bundle: Bundle, graph: Graph) -> int:
+    """Pixels along each side of what an upscaler is warmed up with: what comes to it in the chain, if any."""
+    place = UPSCALERS.index(graph.name) if graph.name in UPSCALERS else 0
+    return bundle.side_before(place) or USUAL_SIDE
 
 
 # ----------------------------------------------------------------------------
@@ -212,9 +218,9 @@ def _put_graph(bundle: Bundle, graph: Graph, version: Path) -> None:
 
 
 def _put_bundle(bundle: Bundle, graph: Graph, version: Path) -> None:
-    """A bundle of one graph, and the model that runs it."""
+    """The manifest and the one graph of it, and the model that runs that."""
     shutil.copyfile(bundle.path(graph), version / graph.file)
-    bundles.write(dataclasses.replace(bundle, folder=version, graphs=(graph,)))
+    shutil.copyfile(bundle.folder / MANIFEST, version / MANIFEST)
     (version / "model.py").write_text(MODEL_OF_THE_RUNTIME)
 
 
