@@ -5,6 +5,7 @@ pgsr-export runs/faces-64 runs/upscale runs/upscale --out chain        # 64 -> 2
 pgsr-export import karras2018iclr-celebahq-1024x1024.pkl --out celebahq
 pgsr-export engine bundle tensorrt-rtx --compute-capability 8.6,8.9
 pgsr-export explain bundle --out chain.svg
+pgsr-export triton bundle repository
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import click
 
 from pgsr.bundle import MANIFEST, Bundle, read
 from pgsr.cli import Mode, Modes, emit, json_option, option, options, packages, version_option
+from pgsr.errors import check_choice
 
 from .engines import EngineRequest, engine_request, engines_summary, progress
 
-BUNDLE, GRAPHS, ENGINES = "Bundle", "Graphs", "Engines"
+BUNDLE, GRAPHS, ENGINES, SERVING = "Bundle", "Graphs", "Engines", "Serving"
 
 export_options = options(
     option(BUNDLE, "--out", type=click.Path(path_type=Path), help="The bundle's folder."),
@@ -103,7 +105,7 @@ class Request:
         return [name for name, wished in flags.items() if wished]
 
 
-@click.group(cls=Modes, default="bundle", spellings={"--explain": "explain"})
+@click.group(cls=Modes, default="bundle", spellings={"--explain": "explain", "--triton": "triton"})
 @version_option
 def main() -> None:
     """Export RUNS (a generator's, upscalers' in their order, or both; folders or checkpoints) as one bundle.
@@ -198,6 +200,74 @@ def explain(folder: Path, out: Path | None, graph: str | None, precision: str, a
         with packages("the picture", "bench"):
             draw(explanation, out)
     emit(explanation, "\n".join([text(explanation), *([str(out)] if out else [])]), as_json)
+
+
+@main.command(cls=Mode, short_help="A bundle as a model repository of NVIDIA Triton.")
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="REPO", type=click.Path(path_type=Path))
+@option(GRAPHS, "--precision", default="fp32", show_default=True, help="Of the models: fp32,fp16,bf16,int8.")
+@option(
+    SERVING,
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="onnxruntime|python",
+    help="Triton's, of the graphs; python runs them by pgsr's own runtime.",
+)
+@option(SERVING, "--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@option(
+    SERVING,
+    "--batch",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Images at a time, at most.",
+)
+@option(
+    SERVING,
+    "--instances",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Of each model, on the CPU or on each GPU.",
+)
+@option(
+    SERVING,
+    "--queue-delay",
+    type=click.IntRange(0, 60_000_000),
+    default=2000,
+    show_default=True,
+    help="Microseconds that a request waits for others to share its batch.",
+)
+@json_option
+def triton(
+    folder: Path,
+    repository: Path,
+    precision: str,
+    backend: str,
+    device: str,
+    batch: int,
+    instances: int,
+    queue_delay: int,
+    as_json: bool,
+) -> None:
+    """Write REPO, a model repository of NVIDIA's Triton server, from BUNDLE (docs/triton.md)."""
+    from .triton.config import KINDS, Serving
+    from .triton.repository import chosen_precisions, write_repository
+
+    check_choice("--device", device, KINDS)
+    if not (folder / MANIFEST).exists() and (repository / MANIFEST).exists():
+        folder, repository = repository, folder  # as in --triton REPO BUNDLE
+    models = write_repository(
+        read(folder),
+        repository,
+        chosen_precisions(precision),
+        backend,
+        Serving(batch, device, instances, queue_delay),
+        progress,
+    )
+    result = {"repository": str(repository), "models": [model.summary() for model in models]}
+    emit(result, "\n".join([*(model.line() for model in models), str(repository)]), as_json)
 
 
 def _build_engines(request: EngineRequest, folder: Path, as_json: bool) -> None:

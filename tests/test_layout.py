@@ -254,10 +254,10 @@ ROOMS = {
     "trainer": ("data", "metrics", "step", "run_folder", "loop", "start", "cli"),
     "export": (
         *("source", "sides", "sessions", "lowering", "graphs", "rewrites", "onnx_file", "parity", "int8"),
-        *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "cli"),
+        *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "triton", "cli"),
     ),
     "runtime": (
-        *("measured", "truncation", "output", "backends", "pipeline", "autotune"),
+        *("measured", "truncation", "output", "backends", "triton_model", "pipeline", "autotune"),
         *("upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
