@@ -17,6 +17,7 @@ from PIL import Image
 from pgsr import bundle
 from pgsr.runtime import Synthesizer, Upscaler
 from pgsr.trainer.metrics.fidelity import fidelity
+from pgsr.trainer.metrics.swd import distance_between
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PHOTOGRAPHS, LARGE = DATA / "faces64.zip", DATA / "faces256.zip"
@@ -34,11 +35,11 @@ def test_every_graph_is_what_the_manifest_says() -> None:
     assert {(g.name, g.precision) for g in shipped.graphs} == {
         (name, precision)
         for name in ("generator", "upscaler", "chain")
-        for precision in ("fp32", "fp16", "int8")
+        for precision in ("fp32", "fp16", "bf16", "int8")
     }
     for graph in shipped.graphs:
         shipped.path(graph)  # checks the hash
-        assert graph.parity["psnr_db"] >= {"fp32": 60, "fp16": 45, "int8": 35}[graph.precision]
+        assert graph.parity["psnr_db"] >= {"fp32": 60, "fp16": 45, "bf16": 40, "int8": 35}[graph.precision]
 
 
 def test_provenance_and_licence_are_told() -> None:
@@ -46,7 +47,7 @@ def test_provenance_and_licence_are_told() -> None:
     assert "non-commercial" in shipped.licence
     for part in ("generator", "upscaler"):
         made = shipped.provenance[part]
-        assert made["recipe"]["name"] in ("faces-64", "upscale-4x")
+        assert made["recipe"]["name"] in ("faces-64-large", "light")
         assert len(made["data"]["fingerprint"]) == 64
         assert made["images_shown"] > 10_000
 
@@ -91,14 +92,17 @@ def test_no_grid_of_the_low_resolution_shows(faces: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.skipif(not LARGE.is_file(), reason="no photographs in ../shared/data")
-def test_the_upscaler_restores_more_than_plain_filters() -> None:
-    """Photographs reduced to 64 x 64 and enlarged again; the luma's PSNR."""
+def test_what_the_upscaler_restores_looks_more_like_photographs() -> None:
+    """Photographs reduced to 64 x 64 and enlarged again, beside Lanczos: patches' statistics are far nearer
+    to photographs', while the luma's PSNR, which blur is best at, is not much below."""
     with zipfile.ZipFile(LARGE) as archive, Upscaler(device="cpu") as upscaler:
-        names = sorted(archive.namelist())[:12]
+        names = sorted(archive.namelist())[-24:]  # not trained on
         real = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names]
         low = [picture.resize((64, 64), Image.Resampling.LANCZOS) for picture in real]
-        ours = [upscaler.upscale(np.asarray(picture)) for picture in low]
-    plain = [np.asarray(picture.resize((256, 256), Image.Resampling.LANCZOS)) for picture in low]
+        ours = np.stack([upscaler.upscale(np.asarray(picture)) for picture in low])
+    plain = np.stack([np.asarray(picture.resize((256, 256), Image.Resampling.LANCZOS)) for picture in low])
     wanted = np.stack([np.asarray(picture) for picture in real])
-    mine, lanczos = (fidelity(np.stack(made), wanted, 4).psnr_db.mean().item() for made in (ours, plain))
-    assert mine > lanczos + 0.5
+    mine, lanczos = (distance_between([wanted], [made], 256, 0).average for made in (ours, plain))
+    assert mine < 0.75 * lanczos
+    mine, lanczos = (fidelity(made, wanted, 4).psnr_db.mean().item() for made in (ours, plain))
+    assert mine > lanczos - 2

@@ -6,6 +6,8 @@ With beta1 = 0, Adam's first moment is the last gradient and is overwritten befo
 out and nothing is lost. The second moment is kept in bfloat16 (`--moments float32` keeps it exact): its
 square root, by which steps are divided, is then off by at most 0.2%, and with beta2 = 0.99 that is forgotten
 after some hundred steps.
+
+`--average` keeps the averaged generator alone: what pgsr-export and `--start-from` need, and no more.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.errors import PgsrError
 
 if TYPE_CHECKING:
     import torch
 
     from pgsr.checkpoint import Checkpoint
+
+AVERAGE = "generator_ema."
 
 
 def slimmed(checkpoint: Checkpoint, moments: torch.dtype) -> Checkpoint:
@@ -32,6 +37,14 @@ def slimmed(checkpoint: Checkpoint, moments: torch.dtype) -> Checkpoint:
         for name, tensor in checkpoint.tensors.items()
         if not (name.endswith("/exp_avg") and _beta1(checkpoint.config, name) == 0.0)
     }
+    return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def averaged(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint with the averaged generator alone. Raises PgsrError if it has none."""
+    tensors = {name: t for name, t in checkpoint.tensors.items() if name.startswith(AVERAGE)}
+    if not tensors:
+        raise PgsrError("the checkpoint has no averaged generator")
     return dataclasses.replace(checkpoint, tensors=tensors)
 
 
@@ -51,16 +64,18 @@ def _beta1(config: Mapping[str, Any], name: str) -> float:
     show_default=True,
     help="Type of Adam's second moments.",
 )
+@click.option("--average", is_flag=True, help="The averaged generator alone, for pgsr-export.")
 @json_option
 @version_option
-def main(checkpoint: Path, out: Path, moments: str, as_json: bool) -> None:
+def main(checkpoint: Path, out: Path, moments: str, average: bool, as_json: bool) -> None:
     """Write a smaller copy of CHECKPOINT, from which pgsr-train --resume goes on."""
     with packages("training", "train"):
         import torch
 
         from pgsr.checkpoint import load, save
 
-        save(out, slimmed(load(checkpoint), getattr(torch, moments)))
+        whole = load(checkpoint)
+        save(out, averaged(whole) if average else slimmed(whole, getattr(torch, moments)))
     sizes = {"bytes_before": checkpoint.stat().st_size, "bytes": out.stat().st_size}
     text = f"{out}: {sizes['bytes'] / 2**20:.1f} MiB of {sizes['bytes_before'] / 2**20:.1f}"
     emit(sizes, text, as_json)
