@@ -37,7 +37,7 @@ class Settings:
     size: int = 1024
     oversampling: int = OVERSAMPLING
     restorer: Path | None = None  # a bundle whose upscaler graph is of scale 1
-    upscaler: Path | None = None  # one of another scale
+    upscaler: Path | None = None  # one of another scale, 4 in the paper
     device: str = "cpu"
 
     def __post_init__(self) -> None:
