@@ -46,6 +46,8 @@ class Settings:
         if self.oversampling < 1:
             raise PgsrError(f"--oversampling {self.oversampling} is below 1")
         for name, path in self.bundles.items():
+            if path.exists() and not (path / bundle.MANIFEST).exists():  # a run, a checkpoint or a graph
+                raise PgsrError(f"--{name} {path} is no bundle: make one by pgsr-export {path} --out BUNDLE")
             scale = bundle.read(path).scale
             if (scale == 1) != (name == "restorer"):
                 other = "upscaler" if name == "restorer" else "restorer"
