@@ -81,7 +81,10 @@ def test_the_resolved_recipe_holds_every_option():
         ({"data": {"filters": ["box"]}}, "data.filters"),
         ({"data": {"filters": []}}, "data.filters is empty"),
         ({"data": {"jpeg": [50]}}, "data.jpeg is [50], but must be the least and the most quality"),
-        ({"data": {"jpeg": [60, 50]}}, "data.jpeg is [60, 50], but must be the least and the most quality, from 1 to 95"),
+        (
+            {"data": {"jpeg": [60, 50]}},
+            "data.jpeg is [60, 50], but must be the least and the most quality, from 1 to 95",
+        ),
         ({"data": {"jpeg": [0, 50]}}, "data.jpeg"),
         ({"data": {"jpeg": [50, 96]}}, "data.jpeg"),
         ({"data": {"jpeg": [50, 60]}}, "data.jpeg is for networks whose inputs are images"),

@@ -1,4 +1,4 @@
-"""Paper 2's appendix C from the recipe on: JPEG's artefacts removed, the network exported, CelebA-HQ made with it."""
+"""Paper 2's appendix C from the recipe on: JPEG's artefacts removed, the network exported and used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command, drawn: Path) -> P
 
 def train(command, drawn: Path, out: Path, *more: str) -> Path:
     settings = [word for key, value in NARROW.items() for word in ("--set", f"{key}={value}")]
-    options = more or ("jpeg-restore", "--data", drawn, *settings)
+    options = more or ("jpeg-restore", "--data", str(drawn), *settings)
     result = command(cli.main, *options, "--out", out, "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     return out
@@ -105,5 +105,7 @@ def test_the_network_is_exported_and_restores_every_picture(trained: Path, tmp_p
 def test_a_run_in_place_of_a_bundle_is_one_line(trained: Path, tmp_path: Path, command):
     result = command(celeba_hq, "--procedural", 1, "--out", tmp_path / "out", "--restorer", trained)
     assert result.exit_code == 1
-    assert f"--restorer {trained} is no bundle: make one by pgsr-export {trained} --out BUNDLE" in result.stderr
+    assert (
+        f"--restorer {trained} is no bundle: make one by pgsr-export {trained} --out BUNDLE" in result.stderr
+    )
     assert len(result.stderr.splitlines()) == 1

@@ -1,7 +1,7 @@
 """RED-Net, a convolutional autoencoder with symmetric skip connections (Mao, Shen, Yang 2016).
 
-Images made worse [N, 3, H, W] in [-1, 1] -> as they were, of the same size. Paper 2, appendix C, removes JPEG's
-artefacts from CelebA's pictures by "a convolutional autoencoder ... similar in structure" to it.
+Images made worse [N, 3, H, W] in [-1, 1] -> as they were, of the same size. Paper 2, appendix C, removes
+JPEG's artefacts from CelebA's pictures by "a convolutional autoencoder ... similar in structure" to it.
 """
 
 from __future__ import annotations
