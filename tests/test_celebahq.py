@@ -227,7 +227,7 @@ def test_only_what_the_crop_needs_is_kept():
     assert facecrop.resampled(part, moved, 64).tobytes() == facecrop.resampled(picture, crop, 64).tobytes()
 
 
-def test_passes_come_in_order_and_enlarge_small_faces_alone():
+def test_passes_come_in_order_and_are_for_every_picture_small_or_large():
     seen = []
 
     def named(name: str, scale: int) -> Pass:
@@ -242,9 +242,11 @@ def test_passes_come_in_order_and_enlarge_small_faces_alone():
     picture, landmarks = wild.draw(5, view), wild.landmarks(5, view)
     small, large = align(picture, landmarks, 192, passes), align(picture, landmarks, 64, passes)
     assert small.passes == ("restorer", "upscaler")
-    assert large.passes == ("restorer",)
+    assert large.crop.side > 64
+    assert large.passes == ("restorer", "upscaler")
+    assert large.reduced == int(large.crop.side * 4 // 128) > 1
     cut = small.steps["cut out"].size
-    assert seen == [("restorer", cut), ("upscaler", cut), ("restorer", cut)]
+    assert seen == [("restorer", cut), ("upscaler", cut)] * 2
     assert small.crop == large.crop == oriented_crop(landmarks)
     plain = np.asarray(align(picture, landmarks, 192).picture, dtype=float)
     assert abs(np.asarray(small.picture, dtype=float) - plain).mean() < 3  # in the same place
@@ -610,8 +612,18 @@ def test_celebas_files_become_faces(tmp_path: Path, command, networks: dict[int,
         *passes,
     )
     assert result.exit_code == 0, result.output
+    assert "; 3 through the restorer; 3 through the upscaler" in result.stdout
     records = [json.loads(line) for line in (tmp_path / "enhanced" / "images.jsonl").read_text().splitlines()]
     assert all(record["passes"] == ["restorer", "upscaler"] for record in records)
+    settings = tmp_path / "enhanced" / "settings.json"
+    rule = json.loads(settings.read_text())
+    del rule["rule of --upscaler"]  # as pgsr 0.1 wrote it
+    settings.write_text(json.dumps(rule))
+    result = command(
+        main, source, "--out", tmp_path / "enhanced", "--size", 512, "--oversampling", 1, *passes
+    )
+    assert result.exit_code == 1
+    assert "was begun with another rule of --upscaler: name another --out" in result.stderr
 
 
 def test_networks_in_each_others_place(networks: dict[int, Path]):

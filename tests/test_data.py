@@ -21,11 +21,13 @@ from PIL import Image
 
 from pgsr import draws
 from pgsr.errors import PgsrError
+from pgsr.networks.pixels import from_pixels
 from pgsr.trainer.data import cache as data
 from pgsr.trainer.data import cli as prepare
 from pgsr.trainer.data import procedural
 from pgsr.trainer.step import batches
 from pgsr.trainer.step import recipe as config
+from pgsr.trainer.step.degradation import compressed
 from pgsr.trainer.step.schedule import build
 from pictures import flipped, png, write_zip
 
@@ -630,6 +632,18 @@ def test_noise_is_on_the_inputs_alone_and_no_stronger_than_asked(placed: Path):
     assert 0.2 < np.mean(strengths) < 0.3  # uniform between 0 and 0.5
     assert max(strengths) < 0.5 * 1.4  # of 48 numbers
     assert min(strengths) < 0.05
+
+
+def test_at_scale_1_inputs_are_the_photographs_as_jpeg(placed: Path):
+    options = {"generator": {"kind": "rednet"}, "data": {"resolution": 16, "jpeg": [20, 60]}}
+    recipe = config.from_dict({**CROPS, **options})
+    source = batches.CropBatches(recipe, placed, CPU)
+    batch = source.for_critic(build(recipe.schedule).at(20), 20)
+    flips = batches.mirrored(recipe.seed, range(20, 30))
+    wanted = compressed(batches.mirror(batch.reals, flips), recipe.seed, range(20, 30), (20, 60))
+    assert torch.equal(batches.mirror(batch.inputs, flips), wanted)
+    clean = from_pixels(torch.tensor(source.high.pixels.numpy()[:3]))
+    assert torch.equal(source.preview(3), compressed(clean, recipe.seed, range(3), (20, 60)))
 
 
 WORSE = {"noise": 0.3, "coarse_noise": 0.2, "blur": 0.8, "filters": ["stored", "area", "bicubic"]}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pgsr.trainer.step.degradation import FILTERS, blurred, degraded, reduced
+from pgsr import draws
+from pgsr.trainer.step.degradation import FILTERS, blurred, compressed, degraded, reduced
 
 POSITIONS = range(10, 16)
 
@@ -96,9 +99,33 @@ def test_noise_of_pixels_is_as_strong_as_asked():
     assert spread.mean() == pytest.approx(0.05, abs=0.005)
 
 
+def test_jpeg_is_pillows_at_a_quality_and_a_place_of_the_grid_that_each_draws():
+    low = images(6, 20)
+    made = degraded(low, low, 3, POSITIONS, jpeg=(30, 60))
+    levels = ((low + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    for image, pixels, position in zip(made, levels, POSITIONS, strict=True):
+        quality, top, left = draws.uniforms(3, "degradation", position, 7)[4:] * (31, 16, 16) // 1
+        rows, columns = np.arange(20 + int(top)) - int(top), np.arange(20 + int(left)) - int(left)
+        buffer = io.BytesIO()
+        whole = pixels[rows.clip(0)][:, columns.clip(0)]
+        Image.fromarray(whole).save(buffer, "JPEG", quality=int(30 + quality))
+        wanted = np.asarray(Image.open(buffer))[-20:, -20:] / 127.5 - 1
+        np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), wanted, atol=1e-6)
+
+
+def test_jpeg_costs_more_at_less_quality_and_comes_last():
+    low = images(40, 16)
+    losses = [(compressed(low, 0, range(40), (q, q)) - low).square().mean() for q in (10, 50, 90)]
+    assert losses[0] > losses[1] > losses[2] > 0
+    noisy = degraded(low, low, 0, range(40), noise=0.1)
+    assert torch.equal(
+        degraded(low, low, 0, range(40), noise=0.1, jpeg=(10, 90)), compressed(noisy, 0, range(40), (10, 90))
+    )
+
+
 def test_a_crop_is_made_worse_in_the_same_way_in_any_batch():
     low, high = images(6, 8), images(6, 32, 1)
-    ways = {"filters": FILTERS, "blur": 1.0, "noise": 0.1, "coarse_noise": 0.1}
+    ways = {"filters": FILTERS, "blur": 1.0, "noise": 0.1, "coarse_noise": 0.1, "jpeg": (20, 80)}
     whole = degraded(low, high, 7, POSITIONS, **ways)
     parts = [degraded(low[i : i + 1], high[i : i + 1], 7, POSITIONS[i : i + 1], **ways) for i in range(6)]
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-12, rtol=0)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from pgsr.errors import PgsrError
 from pgsr.networks import DISCRIMINATORS, GENERATORS, build, layers, progan, resolved
 from pgsr.networks.progan import ProGANDiscriminator, ProGANGenerator
+from pgsr.networks.rednet import REDNet
 from pgsr.networks.srgan import CompactUpscaler, SRGANDiscriminator, SRResNet
 
 SMALL = {"feature_base": 64, "feature_max": 8}
@@ -600,6 +601,35 @@ def test_compact_upscaler_starts_near_replication(scale: int, convolution: str):
     for p in network.tail.parameters():
         nn.init.zeros_(p)
     assert torch.equal(network(x), nearest)
+
+
+def slow_rednet(network: REDNet, x: Tensor) -> Tensor:
+    """Mao et al. 2016, figure 1: maps of every second convolution, added behind the mirrored layer."""
+    maps = {0: x}
+    count = len(network.encoder)
+    for i in range(count):
+        maps[i + 1] = F.relu(network.encoder[i](maps[i]))
+    y = maps[count]
+    for i in range(count - 1, -1, -1):
+        y = network.decoder[count - 1 - i](y) + (maps[i] if i in (0, 2, 4) else 0)
+        y = F.relu(y) if i else y
+    return y
+
+
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize("layers", [1, 4, 5])
+def test_rednet_is_symmetric_with_skips_and_starts_near_its_input(layers: int, convolution: str):
+    options = {"kind": "rednet", "features": 6, "layers": layers, "convolution": convolution}
+    network = build(GENERATORS, options, seed=1)
+    assert isinstance(network, REDNet)
+    x = randn(2, 3, 9, 14).float()
+    y = network(x)
+    assert torch.equal(y, slow_rednet(network, x))
+    assert 0 < (y - x).square().mean().sqrt() < 0.1
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    with pytest.raises(PgsrError, match="scale 2 is not 1"):
+        REDNet(scale=2)
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -104,6 +104,7 @@ NETWORKS: dict[str, tuple[dict, set[str]]] = {
         {"kind": "compact", "scale": 2, "features": 8, "layers": 2, "base": "bicubic"},
         set(),
     ),
+    "rednet": ({"kind": "rednet", "features": 8, "layers": 3}, set()),
     "resnet-sr": (
         {"kind": "resnet-sr", "features": 3},
         {

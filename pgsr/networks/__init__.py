@@ -20,6 +20,7 @@ from .metz import GrowingMetzDiscriminator, GrowingMetzGenerator, MetzDiscrimina
 from .msggan import MSGGANDiscriminator, MSGGANGenerator
 from .progan import ProGANDiscriminator, ProGANGenerator
 from .projected import ProjectedDiscriminator
+from .rednet import REDNet
 from .sr_variants import (
     CNNDiscriminator,
     DCGANGenerator,
@@ -34,6 +35,7 @@ GENERATORS: dict[str, type[Generator]] = {
     "progan": ProGANGenerator,  # latents -> images
     "srresnet": SRResNet,  # low-resolution images -> high
     "compact": CompactUpscaler,
+    "rednet": REDNet,  # images made worse -> as they were
     "msggan": MSGGANGenerator,  # latents -> images of every resolution at once
     "began": BEGANGenerator,  # latents -> images of one size
     "metz": MetzGenerator,  # latents -> images of 28 x 28

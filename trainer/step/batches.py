@@ -24,7 +24,7 @@ from pgsr.networks.progan import fade_reals
 
 from ..data.cache import Noise, Photographs, Source, load_photographs, side_of
 from ..data.listing import LeftOut
-from .degradation import degraded
+from .degradation import compressed, degraded
 from .parallel import ALONE, Ranks
 from .pixels import box_cuts, boxes, data_indices, middle_boxes, mirror, mirrored, stack_cuts, stacked
 from .recipe import Recipe
@@ -263,9 +263,8 @@ class CropBatches(Batches):
         high = self.tensor(from_pixels(self.high.cut(of_high)))
         low = self.tensor(from_pixels(self.low.cut(of_low)))
         data = self.recipe.data
-        low = degraded(
-            low, high, self.recipe.seed, positions, data.filters, data.blur, data.noise, data.coarse_noise
-        )
+        worse = (data.filters, data.blur, data.noise, data.coarse_noise, data.jpeg)
+        low = degraded(low, high, self.recipe.seed, positions, *worse)
         self.high.expect(lambda: self.cuts(self.following(stage, start))[0])
         self.low.expect(lambda: self.cuts(self.following(stage, start))[1])
         if self.recipe.data.mirror:
@@ -278,9 +277,11 @@ class CropBatches(Batches):
         return critic_batch if critic_batch is not None else self.for_critic(stage, start)
 
     def preview(self, count: int) -> Tensor:
-        """The first photographs of the set, reduced."""
+        """The first photographs of the set, reduced, and compressed if those of training are."""
         rows = self.rows[: min(count, self.count), 1].tolist()
-        return self.tensor(from_pixels(self.low.cut(whole(rows, self.low.side))))
+        images = self.tensor(from_pixels(self.low.cut(whole(rows, self.low.side))))
+        jpeg = self.recipe.data.jpeg
+        return compressed(images, self.recipe.seed, range(len(rows)), jpeg) if jpeg else images
 
 
 class BoxBatches(Batches):

@@ -3,21 +3,25 @@
 An upscaler that has seen only photographs reduced by one filter sharpens whatever a generator leaves in its
 images. So what it learns from is made worse at random, as Wang et al. (2021, Real-ESRGAN, section 3.1) do for
 old photographs: another filter, blur, noise of single pixels, and noise of blocks of 2 x 2, which is what a
-generator's last doubling leaves. How strong each is, every crop draws for itself.
+generator's last doubling leaves. How strong each is, every crop draws for itself. Last of all a crop may be
+compressed as JPEG, which a network of scale 1 learns to undo (paper 2, appendix C).
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from pgsr import draws
+from pgsr.networks.pixels import from_pixels, to_pixels
 
 STORED = "stored"  # as the archive has them, or as data.reduce makes them
 REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -26,6 +30,8 @@ REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "bicubic": lambda high, scale: _interpolated(high, scale, "bicubic").clamp(-1, 1),
 }
 FILTERS = (STORED, *REDUCTIONS)
+
+JPEG_GRID = 16  # pixels: a block of 8 x 8 of chroma, which Pillow halves
 
 DEVIATIONS = 3  # of a Gaussian, on either side, that its kernel has
 
@@ -39,8 +45,23 @@ def degraded(
     blur: float = 0.0,  # the most, as a Gaussian's standard deviation in pixels of `low`
     noise: float = 0.0,  # the most, as a standard deviation in [-1, 1]
     coarse_noise: float = 0.0,  # the same, of blocks of 2 x 2
+    jpeg: Sequence[int] = (),  # the least and the most quality, 1 to 95; empty: none is compressed
 ) -> Tensor:
     """[N, 3, h, w], a function of (seed, position)."""
+    low = _before_jpeg(low, high, seed, positions, filters, blur, noise, coarse_noise)
+    return compressed(low, seed, positions, jpeg) if jpeg else low
+
+
+def _before_jpeg(
+    low: Tensor,
+    high: Tensor,
+    seed: int,
+    positions: range,
+    filters: Sequence[str],
+    blur: float,
+    noise: float,
+    coarse_noise: float,
+) -> Tensor:
     if not (blur or noise or coarse_noise or set(filters) != {STORED}):
         return low  # and nothing is drawn
     shares = np.stack([draws.uniforms(seed, "degradation", p, 4) for p in positions])  # [N, 4]
@@ -62,6 +83,24 @@ def reduced(low: Tensor, high: Tensor, chosen: Sequence[str]) -> Tensor:
         rows = [i for i, filter in enumerate(chosen) if filter == name]
         result[rows] = REDUCTIONS[name](high[rows], scale)
     return result
+
+
+def compressed(images: Tensor, seed: int, positions: range, qualities: Sequence[int]) -> Tensor:
+    """Each image through Pillow's JPEG encoder at a quality of its own, every one of the range as likely.
+
+    Where the grid of blocks begins is drawn as well, since a crop or a tile may begin anywhere in a picture:
+    the image is continued by its first row and column to the left and above, and cut out again.
+    """
+    least, most = qualities
+    results = []
+    for pixels, p in zip(to_pixels(images).cpu().numpy(), positions, strict=True):
+        of_quality, *of_place = draws.uniforms(seed, "degradation", p, 7)[4:]  # those before: `_before_jpeg`
+        top, left = (int(share * JPEG_GRID) for share in of_place)
+        whole = np.pad(pixels, ((top, 0), (left, 0), (0, 0)), "edge")
+        buffer = io.BytesIO()
+        Image.fromarray(whole).save(buffer, "JPEG", quality=least + int(of_quality * (most - least + 1)))
+        results.append(np.asarray(Image.open(buffer))[top:, left:])
+    return from_pixels(torch.from_numpy(np.stack(results)).to(images.device), images.dtype)
 
 
 def _interpolated(high: Tensor, scale: int, mode: str) -> Tensor:

@@ -36,6 +36,7 @@ LARGEST = 2**62  # a whole number; only the seed may be larger
 LARGEST_SIDE = 2**13  # pixels of a photograph that is trained on
 MOST_BLUR = 16  # pixels of a super-resolution input
 MOST_NOISE = 2  # from black to white
+MOST_QUALITY = 95  # of JPEG: above it Pillow's files grow and pictures hardly change
 MOST_AT_ONCE = 2**16  # images that networks look at in one step or sheet
 LONGEST_FILE = 2**20  # bytes of a recipe or a run's config.json
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -159,6 +160,7 @@ class DataConfig:
     blur: float = 0.0  # the most, as a Gaussian's standard deviation in pixels of the input
     noise: float = 0.0  # the most, as a standard deviation
     coarse_noise: float = 0.0  # the same, of blocks of 2 x 2
+    jpeg: Sequence[int] = ()  # the least and the most quality of JPEG, last of all; empty: none
     box: int = 0  # if not 0, side of a random box of each photograph, reduced by averaging to what is trained
     held_out: int = 0  # so many photographs, the last ones, are not trained on
     stacked: bool = False  # each image is red of one picture, green of another, blue of a third
@@ -180,6 +182,13 @@ class DataConfig:
             raise PgsrError(
                 f"data.box is {self.box}, but photographs are {self.resolution} (data.resolution)"
             )
+        if self.jpeg and not (len(self.jpeg) == 2 and 1 <= self.jpeg[0] <= self.jpeg[1] <= MOST_QUALITY):
+            raise PgsrError(
+                f"data.jpeg is {list(self.jpeg)}, but must be the least and the most quality, from 1 to "
+                f"{MOST_QUALITY}"
+            )
+        if self.jpeg and self.box:
+            raise PgsrError("data.jpeg and data.box exclude each other")
         if self.stacked and self.box:
             raise PgsrError("data.stacked and data.box exclude each other")
 
@@ -274,6 +283,8 @@ class Recipe:
                 f"data.box is {self.data.box}, but must be a multiple of {self.schedule.resolution} "
                 "(schedule.resolution)"
             )
+        if "latent_size" in self.generator and self.data.jpeg:
+            raise PgsrError("data.jpeg is for networks whose inputs are images: leave it out")
         whole_pictures = "latent_size" in self.generator and not self.data.box
         if whole_pictures and self.data.resolution % self.schedule.resolution:
             raise PgsrError(
@@ -340,7 +351,8 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` gives the same recipe back."""
         result = dataclasses.asdict(self)
-        result["data"]["filters"] = list(self.data.filters)
+        for name in ("filters", "jpeg"):
+            result["data"][name] = list(result["data"][name])
         return {**result, "critics": list(result["critics"])}
 
 

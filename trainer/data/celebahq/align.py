@@ -110,20 +110,15 @@ def align(
 ) -> Alignment:
     """An RGB picture and landmarks [5, 2] -> the face, size x size. Raises ValueError if there is none.
 
-    Passes enhance what the crop needs of the picture, in their order; one that enlarges is left out where the
-    face has `size` pixels already.
+    Passes enhance what the crop needs of every picture, in their order, however large it is, as in the paper.
     """
     crop = oriented = oriented_crop(landmarks)
     check_within(landmarks, picture.size)
     picture, crop = restricted(picture, crop)
     steps = {"cut out": picture}
-    used = []
     for step in passes:
-        if step.scale > 1 and crop.side >= size:
-            continue
         picture, crop = step.enhance(picture), crop.scaled(step.scale)
         steps[step.name] = picture
-        used.append(step.name)
     reduced = max(1, int(crop.side // (2 * size)))
     if reduced > 1:
         picture, crop = picture.reduce(reduced), crop.scaled(1 / reduced)
@@ -135,7 +130,7 @@ def align(
         picture = blurred_border(picture, pads, BLUR * crop.side)
         steps["Gaussian filter"] = picture
     image = resampled(picture, crop, size, oversampling)
-    return Alignment(image, oriented, tuple(used), reduced, pads, steps, crop)
+    return Alignment(image, oriented, tuple(step.name for step in passes), reduced, pads, steps, crop)
 
 
 def check_within(landmarks: NDArray[np.floating], size: tuple[int, int]) -> None:

@@ -46,8 +46,16 @@ from .sources import Drawn, Files, Source, open_source
     help="Bilinear at so many times that.",
 )
 @click.option("--keep", type=click.IntRange(1), default=30_000, show_default=True, help="The best so many.")
-@click.option("--restorer", type=click.Path(path_type=Path), help="A bundle that removes JPEG's artefacts.")
-@click.option("--upscaler", type=click.Path(path_type=Path), help="A bundle that enlarges small faces.")
+@click.option(
+    "--restorer",
+    type=click.Path(path_type=Path),
+    help="A bundle that removes JPEG's artefacts, of every picture.",
+)
+@click.option(
+    "--upscaler",
+    type=click.Path(path_type=Path),
+    help="A bundle that enlarges every picture, 4x in the paper.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Of the bundles: auto, cpu, cuda or cuda:N")
 @click.option("--processes", type=click.IntRange(0), default=0, help="0: one a usable core.  [default: 0]")
 @click.option(
@@ -103,7 +111,8 @@ def main(
     emit(
         summary,
         f"{out}: kept the best {summary['kept']} of {summary['judged']} faces, {summary['skipped']} pictures "
-        f"skipped; quality {summary['quality_best']:.3f} to {summary['quality_least']:.3f}",
+        f"skipped; quality {summary['quality_best']:.3f} to {summary['quality_least']:.3f}"
+        + "".join(f"; {count} through the {name}" for name, count in summary["passes"].items()),
         as_json,
     )
 

@@ -85,7 +85,7 @@ def run(
                 del ranking.records[record["name"]]
         remove_others(out, ranking)
         make_missing(source, settings, out, ranking, processes, Damage(max_damaged))
-        return finish(out, ranking, source)
+        return finish(out, ranking, source, settings)
 
 
 def make_missing(
@@ -194,6 +194,8 @@ def check_settings(source: Source, settings: Settings, out: Path) -> None:
         "oversampling": settings.oversampling,
         "bundles": bundles,
     }
+    if settings.upscaler is not None:
+        now["rule of --upscaler"] = "every picture"  # pgsr 0.1 left large faces as they were
     path = out / SETTINGS
     if not path.is_file():
         write_text(path, json.dumps(now, indent=1) + "\n")
@@ -231,10 +233,11 @@ def remove_others(out: Path, ranking: Ranking) -> None:
             picture_path(out, record["name"]).unlink(missing_ok=True)
 
 
-def finish(out: Path, ranking: Ranking, source: Source) -> dict[str, Any]:
-    """Writes images.jsonl, and returns the summary."""
+def finish(out: Path, ranking: Ranking, source: Source, settings: Settings) -> dict[str, Any]:
+    """Writes images.jsonl, and returns the summary; its "passes" counts the faces that each network made."""
     remove_others(out, ranking)
     best = ranking.best()
+    judged = [record for record in ranking.records.values() if "quality" in record]
     if not best:
         raise PgsrError(f"not one face could be made of {len(source.names)} pictures: see {out / RECORDS}")
     lines = [
@@ -246,7 +249,8 @@ def finish(out: Path, ranking: Ranking, source: Source) -> dict[str, Any]:
         "out": str(out),
         "pictures": len(source.names),
         "skipped": sum("skipped" in record for record in ranking.records.values()),
-        "judged": sum("quality" in record for record in ranking.records.values()),
+        "judged": len(judged),
+        "passes": {name: sum(name in record["passes"] for record in judged) for name in settings.bundles},
         "kept": len(best),
         "quality_best": best[0]["quality"],
         "quality_least": best[-1]["quality"],

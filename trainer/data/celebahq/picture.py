@@ -37,7 +37,7 @@ class Settings:
     size: int = 1024
     oversampling: int = OVERSAMPLING
     restorer: Path | None = None  # a bundle whose upscaler graph is of scale 1
-    upscaler: Path | None = None  # one of another scale
+    upscaler: Path | None = None  # one of another scale, 4 in the paper
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -46,6 +46,8 @@ class Settings:
         if self.oversampling < 1:
             raise PgsrError(f"--oversampling {self.oversampling} is below 1")
         for name, path in self.bundles.items():
+            if path.exists() and not (path / bundle.MANIFEST).exists():  # a run, a checkpoint or a graph
+                raise PgsrError(f"--{name} {path} is no bundle: make one by pgsr-export {path} --out BUNDLE")
             scale = bundle.read(path).scale
             if (scale == 1) != (name == "restorer"):
                 other = "upscaler" if name == "restorer" else "restorer"
