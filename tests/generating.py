@@ -30,7 +30,7 @@ def refused(arguments: list[str], words: str) -> None:
     result = command(*arguments)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
 

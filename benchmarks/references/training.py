@@ -78,15 +78,13 @@ def widths(resolution: int, base: int, most: int) -> list[int]:
 
 
 class MinibatchStddev(nn.Module):
-    """One more map (paper 2, section 3): the deviation over every group of 4 images, averaged."""
+    """One more map (paper 2, section 3): the deviation over the images of the batch, averaged."""
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        group = min(4, n)
-        y = x.reshape(group, n // group, c, h, w)
-        y = y - y.mean(dim=0, keepdim=True)
-        y = torch.sqrt((y**2).mean(dim=0) + 1e-8).mean(dim=[1, 2, 3])
-        return torch.cat([x, y.repeat(group).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)
+        n, _, h, w = x.shape
+        y = x - x.mean(dim=0, keepdim=True)
+        deviation = torch.sqrt((y**2).mean(dim=0) + 1e-8).mean()
+        return torch.cat([x, deviation.expand(n, 1, h, w)], dim=1)
 
 
 class EqualLinear(nn.Linear):
