@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pgsr import draws
 from pgsr.errors import PgsrError
@@ -25,7 +27,8 @@ SMALL = ("schedule.batch=8", "generator.features=1", "discriminator.features=1")
 
 def recipe(*settings: str) -> config.Recipe:
     """Photographs of 16, boxes of 8 reduced to 4, inputs of 1."""
-    sizes = ("schedule.resolution=4", "schedule.start_resolution=4", "data.resolution=16", "data.box=8")
+    sizes = ("schedule.resolution=4", "schedule.start_resolution=4")
+    sizes += ("data.width=0", "data.resolution=16", "data.box=8")
     return config.load(
         "sr-gan", (*SMALL, "discriminator.kind=mlp", "discriminator.crop=4", *sizes, *settings)
     )
@@ -107,11 +110,48 @@ def test_the_recipes_of_paper_3_take_its_boxes(name: str, tmp_path: Path, own_ca
     pictures = [(f"{i}.png", png((178, 218), i)) for i in range(3)]
     chosen = config.load(name, ("schedule.batch=4", "generator.features=1", "discriminator.features=1"))
     batches, batch = batch_of(chosen, write_zip(tmp_path / "celeba.zip", pictures))
-    assert batches.pixels.side == 178
+    assert batches.pixels.side == 218
     assert batch.reals.shape == (4, 3, 64, 64)
-    seen = batches.cuts(range(START, START + 50))
+    seen = batches.cuts(range(START, START + 2000))
     assert seen.side == 128
-    assert {len({place[k] for place in seen.places}) > 20 for k in (1, 2)} == {True}
+    assert {top for _, top, _ in seen.places} == set(range(218 - 128 + 1))
+    assert {left for _, _, left in seen.places} == set(range(20, 20 + 178 - 128 + 1))
+
+
+def test_boxes_of_photographs_higher_than_wide_lie_in_them(tmp_path: Path, own_cache: Path):
+    """Photographs of 12 x 20 in squares of 20: every box as cut from the picture itself."""
+    pictures = [(f"{i}.png", png((12, 20), i)) for i in range(3)]
+    source = write_zip(tmp_path / "high.zip", pictures)
+    chosen = recipe("data.resolution=20", "data.width=12", "data.mirror=false")
+    _, batch = batch_of(chosen, source)
+    positions = range(START, START + COUNT)
+    for k, (p, index) in enumerate(zip(positions, data_indices(0, positions, 3), strict=True)):
+        pixels = np.asarray(Image.open(io.BytesIO(pictures[index][1])).convert("RGB"), np.float64)
+        u, v = draws.uniforms(0, "crop", p, 2)
+        top, left = int(u * 13), int(v * 5)
+        box = pixels[top : top + 8, left : left + 8].reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
+        np.testing.assert_allclose(batch.reals[k], box.transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (24, 40), (12, 20)])
+def test_larger_photographs_give_their_middle(size: tuple[int, int], tmp_path: Path, own_cache: Path):
+    """Reduced to 12 x 20 as Pillow does, with black beside it."""
+    pictures = [(f"{i}.png", png(size, i)) for i in range(2)]
+    pixels = load_photographs(write_zip(tmp_path / "large.zip", pictures), 20, "lanczos", 12).pixels
+    picture = Image.open(io.BytesIO(pictures[0][1])).convert("RGB")
+    scale = min(size[0] / 12, size[1] / 20)
+    left, top = (size[0] - 12 * scale) / 2, (size[1] - 20 * scale) / 2
+    box = (left, top, left + 12 * scale, top + 20 * scale)
+    middle = picture.resize((12, 20), Image.Resampling.LANCZOS, box=box)
+    np.testing.assert_array_equal(pixels[0, :, 4:16], np.asarray(middle))
+    assert not pixels[0, :, :4].any()
+    assert not pixels[0, :, 16:].any()
+
+
+@pytest.mark.parametrize("settings", [("data.width=7",), ("data.width=16",), ("data.width=12", "data.box=0")])
+def test_widths_that_do_not_fit_are_refused(settings: tuple[str, ...]):
+    with pytest.raises(PgsrError, match=r"data\.width is"):
+        recipe(*settings)
 
 
 @pytest.mark.parametrize("prepared", [True, False])

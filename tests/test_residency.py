@@ -39,7 +39,7 @@ RECIPES = {
         "sr-gan",
         (
             *("schedule.batch=6", "schedule.resolution=4", "schedule.start_resolution=4", "data.box=8"),
-            *("data.resolution=16", "discriminator.kind=mlp", "discriminator.crop=4"),
+            *("data.resolution=16", "data.width=0", "discriminator.kind=mlp", "discriminator.crop=4"),
             *("generator.features=1", "discriminator.features=1"),
         ),
     ),

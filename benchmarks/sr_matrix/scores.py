@@ -47,7 +47,9 @@ class TestSet:
 
 def held_out(recipe: config.Recipe, settings: Settings, device: torch.device) -> TestSet:
     """The last pictures of the data set, as training would box and reduce them."""
-    photographs = load_photographs(settings.data, recipe.data.resolution or recipe.data.box)
+    photographs = load_photographs(
+        settings.data, recipe.data.resolution or recipe.data.box, recipe.data.reduce, recipe.data.width
+    )
     last = torch.from_numpy(np.array(photographs.pixels[-settings.held_out :]))
     labels = middle_boxes(training.Pixels(last.to(device), device), len(last), recipe)
     inputs = F.avg_pool2d(labels, 4)

@@ -58,13 +58,26 @@ def square(picture: Image.Image, size: int, resampling: Image.Resampling) -> Ima
     return picture.resize((size, size), resampling, box=box)
 
 
-def problem(data: bytes, size: int, turn: bool = True) -> tuple[Image.Image | None, str]:
-    """The decoded picture, or None and why it cannot be used at `size`."""
+def upright(picture: Image.Image, height: int, width: int, resampling: Image.Resampling) -> Image.Image:
+    """The middle of a picture at width x height, in the middle of a black square of the height."""
+    scale = min(picture.width / width, picture.height / height)
+    across, down = width * scale, height * scale
+    left, top = (picture.width - across) / 2, (picture.height - down) / 2
+    middle = picture
+    if picture.size != (width, height):
+        middle = picture.resize((width, height), resampling, box=(left, top, left + across, top + down))
+    canvas = Image.new("RGB", (height, height))
+    canvas.paste(middle, ((height - width) // 2, 0))
+    return canvas
+
+
+def problem(data: bytes, size: int, turn: bool = True, width: int = 0) -> tuple[Image.Image | None, str]:
+    """The decoded picture, or None and why it cannot be used at `size`, or at width x size."""
     try:
         picture = decode(data, turn)
     except decoding.PictureError as error:
         return None, error.reason
-    if min(picture.size) < size:
+    if picture.width < (width or size) or picture.height < size:
         return None, f"too small ({picture.width}x{picture.height})"
     return picture, ""
 
@@ -113,9 +126,10 @@ class Noise:
 Source = Path | Noise
 
 
-def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY) -> Photographs:
+def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY, width: int = 0) -> Photographs:
     """All usable pictures at size x size, from the cache if they have been decoded before.
 
+    With a `width` below the size they are width x size, in the middle of a black square.
     A prepared archive (pgsr-data) with that size gives its own pictures; any other is cropped to the
     centred square and reduced by a filter of FILTERS. Pictures that are damaged or too small, and a set
     that was prepared by another filter, are named on stderr.
@@ -134,7 +148,7 @@ def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY) -> Photo
             f"pgsr-data --filter {reduce}",
             file=sys.stderr,
         )
-    file = _pixel_file(pictures, size, reduce)
+    file = _pixel_file(pictures, size, reduce, width)
     if len(file.pixels) < 2:
         raise PgsrError(
             f"{source} has {len(file.pixels)} usable picture(s) of {size}x{size}; training needs at least 2"
@@ -153,12 +167,12 @@ def load_photographs(source: Path, size: int, reduce: str = REDUCED_BY) -> Photo
     )
 
 
-def side_of(source: Path) -> int | None:
-    """The side of the square of a source's first picture, or the largest size that it was prepared at; None
+def first_size(source: Path) -> tuple[int, int] | None:
+    """Width and height of a source's first picture, or the largest size that it was prepared at, twice; None
     if none of the first can be read."""
     pictures = open_pictures(source)
     if pictures.sizes:
-        return max(pictures.sizes)
+        return max(pictures.sizes), max(pictures.sizes)
     with reading(pictures) as read:
         for name in pictures.names[:MAX_DAMAGED]:
             try:
@@ -166,13 +180,13 @@ def side_of(source: Path) -> int | None:
             except UNREADABLE:
                 continue
             if picture is not None:
-                return min(picture.size)
+                return picture.size
     return None
 
 
-def _pixel_file(pictures: Pictures, size: int, reduce: str) -> PixelFile:
+def _pixel_file(pictures: Pictures, size: int, reduce: str, width: int) -> PixelFile:
     """The decoded pictures, from the cache or anew."""
-    by = "" if reduce == REDUCED_BY else f"-{reduce}"
+    by = ("" if reduce == REDUCED_BY else f"-{reduce}") + (f"-{width}" if width else "")
     cached = cache_folder() / f"{pictures.fingerprint[:32]}-{size}{by}-{decoding.VERSION}.npy"
     content = fingerprint_of([pictures.fingerprint, *pictures.names])  # and which of its pictures
     file = open_pixels(cached, content, size)
@@ -180,7 +194,7 @@ def _pixel_file(pictures: Pictures, size: int, reduce: str) -> PixelFile:
         return file
     if cached.exists():
         print(f"note: {cached} is damaged, or of an older version: decoding again", file=sys.stderr)
-    _decode_all(pictures, size, reduce, cached, content)
+    _decode_all(pictures, size, reduce, width, cached, content)
     file = open_pixels(cached, content, size)
     if file is None:
         raise PgsrError(f"{cached} does not hold what was written to it: is the disk sound?")
@@ -192,15 +206,18 @@ def cache_folder() -> Path:
     return writable_cache("data")
 
 
-def _decode_all(pictures: Pictures, size: int, reduce: str, cached: Path, content: str) -> None:
+def _decode_all(pictures: Pictures, size: int, reduce: str, width: int, cached: Path, content: str) -> None:
     """Decodes into one file; a picture that fails is reported in it and on stderr."""
 
     def pixels(picture: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+        if width:
+            made = upright(picture, size, width, FILTERS[reduce])
+            return np.asarray(made), picture.size == (width, size)
         return np.asarray(square(picture, size, FILTERS[reduce])), min(picture.size) == size
 
     remove_leftovers(cached.parent)
     with ending_cleanly(), writing_pixels(cached, content, size) as file:
-        for position, (name, decoded, why) in enumerate(each_picture(pictures, size, pixels)):
+        for position, (name, decoded, why) in enumerate(each_picture(pictures, size, pixels, width=width)):
             if decoded is None:
                 file.left_out.append(LeftOut(name, why))
                 print(f"skipped {name}: {why}", file=sys.stderr)
@@ -209,7 +226,11 @@ def _decode_all(pictures: Pictures, size: int, reduce: str, cached: Path, conten
 
 
 def each_picture(
-    pictures: Pictures, size: int, work: Callable[[Image.Image], T], max_damaged: int = MAX_DAMAGED
+    pictures: Pictures,
+    size: int,
+    work: Callable[[Image.Image], T],
+    max_damaged: int = MAX_DAMAGED,
+    width: int = 0,
 ) -> Iterator[tuple[str, T | None, str]]:
     """(name, work(picture), "") of each picture in order, or (name, None, why it cannot be used).
 
@@ -221,7 +242,7 @@ def each_picture(
             data = read(name)
         except UNREADABLE as error:
             return name, None, f"{UNREAD} ({error})"
-        picture, why = problem(data, size)
+        picture, why = problem(data, size, width=width)
         return name, None if picture is None else work(picture), why
 
     damage = Damage(max_damaged)

@@ -22,7 +22,7 @@ from pgsr.errors import PgsrError
 from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
-from ..data.cache import Noise, Photographs, Source, load_photographs, side_of
+from ..data.cache import Noise, Photographs, Source, first_size, load_photographs
 from ..data.listing import LeftOut
 from .degradation import compressed, degraded
 from .parallel import ALONE, Ranks
@@ -115,7 +115,7 @@ class Batches:
         else:
             what = f"the photographs of {side}x{side}, which another process reads"
             photographs = self.ranks.in_turn(
-                lambda: load_photographs(source, side, self.recipe.data.reduce), what
+                lambda: load_photographs(source, side, self.recipe.data.reduce, self.recipe.data.width), what
             )
         self.opened.append(photographs)
         return photographs
@@ -337,11 +337,11 @@ def with_fitting_boxes(recipe: Recipe, source: Source) -> Recipe:
     data, trained = recipe.data, recipe.schedule.resolution
     if isinstance(source, Noise) or not data.box:
         return recipe
-    side = side_of(source)
-    if side is None or not trained <= side < (data.resolution or data.box):
+    size, height = first_size(source), data.resolution or data.box
+    if size is None or min(size) < trained or (size[0] >= (data.width or height) and size[1] >= height):
         return recipe
-    whole_side = side - side % trained
-    return replace(recipe, data=replace(data, resolution=whole_side, box=whole_side))
+    side = min(size) - min(size) % trained
+    return replace(recipe, data=replace(data, resolution=side, width=0, box=side))
 
 
 def batches_for(recipe: Recipe, source: Source, device: torch.device, ranks: Ranks) -> TrainingBatches:

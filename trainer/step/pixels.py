@@ -41,12 +41,13 @@ def middle_boxes(pixels: Pixels, count: int, recipe: Recipe) -> Tensor:
 
 
 def box_cuts(side: int, indices: list[int], positions: range, recipe: Recipe) -> Cuts:
-    """Random boxes of photographs of that side, each by its position."""
+    """Random boxes of photographs of that side, or of their width in its middle, each by its position."""
+    width = recipe.data.width or side
+    down, across, margin = side - recipe.data.box + 1, width - recipe.data.box + 1, (side - width) // 2
     places = []
     for p, index in zip(positions, indices, strict=True):
-        steps = side - recipe.data.box + 1
-        top, left = (int(u * steps) for u in draws.uniforms(recipe.seed, "crop", p, 2))
-        places.append((index, top, left))
+        u, v = draws.uniforms(recipe.seed, "crop", p, 2)
+        places.append((index, int(u * down), margin + int(v * across)))
     return Cuts(tuple(places), recipe.data.box)
 
 

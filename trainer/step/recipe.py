@@ -154,6 +154,7 @@ class DataConfig:
 
     mirror: bool = True
     resolution: int = 0  # side of the stored photographs; 0: the schedule's resolution
+    width: int = 0  # of photographs that are higher than wide, whose height is `resolution`; 0: squares
     reduce: str = REDUCED_BY  # the filter by which larger ones are reduced to it (paper 1, Table 1)
     # Super-resolution: what makes inputs worse, each crop by shares of its own (degradation.py).
     filters: Sequence[str] = (STORED,)  # one of which reduces a crop
@@ -171,7 +172,10 @@ class DataConfig:
         check_choice("data.reduce", self.reduce, REDUCERS)
         for name in self.filters:
             check_choice("data.filters", name, FILTERS)
-        sides, strengths = dict.fromkeys(("resolution", "box"), LARGEST_SIDE), ("noise", "coarse_noise")
+        sides, strengths = (
+            dict.fromkeys(("resolution", "width", "box"), LARGEST_SIDE),
+            ("noise", "coarse_noise"),
+        )
         bounds = sides | {"held_out": LARGEST, "blur": MOST_BLUR} | dict.fromkeys(strengths, MOST_NOISE)
         for name, most in bounds.items():
             value = getattr(self, name)
@@ -182,6 +186,13 @@ class DataConfig:
             raise PgsrError(
                 f"data.box is {self.box}, but photographs are {self.resolution} (data.resolution)"
             )
+        if self.width and not self.box <= self.width < self.resolution:
+            raise PgsrError(
+                f"data.width is {self.width}, but must be at least data.box ({self.box}) and below "
+                f"data.resolution ({self.resolution})"
+            )
+        if self.width and not self.box:
+            raise PgsrError("data.width is for random boxes of photographs: set data.box as well")
         if self.jpeg and not (len(self.jpeg) == 2 and 1 <= self.jpeg[0] <= self.jpeg[1] <= MOST_QUALITY):
             raise PgsrError(
                 f"data.jpeg is {list(self.jpeg)}, but must be the least and the most quality, from 1 to "
