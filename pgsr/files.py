@@ -107,7 +107,16 @@ def _is_running(process: int) -> bool:
         return False
     except PermissionError:
         pass  # another user's
-    return True
+    return not _has_ended(process)
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process that still has its number is a zombie: killed, and its parent has not asked yet."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in (b"Z", b"X")
 
 
 def hold(file: IO[Any]) -> None:

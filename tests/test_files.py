@@ -8,6 +8,7 @@ import os
 import pwd
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,20 @@ def test_what_another_machine_writes_is_not_left_over(tmp_path: Path):
         assert path.exists()
     files.remove_leftovers(tmp_path)
     assert not path.exists()
+
+
+def test_leftovers_of_a_zombie_go(tmp_path: Path):
+    """A killed process keeps its number until its parent asks."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = tmp_path / f".a.{process.pid}.tmp"
+    left.touch()
+    files.remove_leftovers(tmp_path)
+    assert left.exists()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked
+    files.remove_leftovers(tmp_path)
+    assert not left.exists()
+    process.communicate()
 
 
 def test_leftovers_of_one_path_alone(tmp_path: Path):

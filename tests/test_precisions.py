@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -465,5 +466,7 @@ def test_limits_are_there_for_every_precision():
     for precision in bundle.PRECISIONS:
         assert precision in parity.LIMITS_DB
         assert precision in parity.LARGEST_STEP
+    shipped = bundle.read(bundle.shipped())
+    without = replace(shipped, graphs=tuple(g for g in shipped.graphs if g.precision != "bf16"))
     with pytest.raises(PgsrError, match="holds no chain graph in bf16"):
-        bundle.read(bundle.shipped()).graph("chain", "bf16")
+        without.graph("chain", "bf16")
