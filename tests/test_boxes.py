@@ -27,11 +27,10 @@ SMALL = ("schedule.batch=8", "generator.features=1", "discriminator.features=1")
 
 def recipe(*settings: str) -> config.Recipe:
     """Photographs of 16, boxes of 8 reduced to 4, inputs of 1."""
-    sizes = ("schedule.resolution=4", "schedule.start_resolution=4")
-    sizes += ("data.width=0", "data.resolution=16", "data.box=8")
-    return config.load(
-        "sr-gan", (*SMALL, "discriminator.kind=mlp", "discriminator.crop=4", *sizes, *settings)
-    )
+    trained = ("schedule.resolution=4", "schedule.start_resolution=4")
+    stored = ("data.width=0", "data.resolution=16", "data.box=8")
+    critic = ("discriminator.kind=mlp", "discriminator.crop=4")
+    return config.load("sr-gan", (*SMALL, *critic, *trained, *stored, *settings))
 
 
 def batch_of(chosen: config.Recipe, source: Path):
