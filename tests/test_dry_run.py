@@ -48,7 +48,10 @@ def told(command, name: str, *arguments: object) -> dict:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n == "ladder-a" else pytest.mark.slow) for n in config.recipe_names()],
+    [
+        pytest.param(n, marks=() if n in ("ladder-a", "jpeg-restore") else pytest.mark.slow)
+        for n in config.recipe_names()
+    ],
 )
 def test_it_answers_in_ten_seconds(name: str, command, toy: Path):
     """Wide networks and small ones alike; of one that shows 64 images at once at 128 x 128 two are timed."""

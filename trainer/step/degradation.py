@@ -91,6 +91,8 @@ def compressed(images: Tensor, seed: int, positions: range, qualities: Sequence[
     Where the grid of blocks begins is drawn as well, since a crop or a tile may begin anywhere in a picture:
     the image is continued by its first row and column to the left and above, and cut out again.
     """
+    if images.is_meta:
+        return torch.empty_like(images)  # where a step's cost is traced, images have no values
     least, most = qualities
     results = []
     for pixels, p in zip(to_pixels(images).cpu().numpy(), positions, strict=True):
