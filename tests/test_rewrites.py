@@ -355,6 +355,13 @@ def test_chosen_are_in_order_and_switchable():
     assert transposed in choose_rewrites("openvino", also=[transposed], precision="int8")
 
 
+def test_no_transposed_depthwise_convolution_in_bf16_unless_asked_for():
+    name = "upsample-depthwise-transposed"
+    assert name in choose_rewrites("openvino")
+    assert name not in choose_rewrites("openvino", precision="bf16")
+    assert name in choose_rewrites("openvino", [name], precision="bf16")
+
+
 def test_unknown_names_are_named():
     with pytest.raises(PgsrError, match="there is no rewrite 'fold'; there are remove-alpha, fold-gains"):
         choose_rewrites(without=["fold"])
