@@ -14,8 +14,21 @@ from pgsr.trainer.loop import StopRequest, train
 from pgsr.trainer.run_folder.run import Run
 from pgsr.trainer.start import open_run
 from pgsr.trainer.step.recipe import Recipe, of_run
+from pgsr.trainer.step.trainer import Trainer
 
 WORDS = ("name", "about", "source", "run")  # of a recipe, which decide no weights; but the precision does
+
+
+class StopAt(StopRequest):
+    """A stop once so many images are shown."""
+
+    def __init__(self, trainer: Trainer, images_shown: int) -> None:
+        super().__init__(None)
+        self.trainer, self.images_shown = trainer, images_shown
+
+    @property
+    def due(self) -> bool:
+        return super().due or self.trainer.state.images_shown >= self.images_shown
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pgsr.trainer.run_folder import metrics_log
 from pgsr.trainer.run_folder.run import Run
 from pgsr.trainer.step.trainer import Trainer
 
-from ..sr_matrix.measure import StopAt
+from .runs import StopAt
 
 Look = dict[str, Any]
 

@@ -17,32 +17,19 @@ import torch
 
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, write_text
-from pgsr.trainer.loop import StopRequest, train
+from pgsr.trainer.loop import train
 from pgsr.trainer.run_folder import metrics_log as record
 from pgsr.trainer.run_folder.run import Run
 from pgsr.trainer.run_folder.watch import Diverged
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.batches import with_fitting_boxes
-from pgsr.trainer.step.trainer import Trainer
 
-from ..harness.runs import opened, require_same
+from ..harness.runs import StopAt, opened, require_same
 from .cells import CELLS, Cell, Settings, recipe_of
 from .scores import Pixels, TestSet, Trained, generated, held_out, measured
 
 Report = Callable[[str], None]  # gets a line on what is going on
-
-
-class StopAt(StopRequest):
-    """A stop once so many images are shown."""
-
-    def __init__(self, trainer: Trainer, images_shown: int) -> None:
-        super().__init__(None)
-        self.trainer, self.images_shown = trainer, images_shown
-
-    @property
-    def due(self) -> bool:
-        return super().due or self.trainer.state.images_shown >= self.images_shown
 
 
 def run(settings: Settings, report: Report) -> tuple[list[Trained], TestSet]:

@@ -101,7 +101,7 @@ def compressed(images: Tensor, seed: int, positions: range, qualities: Sequence[
         whole = np.pad(pixels, ((top, 0), (left, 0), (0, 0)), "edge")
         buffer = io.BytesIO()
         Image.fromarray(whole).save(buffer, "JPEG", quality=least + int(of_quality * (most - least + 1)))
-        results.append(np.asarray(Image.open(buffer))[top:, left:])
+        results.append(np.asarray(Image.open(buffer, formats=["JPEG"]))[top:, left:])
     return from_pixels(torch.from_numpy(np.stack(results)).to(images.device), images.dtype)
 
 
