@@ -130,12 +130,18 @@ def quantized(model: Any, example: NDArray[np.float32]) -> Any:
 
 def write_images(engine: Engine, latents: NDArray[np.float32], folder: Path) -> int:
     """Latents to PNG files: OpenCV on as many threads as cores; how many were written."""
+    # Before the threads: cv2 takes itself out of sys.modules while it is imported.
+    import cv2
+
+    def write(path: Path, picture: NDArray[np.uint8]) -> bool:
+        return bool(cv2.imwrite(str(path), picture[:, :, ::-1]))
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         written: list[Future[bool]] = []
 
         def done(first: int, pixels: NDArray[np.uint8]) -> None:
             for i, picture in enumerate(pixels.copy()[: len(latents) - first]):
-                written.append(pool.submit(_write, folder / f"{first + i:06d}.png", picture))
+                written.append(pool.submit(write, folder / f"{first + i:06d}.png", picture))
 
         engine.run(latents, done)
         return sum(_results(written))
@@ -143,9 +149,3 @@ def write_images(engine: Engine, latents: NDArray[np.float32], folder: Path) -> 
 
 def _results(written: list[Future[bool]]) -> Iterator[bool]:
     return (future.result() for future in written)
-
-
-def _write(path: Path, picture: NDArray[np.uint8]) -> bool:
-    import cv2
-
-    return bool(cv2.imwrite(str(path), picture[:, :, ::-1]))
