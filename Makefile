@@ -13,7 +13,7 @@ SEED ?= $(shell date +%s)
 .PHONY: faces test lint triton clean
 
 faces: $(VENV)/.runtime
-	$(BIN)/pgsr-generate --count 1000 --truncation 0.8 --out faces
+	$(BIN)/pgsr-generate --count 1000 --out faces
 
 # In random order (make test SEED=... repeats one), without a home or a locale: tests say what they need.
 test: $(VENV)/.dev lint

@@ -482,6 +482,7 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
 @click.option("--images", type=int, help="Of each set.  [default: 16384, by features 50000, as paper 2]")
 @click.option("--pairs", type=int, default=10_000, show_default=True, help="Of MS-SSIM.")
+@click.option("--truncation", type=float, default=1.0, show_default=True, help="As in pgsr-generate.")
 @click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_by_features(required=False)

@@ -21,6 +21,7 @@ from pgsr import __version__, bundle, draws
 from pgsr.bundle import MOST_UPSCALERS, UPSCALERS, Bundle, Graph, Port, upscaler_name
 from pgsr.errors import PgsrError
 from pgsr.files import write_bytes
+from pgsr.truncation import typical_direction
 
 from .bundle_folder import check_replaceable, replacing_bundle
 from .graphs import Chain
@@ -127,6 +128,7 @@ def export_bundle(
     licence: str,
     samples: int = 0,  # 0: 64, or as many pixels of larger pictures
     choice: Choice | None = None,
+    truncation: float = 1.0,  # 0 to 1: of its faces, unless their user says another
 ) -> Bundle:
     """Writes the bundle of a generator, an upscaler, or a generator and upscalers one behind the other.
 
@@ -136,7 +138,7 @@ def export_bundle(
     then nothing is left behind and a bundle that stood there is untouched.
     """
     by_name = named(sources)
-    wishes = (precisions, name, licence, samples, choice or Choice())
+    wishes = (precisions, name, licence, samples, choice or Choice(), truncation)
     try:
         return _exported(by_name, out, *wishes)
     except SidesError:
@@ -191,8 +193,10 @@ def _exported(
     licence: str,
     samples: int,
     selection: Choice,
+    truncation: float,
 ) -> Bundle:
     check_replaceable(out)
+    centre = _centre(by_name.get("generator"), truncation)
     with replacing_bundle(out) as folder:
         inputs = _Inputs(by_name, samples)
         trials = [_trial(plan, inputs) for plan in plans(by_name)]
@@ -215,9 +219,25 @@ def _exported(
             licence=licence,
             provenance={kind: source.provenance for kind, source in sorted(by_name.items())},
             scales=scales if len(scales) > 1 else (),
+            truncation=truncation,
+            centre=centre,
         )
         bundle.write(result)
     return bundle.read(out)
+
+
+def _centre(generator: Source | None, truncation: float) -> tuple[float, ...]:
+    """Where truncation turns latents, [L], to seven digits: found now, so that no run has to; nothing at 1.
+
+    Raises PgsrError for a truncation without a generator.
+    """
+    if truncation == 1.0:
+        return ()
+    if generator is None:
+        raise PgsrError(f"--truncation {truncation:g} is a generator's: name one too, or leave it out")
+    network = torch_function(Grown(generator.generator, generator.resolution))
+    direction = typical_direction(network, generator.latent_size, of_side(PART, generator.resolution, 1))
+    return tuple(float(f"{number:.7g}") for number in direction)
 
 
 def _scales(by_name: dict[str, Source]) -> tuple[int, ...]:

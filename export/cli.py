@@ -33,6 +33,14 @@ export_options = options(
     option(
         BUNDLE, "--resolution", type=int, help="Of the generator's images; default: the highest grown in."
     ),
+    option(
+        BUNDLE,
+        "--truncation",
+        type=click.FloatRange(0, 1),
+        default=1.0,
+        show_default=True,
+        help="Of its faces, unless their user says another: less variety, more typical faces.",
+    ),
     option(BUNDLE, "--label", type=int, help="Of a generator trained with labels: the one to draw, from 0."),
     option(
         BUNDLE,
@@ -88,6 +96,7 @@ class Request:
     name: str | None
     licence: str
     resolution: int | None
+    truncation: float
     label: int | None
     equalized: str | None
     fp16: bool
@@ -302,6 +311,7 @@ def _export(
         name=request.name or request.out.resolve().name,
         licence=request.licence,
         samples=request.samples or 0,
+        truncation=request.truncation,
         choice=Choice(request.target, request.also, request.without),
     )
     results = engines.build_beside(result, progress) if engines else []

@@ -18,7 +18,19 @@ from typing import Any
 
 from pgsr.errors import PgsrError
 from pgsr.files import open_regular, sha256, write_text
-from pgsr.schema import Mismatch, check, document, either, items, one_of, parsed_json, record, text, whole
+from pgsr.schema import (
+    Mismatch,
+    check,
+    document,
+    either,
+    items,
+    one_of,
+    parsed_json,
+    real,
+    record,
+    text,
+    whole,
+)
 
 SCHEMA = 1
 CHAINED = 2  # the schema of bundles with several upscalers, of which pgsr 0.1 knows nothing
@@ -83,6 +95,8 @@ class Bundle:
     licence: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     scales: tuple[int, ...] = ()  # of each upscaler in its order, where there are several
+    truncation: float = 1.0  # 0 to 1, unless a user says another: the share of the variety that is kept
+    centre: tuple[float, ...] = ()  # [L], where truncation turns latents; empty: runtimes find it
 
     @property
     def upscaler_scales(self) -> tuple[int, ...]:
@@ -157,8 +171,10 @@ def write(bundle: Bundle) -> None:
     """
     data = {"schema": CHAINED if bundle.scales else SCHEMA, **dataclasses.asdict(bundle)}
     del data["folder"]
-    if not bundle.scales:
-        del data["scales"]
+    for name in [name for name in ("scales", "centre") if not data[name]]:
+        del data[name]
+    if bundle.truncation == 1.0:
+        del data["truncation"]
     manifest = json.dumps(data, indent=1, sort_keys=True) + "\n"
     try:
         check(parsed_json(manifest.encode()), BUNDLE)
@@ -180,8 +196,9 @@ def read(folder: Path) -> Bundle:
     graphs = tuple(_graph(entry) for entry in data["graphs"])
     known = {f.name for f in dataclasses.fields(Bundle)} - {"folder", "graphs"}
     values = {name: data[name] for name in known if name in data}
-    scales = tuple(data.get("scales", ())) if data["schema"] == CHAINED else ()
-    bundle = Bundle(folder=folder, graphs=graphs, **{**values, "scales": scales})
+    values["scales"] = tuple(data.get("scales", ())) if data["schema"] == CHAINED else ()
+    values["centre"] = tuple(data.get("centre", ()))
+    bundle = Bundle(folder=folder, graphs=graphs, **values)
     try:
         _check(bundle)
     except Mismatch as error:
@@ -242,13 +259,18 @@ BUNDLE = record(
         "licence": text(2**16, lines=True),
         "provenance": record({}, dict.fromkeys(("generator", *UPSCALERS), SOURCE)),
     },
-    {"scales": items(whole(1, 64), 2, MOST_UPSCALERS)},
+    {
+        "scales": items(whole(1, 64), 2, MOST_UPSCALERS),
+        "truncation": real(0, 1),
+        "centre": items(real(-1e6, 1e6), 1, WIDEST),
+    },
 )
 
 
 def _check(bundle: Bundle) -> None:
     """Raises Mismatch unless the graphs are of the sizes that the bundle is said to have, each there once."""
     _check_scales(bundle)
+    _check_centre(bundle)
     names = [f"{graph.name} {graph.precision}" for graph in bundle.graphs]
     if len(set(names)) < len(names) or len({graph.file for graph in bundle.graphs}) < len(names):
         raise Mismatch("graphs", names, "each once, in a file of its own")
@@ -272,6 +294,16 @@ def _check_scales(bundle: Bundle) -> None:
         raise Mismatch("scale", bundle.scale, f"{math.prod(bundle.scales)}, the product of the scales")
     if bundle.size > WIDEST:
         raise Mismatch("resolution * scale", bundle.size, f"at most {WIDEST}")
+
+
+def _check_centre(bundle: Bundle) -> None:
+    """Raises Mismatch unless the centre is a direction among the latents."""
+    if bundle.centre and len(bundle.centre) != bundle.latent_size:
+        raise Mismatch("centre", f"{len(bundle.centre)} numbers", f"{bundle.latent_size}, as a latent has")
+    if bundle.truncation < 1.0 and not bundle.centre:
+        raise Mismatch("centre", "nothing", "a direction, as a truncation needs")
+    if bundle.centre and not any(bundle.centre):
+        raise Mismatch("centre", "all zero", "a direction")
 
 
 ANY = "any"  # a dynamic dimension, whatever it is called

@@ -109,6 +109,16 @@ def whole(low: int, high: int) -> Rule:
     return rule
 
 
+def real(low: float, high: float) -> Rule:
+    """A number in these bounds, both included."""
+
+    def rule(value: Any, where: str) -> None:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise Mismatch(where, value, f"a number from {low:g} to {high:g}")
+
+    return rule
+
+
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not shown, or half a letter
 LINES = re.compile(r"[\t\n\r]")
 

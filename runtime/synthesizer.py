@@ -27,6 +27,8 @@ from pgsr import draws
 from pgsr.batches import LEAST, MOST, WAITING, images_on_gpu, images_that_fit, most
 from pgsr.errors import PgsrError
 from pgsr.machine import available_memory, installed_versions
+from pgsr.sphere import toward
+from pgsr.truncation import check_truncation, typical_direction
 
 from .autotune import FIRST, FIRST_ON_GPU, fastest_batch
 from .backends import MOST_IMAGES, Runner, Settings, backend_versions, open_runner
@@ -34,7 +36,6 @@ from .backends.choice import gpu_present
 from .measured import machine, recall, remember
 from .pipeline import in_turn, prefetch
 from .stages import open_stages
-from .truncation import check_truncation, toward, typical_direction
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,16 @@ class Synthesizer:
         backend: str = "auto",  # one of pgsr.runtime.backends.BACKENDS
         batch: int = 0,  # images at a time, at most; 0 is the fastest, if that was measured (see `tune`)
         threads: int = 0,  # of the arithmetic on a CPU; 0 leaves it to the backend
-        truncation: float = 1.0,  # 0 to 1: the share of the variety that is kept (docs/latents.md)
+        truncation: float | None = None,  # 0 to 1: the share of the variety; None: as the bundle says
         tile: int = 0,  # pixels a side that upscalers see at once, on CPUs; 0: all, where the memory holds it
     ) -> None:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
-        check_truncation(truncation)
+        if truncation is not None:
+            check_truncation(truncation)
         Settings(device, threads, batch or FIRST)  # raises PgsrError for what is out of range
         self.bundle = bundles.read(bundles.shipped() if model is None else model)
         self.graph = self.bundle.graph("chain", precision)
-        self.truncation = truncation
+        self.truncation = self.bundle.truncation if truncation is None else truncation
         self._device, self._backend, self._threads = device, backend, threads
         self._memory = int(SHARE * available_memory())
         room = 0 if self._gpu else images_that_fit(self.bundle, "chain", self._memory)
@@ -263,10 +265,10 @@ class Synthesizer:
 
     @cached_property
     def centre(self) -> NDArray[np.float64]:
-        """Returns where truncation turns latents, [L]: found once, by some hundred images of the generator.
-
-        Raises PgsrError if the bundle holds no generator graph.
-        """
+        """Returns where truncation turns latents, [L]: as the bundle says, or found once, by some hundred
+        images of the generator. Raises PgsrError if the bundle says nothing and holds no generator graph."""
+        if self.bundle.centre:
+            return np.array(self.bundle.centre)
         with self.open_graph("generator") as generator:
             return typical_direction(generator.run, self.bundle.latent_size, self.batch)
 

@@ -30,6 +30,7 @@ from pgsr.export.rewrites.table import rewritten
 from pgsr.export.source import Source, read_source
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
+from pgsr.truncation import typical_direction
 
 PROGAN = {"kind": "progan", "resolution": 16, "latent_size": 12, "feature_base": 256, "feature_max": 16}
 COMPACT = {"kind": "compact", "scale": 2, "features": 8, "layers": 2}
@@ -312,6 +313,23 @@ def test_resolutions_that_are_not_there_are_named(checkpoints: dict[str, Path], 
     out = ["--out", str(tmp_path / "b"), "--resolution", "16"]
     assert "the generator has 4, 8" in one_error_line([str(early), *out])
     assert "--resolution is a generator's" in one_error_line([str(checkpoints["compact"]), *out])
+
+
+def test_a_truncation_and_its_centre_are_in_the_manifest(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    generator = read_source(checkpoints["separable"])
+    out = ["--out", str(tmp_path / "b"), "--samples", "4", "--truncation", "0.8"]
+    made = CliRunner().invoke(main, [str(checkpoints["separable"]), *out])
+    assert made.exit_code == 0, made.output
+    written = bundle.read(tmp_path / "b")
+    network = generator.generator.eval()
+    expected = typical_direction(
+        lambda z: network(torch.from_numpy(z)).detach().numpy(), generator.latent_size, 64
+    )
+    assert written.truncation == 0.8
+    assert np.allclose(written.centre, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert "--truncation 0.8 is a generator's" in one_error_line([str(checkpoints["compact"]), *out])
 
 
 def test_upscaler_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import bundles as tiny
-from pgsr import draws
+from pgsr import bundle as bundles
+from pgsr import draws, truncation
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, truncation
+from pgsr.runtime import Synthesizer
 from pgsr.runtime.generate.cli import main
 from pgsr.runtime.generate.job import Job
 from pgsr.runtime.generate.write import generate
-from pgsr.runtime.truncation import toward, typical_direction, typicality
+from pgsr.sphere import toward
+from pgsr.truncation import typical_direction, typicality
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +188,60 @@ def test_folders_from_before_go_on(model: Path, tmp_path: Path) -> None:
         assert generate(plain, Job(tmp_path, count=4)).made == 2
         with pytest.raises(PgsrError, match="truncation 1"):
             generate(closer, Job(tmp_path, count=4))
+
+
+# ----------------------------------------------------------------------------
+# What a bundle says.
+
+
+@pytest.fixture(scope="module")
+def truncating(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that truncates unless told otherwise, toward another centre than its generator's own."""
+    folder = shutil.copytree(model, tmp_path_factory.mktemp("truncating") / "b")
+    centre = tuple(float(number) for number in range(1, tiny.LATENT + 1))
+    bundles.write(dataclasses.replace(bundles.read(folder), truncation=0.5, centre=centre))
+    return folder
+
+
+def test_a_bundles_truncation_is_for_those_who_say_nothing(truncating: Path, model: Path) -> None:
+    latents = draws.latents(3, range(24), tiny.LATENT)
+    turned = toward(latents, np.arange(1.0, tiny.LATENT + 1), 0.5)
+    with Synthesizer(truncating, device="cpu", threads=1) as synthesizer:
+        assert synthesizer.truncation == 0.5
+        assert synthesizer.note["truncation"] == 0.5
+        assert np.abs(synthesizer.images(seed=3, count=24) - tiny.expected_pixels(turned)).max() <= 0.51
+    assert np.array_equal(faces(truncating, 1.0), faces(model, 1.0))
+    assert not np.array_equal(faces(truncating, 0.7), faces(model, 0.7))  # the centre is the bundle's
+
+
+def test_a_bundles_centre_needs_no_generator(truncating: Path, tmp_path: Path) -> None:
+    folder = tiny.write_bundle(tmp_path / "chain alone")
+    said = bundles.read(truncating)
+    alone = dataclasses.replace(bundles.read(folder), truncation=said.truncation, centre=said.centre)
+    bundles.write(alone)
+    with Synthesizer(folder, device="cpu") as one, Synthesizer(truncating, device="cpu") as other:
+        assert np.array_equal(one.images(seed=3, count=4), other.images(seed=3, count=4))
+
+
+def test_given_latents_are_not_turned_again(truncating: Path, tmp_path: Path) -> None:
+    first, again, turned = (tmp_path / name for name in ("first", "again", "turned"))
+    machine = ("--model", truncating, "--device", "cpu")
+    made = command(*machine, "--count", 3, "--out", first, "--save-latents")
+    assert made.exit_code == 0, made.output
+    stored = (*machine, "--from-latents", first / "latents.npy", "--out")
+    assert command(*stored, again).exit_code == 0
+    assert command(*stored, turned, "--truncation", 0.5).exit_code == 0
+    faces_of = [
+        [np.asarray(Image.open(f / f"00000{i}.png")) for i in range(3)] for f in (first, again, turned)
+    ]
+    assert np.array_equal(faces_of[0], faces_of[1])
+    assert not np.array_equal(faces_of[0], faces_of[2])
+
+
+def test_bundles_from_before_stay_byte_for_byte(model: Path, tmp_path: Path) -> None:
+    manifest = json.loads((model / bundles.MANIFEST).read_text())
+    assert not {"truncation", "centre"} & manifest.keys()
+    assert bundles.read(model).truncation == 1.0
 
 
 @pytest.mark.parametrize("psi", ["-0.1", "1.01", "nan"])

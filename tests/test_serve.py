@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -24,6 +25,7 @@ from PIL import Image
 
 import upscaling
 from bundles import LATENT, SIZE, write_bundle
+from pgsr import bundle as bundles
 from pgsr import draws
 from pgsr.runtime.output.encoders import installed
 from pgsr.runtime.serve.cli import main
@@ -194,6 +196,22 @@ def test_several_models(served: Served):
     one, two = (served.get(f"/v1/images/0/0.png?model={name}").content for name in ("tiny", "other"))
     assert one == served.get("/v1/images/0/0.png").content
     assert one != two
+
+
+def test_requests_that_say_nothing_get_the_bundles_truncation(model: Path, tmp_path: Path):
+    folder = shutil.copytree(model, tmp_path / "truncating")
+    centre = tuple(float(number) for number in range(1, LATENT + 1))
+    bundles.write(dataclasses.replace(bundles.read(folder), truncation=0.5, centre=centre))
+    for name, psi in (("silent", []), ("whole", ["--truncation", 1])):
+        generating.result_of("--model", folder, "--count", 1, "--out", tmp_path / name, *psi, *CPU)
+    silent, whole = ((tmp_path / name / "000000.png").read_bytes() for name in ("silent", "whole"))
+    assert silent != whole
+    with serving(tmp_path, "--model", folder) as truncating:
+        (described,) = truncating.get("/v1/models").json()["models"]
+        assert described["truncation"] == 0.5
+        assert truncating.get("/v1/images/0/0.png").content == silent
+        assert truncating.get("/v1/images/0/0.png?truncation=0.5").content == silent
+        assert truncating.get("/v1/images/0/0.png?truncation=1").content == whole
 
 
 def test_a_bundle_without_a_generator_or_an_upscaler(tmp_path: Path):

@@ -288,7 +288,7 @@ def test_variety_changes_faces_in_place(visit: Callable[..., Visitor]):
     page.wait_for_function(
         "() => document.querySelector(\".tile[aria-posinset='4'] img\").src.includes('truncation=0.6')"
     )
-    assert "truncation" not in before
+    assert "truncation=1" in before
     assert visitor.text("variety-value") == "60%"
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import bundles as tiny
 from pgsr import bundle as contract
-from pgsr import draws
+from pgsr import draws, sphere
 from pgsr.errors import PgsrError
 from pgsr.export.cli import main
 from pgsr.export.triton import repository as triton
@@ -168,9 +168,19 @@ def test_an_ensemble_joins_tensors_of_one_type(schema: ModuleType, written: tupl
         )
 
 
-def test_latents_are_drawn_by_our_own_file(written: tuple[str, Path]):
+def test_latents_are_drawn_and_turned_by_our_own_files(written: tuple[str, Path]):
     _, out = written
-    assert (out / "latents/1/draws.py").read_bytes() == Path(draws.__file__).read_bytes()
+    for module in (draws, sphere):
+        path = Path(str(module.__file__))
+        assert (out / "latents/1" / path.name).read_bytes() == path.read_bytes()
+    told = json.loads((out / "latents/1/truncation.json").read_text())
+    assert (told["truncation"], tuple(told["centre"])) == (SHIPPED.truncation, SHIPPED.centre) != (1.0, ())
+
+
+def test_a_bundle_that_does_not_truncate_has_no_centre_to_tell(tmp_path: Path):
+    bundle = contract.read(tiny.write_bundle(tmp_path / "bundle"))
+    triton.write_repository(bundle, tmp_path / "r", ["fp32"], "onnxruntime", Serving())
+    assert {p.name for p in (tmp_path / "r/latents/1").iterdir()} == {"model.py", "draws.py", "sphere.py"}
 
 
 def test_names_with_quotes_and_letters_of_other_alphabets(schema: ModuleType, tmp_path: Path):
@@ -395,7 +405,8 @@ def generated(seed: int, index: int, out: Path) -> Any:
 def test_the_server_draws_our_latents(answers: dict[str, Any]):
     assert answers["latents"].shape == (4, 128)
     assert answers["latents"].tobytes() == answers["drawn"].tobytes()
-    ours = np.array([draws.latents(seed, [index], 128)[0] for seed, index in PAIRS])
+    rows = np.array([draws.latents(seed, [index], 128)[0] for seed, index in PAIRS])
+    ours = sphere.toward(rows, np.array(SHIPPED.centre), SHIPPED.truncation)
     np.testing.assert_array_max_ulp(answers["latents"], ours, maxulp=1)  # of another numpy, perhaps
 
 

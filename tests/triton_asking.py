@@ -1,6 +1,6 @@
 """Asks a Triton server by NVIDIA's client, in the server's environment: triton_asking.py URL OUT.npz
 
-What came back, and what pgsr.draws says there of the same seeds and indices, goes into OUT.
+What came back, and what pgsr draws and turns there of the same seeds and indices, goes into OUT.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pgsr import draws
+from pgsr import bundle, draws, sphere
 
 TYPES = {"uint64": "UINT64", "float32": "FP32"}
 LAST = 2**64 - 1
@@ -39,14 +39,15 @@ def main(url: str, out: str) -> None:
     server = client.InferenceServerClient(url, concurrency=len(ALONE), network_timeout=120)
     pairs = columns(PAIRS)
     latents = server.infer("latents", inputs(**pairs)).as_numpy("latents")
-    drawn = [draws.latents(seed, [index], latents.shape[1])[0] for seed, index in PAIRS]
+    drawn = np.array([draws.latents(seed, [index], latents.shape[1])[0] for seed, index in PAIRS])
+    shipped = bundle.read(bundle.shipped())
     images = server.infer("generator", inputs(latents=latents)).as_numpy("images")
     one_each = [server.async_infer("faces", inputs(**columns([(7, i)]))) for i in ALONE]
     alone = [request.get_result().as_numpy("pixels") for request in one_each]
     np.savez(
         out,
         latents=latents,
-        drawn=np.array(drawn),
+        drawn=sphere.toward(drawn, np.array(shipped.centre), shipped.truncation),
         pixels=server.infer("chain", inputs(latents=latents)).as_numpy("pixels"),
         faces=server.infer("faces", inputs(**pairs)).as_numpy("pixels"),
         upscaled=server.infer("upscaler", inputs(images=images)).as_numpy("upscaled"),

@@ -168,7 +168,7 @@ class Chain:
                 ),
             )
         synthesizer = Synthesizer(
-            system.bundle.folder, "cpu", self.way.precision, self.way.backend, batch, settings.threads
+            system.bundle.folder, "cpu", self.way.precision, self.way.backend, batch, settings.threads, 1.0
         )
         synthesizer.tune()
         stack.enter_context(synthesizer)

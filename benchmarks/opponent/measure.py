@@ -177,7 +177,7 @@ def _our_files(
     folder: Path,
     samples: NDArray[np.float32],
 ) -> tuple[Call, Callable[[], NDArray[Any]]]:
-    synthesizer = Synthesizer(model.folder, "cpu", precision, BACKEND, 0, settings.threads)
+    synthesizer = Synthesizer(model.folder, "cpu", precision, BACKEND, 0, settings.threads, 1.0)
     synthesizer.tune()
     stack.enter_context(synthesizer)
 

@@ -96,7 +96,8 @@ def _rows(columns: Sequence[Measured]) -> list[list[str]]:
 def legend(quality: Quality) -> list[str]:
     """Returns how the numbers were made."""
     lines = [
-        f"model {quality.model.name}, {quality.settings.precision}, seed {quality.settings.seed}; "
+        f"model {quality.model.name}, {quality.settings.precision}, seed {quality.settings.seed}, "
+        f"truncation {quality.settings.truncation:g}; "
         "photographs: one half of them against the other, the floor at that number of images"
     ]
     for group in (quality.small, quality.large):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,10 +22,12 @@ from pgsr.images import to_float, to_uint8
 from pgsr.machine import available_memory
 from pgsr.runtime.backends import open_runner
 from pgsr.runtime.synthesizer import check_window
+from pgsr.sphere import toward
 from pgsr.trainer.data.cache import FILTERS, REDUCED_BY, Photographs, load_photographs, problem
 from pgsr.trainer.data.listing import UNREADABLE, tell
 from pgsr.trainer.data.sources import of_size, open_pictures, reading
 from pgsr.trainer.metrics.similarity import PAIRS
+from pgsr.truncation import check_truncation, typical_direction
 
 from .feature_network import Settings as NetworkSettings
 from .feature_network import resized
@@ -48,6 +51,7 @@ class Settings:
     precision: str = "fp32"
     images: int | None = None  # of each set, at most; None: what paper 2 takes of each score
     pairs: int = PAIRS  # of MS-SSIM
+    truncation: float = 1.0  # of the faces; 1, as scores are compared, whatever the bundle says
     reduce: str = "lanczos"  # how photographs are reduced for the upscaler to enlarge
     seed: int = 0
     features: NetworkSettings | None = None
@@ -64,6 +68,7 @@ class Settings:
         check_window(self.seed, self.images or FEATURE_IMAGES, 0)
         if self.pairs < 1:
             raise PgsrError(f"--pairs {self.pairs} is below 1")
+        check_truncation(self.truncation)
         check_choice("--reduce", self.reduce, FILTERS)
 
     def counts(self, most: int | None = None) -> Counts:
@@ -149,6 +154,7 @@ def open_photos(source: Path, side: int, settings: Settings, reduce: str = REDUC
         "resize": _resize(photographs, reduce),
         "photographs": photographs.fingerprint[:16],
         "seed": settings.seed,
+        "truncation": settings.truncation,
     }
     order = draws.permutation(settings.seed, "evaluation", 0, len(photographs))
     whole, half = (settings.counts(most) for most in (len(photographs), len(photographs) // 2))
@@ -166,7 +172,7 @@ class Faces:
 
     def __init__(self, model: Bundle, settings: Settings) -> None:
         """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
-        self.bundle, self.seed = model, settings.seed
+        self.bundle, self.seed, self.truncation = model, settings.seed, settings.truncation
         held = len(model.upscaler_scales)
         if settings.upscalers > held:
             raise PgsrError(f"--upscalers {settings.upscalers}: {model.name} has {held}")
@@ -221,7 +227,16 @@ class Faces:
         size = _batch(self.bundle, graph)
         for start in range(0, count, size):
             indices = range(start, min(start + size, count))
-            yield draws.latents(self.seed, indices, self.bundle.latent_size)
+            latents = draws.latents(self.seed, indices, self.bundle.latent_size)
+            yield latents if self.truncation == 1.0 else toward(latents, self._centre, self.truncation)
+
+    @cached_property
+    def _centre(self) -> NDArray[np.float64]:
+        """Where truncation turns latents, as pgsr-generate has it: [L]."""
+        if self.bundle.centre:
+            return np.array(self.bundle.centre)
+        run, batch = self.runners["generator"].run, _batch(self.bundle, "generator")
+        return typical_direction(run, self.bundle.latent_size, batch)
 
     def __enter__(self) -> Self:
         self._open = ExitStack()

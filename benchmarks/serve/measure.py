@@ -145,7 +145,7 @@ def percentile(ordered: Sequence[float], share: int) -> float:
 def _path(name: str, settings: Settings) -> str:
     if name == "plain":
         return "/faces/1/{}.png"
-    return f"/v1/images/1/{{}}.{'jpg' if settings.format == 'jpeg' else settings.format}"
+    return f"/v1/images/1/{{}}.{'jpg' if settings.format == 'jpeg' else settings.format}?truncation=1"
 
 
 def _offline(settings: Settings, cores: int, seconds: float) -> float:

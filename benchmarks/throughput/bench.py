@@ -170,7 +170,7 @@ class Bench:
         measuring."""
         try:
             synthesizer = Synthesizer(
-                model.folder, self.device, way.precision, way.backend, batch, self.settings.threads
+                model.folder, self.device, way.precision, way.backend, batch, self.settings.threads, 1.0
             )
             synthesizer.tune()
         except PgsrError as error:

@@ -1,7 +1,8 @@
 """Triton's Python backend draws the latents of faces: (seed, index) -> float32 [L]. Needs numpy alone.
 
-Beside this file in the model repository lies draws.py, a copy of pgsr/draws.py, which says how they are drawn
-(contract 3). Triton imports this file; nothing of pgsr does.
+Beside this file in the model repository lie draws.py and sphere.py, copies of pgsr's, which say how they are
+drawn (contract 3) and turned, and truncation.json if the bundle truncates. Triton imports this file; nothing
+of pgsr does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import triton_python_backend_utils as triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 import draws
+import sphere
 
 
 class TritonPythonModel:
@@ -27,6 +29,8 @@ class TritonPythonModel:
         (output,) = json.loads(args["model_config"])["output"]
         self._name = output["name"]
         self._size = int(output["dims"][0])
+        path = Path(__file__).with_name("truncation.json")
+        self._truncation = json.loads(path.read_text()) if path.exists() else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request."""
@@ -41,4 +45,7 @@ class TritonPythonModel:
         for seed in np.unique(seeds):
             rows = seeds == seed
             latents[rows] = draws.latents(int(seed), indices[rows].tolist(), self._size)
+        if self._truncation is not None:
+            centre = np.array(self._truncation["centre"])
+            latents = sphere.toward(latents, centre, self._truncation["truncation"])
         return triton.Tensor(self._name, latents)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pgsr import draws
+from pgsr import draws, sphere
 from pgsr.bundle import GRAPHS, MANIFEST, PRECISIONS, UPSCALERS, Bundle, Graph
 from pgsr.errors import PgsrError, check_choice
 from pgsr.files import (
@@ -133,7 +134,7 @@ def _models(
             if graph.name == "chain":
                 chains.append(model.config)
     if chains:
-        yield Model(latents_model(LATENTS, chains[0]), _put_latents)
+        yield Model(latents_model(LATENTS, chains[0]), partial(_put_latents, bundle))
     for chain in chains:
         yield Model(faces_model(FACES + chain["name"].removeprefix("chain"), LATENTS, chain), _put_ensemble)
 
@@ -229,9 +230,13 @@ def _put_engines(engines: Sequence[Engine], version: Path) -> None:
         (version / engine.path.name).write_bytes(engine.load())
 
 
-def _put_latents(version: Path) -> None:
+def _put_latents(bundle: Bundle, version: Path) -> None:
     shutil.copyfile(Path(__file__).with_name("latents_model.py"), version / "model.py")
-    shutil.copyfile(draws.__file__, version / "draws.py")
+    for module in (draws, sphere):
+        shutil.copy(str(module.__file__), version)
+    if bundle.truncation < 1.0:
+        told = {"truncation": bundle.truncation, "centre": bundle.centre}
+        write_text(version / "truncation.json", json.dumps(told) + "\n")
 
 
 def _put_ensemble(version: Path) -> None:

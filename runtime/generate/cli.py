@@ -211,9 +211,7 @@ synthesizer_options = options(
         WHICH,
         "--truncation",
         type=float,
-        default=1.0,
-        show_default=True,
-        help="0 to 1: less variety, more typical faces.",
+        help="0 to 1: less variety, more typical faces [default: as the model says; 1 of given latents].",
     ),
     option(
         WHICH,
@@ -251,7 +249,7 @@ result_options = options(
 
 def _opened(
     model: Path | None,
-    truncation: float,
+    truncation: float | None,
     label: int | None,
     batch: int,
     device: str,
@@ -259,10 +257,14 @@ def _opened(
     backend: str,
     tile: int,
     threads: int,
+    from_latents: Path | None = None,
 ) -> Synthesizer:
-    """The synthesizer that the shared options describe."""
+    """The synthesizer that the shared options describe. Latents of a file are drawn as they are, unless the
+    user says how far to turn them."""
     from ..synthesizer import Synthesizer
 
+    if from_latents is not None and truncation is None:
+        truncation = 1.0
     if label is not None:
         _check_label(model, label)
     return Synthesizer(model, device, precision, backend, batch, threads, truncation, tile)
@@ -350,7 +352,7 @@ def faces(
     )
     if job.is_folder and not (sheet or no_sheet):
         job = replace(job, sheet=out / "sheet.png")
-    with _opened(threads=threads, **machine) as synthesizer:
+    with _opened(threads=threads, from_latents=from_latents, **machine) as synthesizer:
         (_plan if dry_run else _make)(synthesizer, job, as_json)
 
 
@@ -415,7 +417,7 @@ def grid(
     """Make FILE, one picture of COLUMNSxROWS faces: 8x8 faces.png."""
     page = _grid_of(columns_by_rows, file)
     source = _source_of(seed, start, page.most, seeds, from_latents)
-    with _opened(**machine) as synthesizer:
+    with _opened(from_latents=from_latents, **machine) as synthesizer:
         _grid(synthesizer, source, page, dry_run, as_json)
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr import draws
-
-from ..truncation import on_sphere
+from pgsr.sphere import on_sphere
 
 LIMIT = 2**64  # of the indices of draws
 REACH = 4.0  # standard deviations at which the Gaussian is cut off: it is 0.0003 there

@@ -71,7 +71,7 @@ def add_films(app: FastAPI, service: Service) -> None:
             raise Refusal(422, f"seconds: {film.frames} frames; at most {service.limits.frames}", "parameter")
         with model.leased(), service.stream():
             settings = {**vars(film), "out": suffix}
-            look = Look(Encoding(), query.truncation)
+            look = Look(Encoding(), model.truncation(query.truncation))
             headers = {
                 "cache-control": "no-cache",
                 "etag": model.etag(look, "video", sorted(settings.items())),
@@ -81,7 +81,7 @@ def add_films(app: FastAPI, service: Service) -> None:
             with sentences():
                 model.queue(look).check_room(1)
             visit.pay(film.frames)
-            painter, job = model.painter(query.truncation, visit.client), Job()
+            painter, job = model.painter(look.truncation, visit.client), Job()
 
             def make() -> IO[bytes]:
                 return make_film(painter, lambda out: VideoJob(**{**vars(film), "out": out}), suffix, job)

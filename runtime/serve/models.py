@@ -26,12 +26,12 @@ from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError
 from pgsr.images import rounded
 from pgsr.machine import installed_versions
+from pgsr.sphere import toward
 
 from ..backends import backend_versions
 from ..output.encoders import installed
 from ..output.writers import FORMATS, Encoding
 from ..synthesizer import Synthesizer
-from ..truncation import toward
 from ..upscale.upscaler import Upscaler
 from .batcher import Batcher, Observe
 from .settings import Settings
@@ -70,7 +70,8 @@ class Model:
         """Raises PgsrError if the bundle, the device or a backend is missing or cannot be used."""
         self.name, self._settings = name, settings
         s = settings
-        self.synthesizer = Synthesizer(folder, s.device, s.precision, s.backend, s.batch, s.threads)
+        # Each order says its own truncation.
+        self.synthesizer = Synthesizer(folder, s.device, s.precision, s.backend, s.batch, s.threads, 1.0)
         self.synthesizer.tune()
         self.formats = [name for name in FORMATS if installed(name)]
         has = self._has
@@ -104,6 +105,10 @@ class Model:
         """Pixels along each side of what a stage makes."""
         return self.synthesizer.size if stage == "chain" else self.bundle.resolution
 
+    def truncation(self, asked: float | None) -> float:
+        """The truncation of a request: the model's own, unless it asks for another."""
+        return self.bundle.truncation if asked is None else asked
+
     def start(self, observe: Observe) -> None:
         """Begins to take orders, on the running event loop."""
         self._batchers["chain"] = self._queue(self._paint, self.synthesizer.calls, observe)
@@ -132,7 +137,8 @@ class Model:
 
     def queue(self, look: Look) -> Batcher[Order]:
         """The queue for faces of this look. Raises PgsrError if the bundle lacks a graph for it."""
-        if self._generator is None and (look.truncation < 1.0 or look.stage == "generator"):
+        centred = self._generator is not None or self.bundle.centre
+        if (look.truncation < 1.0 and not centred) or (look.stage == "generator" and self._generator is None):
             raise PgsrError(f"the model {self.name} has no generator graph, which truncation and stage need")
         return self._batchers[look.stage]
 
@@ -200,6 +206,7 @@ class Model:
             "generator_size": bundle.resolution,
             "scale": bundle.scale,
             "latent_size": bundle.latent_size,
+            "truncation": bundle.truncation,
             "stages": [stage for stage in STAGES if self._has(stage)],
             "upscales": self._upscaler is not None,
             "enlarges": self._upscaler.scale if self._upscaler is not None else 1,

@@ -39,7 +39,12 @@ class WhichModel(_Strict):
 class Appearance(WhichModel):
     """How faces look."""
 
-    truncation: float = Field(1.0, ge=0, le=1, description="Below 1: less variety, more typical faces.")
+    truncation: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Below 1: less variety, more typical faces. Unless given, the model's own.",
+    )
     size: int = Field(
         0, ge=0, le=4096, description="Pixels a side, reduced by Lanczos; 0: as the network makes them."
     )
@@ -98,7 +103,7 @@ class VideoQuery(WhichModel):
     fps: int = Field(0, ge=0, le=240, description="Frames a second; 0: 60, or 50 of gif.")
     smooth: float = Field(0.75, ge=0, le=60, description="Seconds of the latents' blur: more is slower.")
     loop: bool = Field(False, description="The end runs into the beginning.")
-    truncation: float = Field(1.0, ge=0, le=1)
+    truncation: float | None = Field(None, ge=0, le=1, description="Unless given, the model's own.")
     quality: int | None = Field(None, ge=1, le=100, description="Of webp.")
     format: Literal["mp4", "webp", "gif"] = "mp4"
 
@@ -125,6 +130,7 @@ class ModelEntry(BaseModel):
     generator_size: int
     scale: int
     latent_size: int
+    truncation: float = Field(description="Of its faces, where a request says nothing.")
     stages: list[str]
     upscales: bool
     enlarges: int = Field(description="How many times as large /v1/upscale makes a picture.")

@@ -57,7 +57,7 @@ class Service:
         with sentences():
             encoding = Encoding(format, query.quality)
             encoding.codec  # noqa: B018 (raises PgsrError if nothing here writes the format)
-        return Look(encoding, query.truncation, query.size, query.stage)
+        return Look(encoding, model.truncation(query.truncation), query.size, query.stage)
 
     def face(
         self, model: Model, look: Look, seed: int, index: int, more: Mapping[str, Any] = NOTHING

@@ -19,7 +19,7 @@ const model = () => models.find((one) => one.name === state.model) ?? models[0];
 function address(face, suffix, look = {}) {
   const query = new URLSearchParams();
   if (state.model) query.set("model", state.model);
-  if (state.variety !== 1) query.set("truncation", state.variety);
+  query.set("truncation", state.variety);
   for (const [name, value] of Object.entries(look)) query.set(name, value);
   query.set("graph", model().graph.slice(0, 12));
   return `/v1/images/${face.seed}/${face.index}.${suffix}?${query}`;
