@@ -29,7 +29,7 @@ PAPER = {  # paper 1, Table 2: Progressive GAN, SRGAN
     "MS-SSIM": ("0.1592", "0.1698"),
     "IS": ("2.127 ± 0.263", "2.138 ± 0.130"),
 }
-PLACES = {"SWD": 2, "MS-SSIM": 4, "IS": 3, "FID": 2, "FD": 1, "KID": 5, "PSNR Y": 2, "SSIM Y": 4, "LPIPS": 4}
+PLACES = {"SWD": 2, "MS-SSIM": 4, "IS": 3, "FID": 2, "FD": 3, "KID": 5, "PSNR Y": 2, "SSIM Y": 4, "LPIPS": 4}
 COMMAND = "pgsr-bench quality --model BUNDLE --data ZIP --large-data ZIP --out REPORT_DIR"
 COLOURS = {
     "generator": "#2a6fb5",
