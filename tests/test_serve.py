@@ -32,6 +32,8 @@ from pgsr.runtime.serve.cli import main
 from pgsr.runtime.serve.settings import Limits
 from serving import CPU, Served, graph_of, serving, write_model
 
+FORMATS = [name for name in ("png", "jpeg", "webp", "jxl") if installed(name)]
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -81,7 +83,7 @@ def test_an_address_gives_the_file_that_the_command_writes(served: Served, folde
 
 
 def test_every_format_is_the_commands(served: Served, model: Path, tmp_path: Path):
-    for format in (name for name in ("png", "jpeg", "webp", "jxl") if installed(name)):
+    for format in FORMATS:
         out = tmp_path / format
         options = ("--count", 1, "--start", 3, "--out", out, "--format", format)
         generating.result_of("--model", model, *options, *CPU)
@@ -89,6 +91,19 @@ def test_every_format_is_the_commands(served: Served, model: Path, tmp_path: Pat
         response = served.get(f"/v1/images/0/3{path.suffix}")
         assert response.content == path.read_bytes()
         assert response.headers["content-type"] == f"image/{format}"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_and_sizes_by_name(format: str, served: Served):
+    query = {"seed": 7, "index": 3, "truncation": 0.7, "format": format, "size": 4}
+    response = served.get("/v1/images", params=query)
+    assert response.headers["content-type"] == f"image/{format}"
+    suffix = "jpg" if format == "jpeg" else format
+    assert response.content == served.get(f"/v1/images/7/3.{suffix}?truncation=0.7&size=4").content
+    if format != "jxl":  # which Pillow does not read
+        assert Image.open(io.BytesIO(response.content)).size == (4, 4)
+    names = names_of(served.get("/v1/images", params={**query, "count": 3}).content)
+    assert [name for name in names if not name.endswith("json")] == [f"00000{i}.{suffix}" for i in (3, 4, 5)]
 
 
 def test_truncation_is_the_commands(served: Served, model: Path, tmp_path: Path):
@@ -520,12 +535,12 @@ def test_a_clients_rate(model: Path, tmp_path: Path):
 
 def test_sigterm_finishes_what_was_begun(model: Path, tmp_path: Path):
     with serving(tmp_path, "--model", model) as served:
-        with served.http.stream("GET", "/v1/images?count=3000") as response:
+        with served.http.stream("GET", "/v1/images?count=1200") as response:
             parts = response.iter_raw()
             data = next(parts)
             served.signal(signal.SIGTERM)
             data += b"".join(parts)
-        assert len(names_of(data)) == 6000
+        assert len(names_of(data)) == 2400
         assert served.process.wait(20) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{served.url}/healthz")
@@ -648,6 +663,7 @@ def test_metrics_count_what_happens(served: Served):
         (["--max-header-seconds", "nan"], "--max-header-seconds"),
         (["--rate", "-1"], "--rate -1"),
         (["--max-wait", "-1"], "--max-wait"),
+        (["--max-wait", "20000ms"], "--max-wait 20000 is"),
         (["--api-key-file", "/nowhere/keys"], "/nowhere/keys"),
     ],
 )
