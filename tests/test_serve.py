@@ -611,6 +611,20 @@ def test_a_bundle_is_replaced_without_dropping_a_request(tmp_path: Path):
         assert served.get("/v1/images/0/0.png").content == after.content
 
 
+@pytest.mark.slow
+def test_openvino_reloads_and_ends(model: Path, tmp_path: Path):
+    pytest.importorskip("openvino")
+    with serving(tmp_path, "--model", model, "--backend", "openvino") as served:
+        before = served.get("/v1/images/0/0.png").content
+        for reload in range(2):
+            served.signal(signal.SIGHUP)
+            until = time.monotonic() + 60
+            while sum("is reloaded" in line["event"] for line in served.log) <= reload:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        assert served.get("/v1/images/0/0.png").content == before
+
+
 # ----------------------------------------------------------------------------
 # What it says of itself.
 
