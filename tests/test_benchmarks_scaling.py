@@ -31,6 +31,7 @@ EASY = Cluster(
     },
     **{"storage": 1e9, "link": 1e9, "mtbf": math.inf, "slow_share": 0.0, "start": 0.0, "dispatch": 0.0},
     reissue=math.inf,
+    streams=True,
 )
 
 
@@ -52,6 +53,16 @@ def test_a_storage_that_takes_less_slows_all(storage: float, times: float):
     outcome = simulate(replace(EASY, storage=storage))  # eight workers make 8,000 bytes a second
     assert outcome.makespan == pytest.approx(1000 * times)
     assert outcome.seconds["storage"] == pytest.approx(8 * 1000 * (times - 1))
+
+
+def test_what_is_sent_afterwards_takes_its_own_time():
+    """A shard of 100 kB at a fourth of 8,000 bytes a second."""
+    later = replace(EASY, streams=False, link=8000.0)
+    assert simulate(later).makespan == pytest.approx(10 * 150)
+    assert simulate(later).seconds["sending"] == pytest.approx(80 * 50)
+    halved = simulate(replace(later, storage=8000.0))  # of the 16,000 that both send at once
+    assert halved.makespan == pytest.approx(10 * 200)
+    assert halved.seconds["storage"] == pytest.approx(80 * 50)
 
 
 def test_a_nodes_link_bounds_its_workers():

@@ -23,6 +23,7 @@ TITLE = "A billion faces on a thousand nodes"
 WORDS = {
     "computing": "computing",
     "slow": "stragglers",
+    "sending": "sending",
     "storage": "held up by the storage",
     "repeated": "done in vain",
     "waiting": "waiting for a shard",

@@ -2,13 +2,14 @@
 
     outcome = simulate(Cluster(nodes=100, rate=50.0, face_bytes=110_000))
 
-A driver hands shards out one after the other. A worker sends its shard to the storage as it is made; when
-all make more than the storage takes, all are slowed alike. A node that fails takes along what its workers
-hold: a shard that is not whole has no name, and another worker begins it again. When no shard is left, those
-that take too long are begun a second time; the first to be whole counts.
+A driver hands shards out one after the other. A worker makes one on its own disk and then sends it, or sends
+it as it is made (`streams`). What all send shares what the storage takes: when that is less, all are slowed
+alike. A node that fails takes along what its workers hold: a shard that is not whole has no name, and another
+worker begins it again. When no shard is left, those that take too long are begun a second time; the first to
+be whole counts.
 
-There are two clocks, so that an event costs the logarithm of how many there are: seconds, and worked seconds,
-which pass more slowly while the storage is the bound.
+There are two clocks, so that an event costs the logarithm of how many there are: seconds, and seconds of
+sending, which pass more slowly while the storage is the bound.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Cluster:
     shard: int = 10_000  # faces
     face_bytes: float = 110_000.0
     storage: float = 10e9  # bytes a second that it takes from all together
-    link: float = 1.25e9  # bytes a second of a node
+    link: float = 1.25e9  # bytes a second of a node, which its workers share
+    streams: bool = False  # whether shards are sent as they are made
     mtbf: float = 30 * DAY  # seconds between the failures of a node, on average; infinite: none
     repair: float = 600.0  # seconds until it is back
     planned: tuple[tuple[float, int], ...] = ()  # failures besides: when, which node
@@ -50,7 +52,7 @@ class Cluster:
     slow_times: float = 4.0  # how many times as long
     start: float = 10.0  # seconds until a worker can compute
     dispatch: float = 0.001  # seconds of the driver for each shard that it hands out
-    reissue: float = 1.5  # what takes so many times as long as usual is begun again; infinite: nothing
+    reissue: float = 2.0  # what takes so many times as long as usual is begun again; infinite: nothing
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +75,16 @@ class Cluster:
         return self.shards * self.shard / (self.nodes * self.workers * self.rate)
 
 
-WHERE = ("computing", "slow", "storage", "repeated", "waiting", "starting", "down")  # where seconds go
+WHERE = (
+    "computing",
+    "slow",
+    "sending",
+    "storage",
+    "repeated",
+    "waiting",
+    "starting",
+    "down",
+)  # where seconds go
 
 
 @dataclass
@@ -102,9 +113,10 @@ class _Attempt:
 
     shard: int
     worker: _Worker
-    usual: float  # worked seconds that it takes if nothing is slow
     began: float = -1.0  # before: it is handed out, and not begun
-    worked: float = 0.0  # the other clock when it began
+    slow: float = 1.0  # how many times as long it takes
+    sends: float = -1.0  # when that began; before: it is computed
+    clock: float = 0.0  # the other clock, then
     twin: _Attempt | None = None
     over: bool = False  # whole, or given up
 
@@ -115,8 +127,8 @@ class _Run:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.outcome = cluster, Outcome()
         self.random, self.numbers = np.random.default_rng(cluster.seed), itertools.count()
-        self.now = self.worked = self.driver_free = 0.0
-        self.demand, self.pace = 0.0, 1.0  # bytes a second; worked seconds a second
+        self.now = self.clock = self.driver_free = 0.0
+        self.demand, self.pace = 0.0, 1.0  # bytes a second that would be sent; how much of it is
         self.events: list[tuple[float, int, Callable[[Any, int], None], Any, int]] = []
         self.ends: list[tuple[float, int, _Attempt]] = []  # by the other clock
         self.todo, self.left = deque(range(cluster.shards)), cluster.shards
@@ -124,8 +136,7 @@ class _Run:
         self.looking = False  # whether stragglers will be looked for
         rates = np.exp(cluster.spread * self.random.standard_normal(cluster.nodes))
         rates *= cluster.rate / rates.mean()  # so that the ideal time is what it says
-        most = cluster.link / cluster.workers / cluster.face_bytes if cluster.face_bytes else math.inf
-        rates = np.minimum(rates, most)
+        self.link, self.size = cluster.link / cluster.workers, cluster.shard * cluster.face_bytes
         self.nodes = [[_Worker(float(rate)) for _ in range(cluster.workers)] for rate in rates]
 
     def at(self, time: float, what: Callable[[Any, int], None], whom: Any, life: int = 0) -> None:
@@ -140,7 +151,7 @@ class _Run:
         while self.left:
             while self.ends and self.ends[0][2].over:
                 heapq.heappop(self.ends)
-            end = self.now + (self.ends[0][0] - self.worked) / self.pace if self.ends else math.inf
+            end = self.now + (self.ends[0][0] - self.clock) / self.pace if self.ends else math.inf
             if not self.events or end <= self.events[0][0]:
                 self.advance(end)
                 self.whole(heapq.heappop(self.ends)[2])
@@ -154,13 +165,13 @@ class _Run:
         return self.outcome
 
     def advance(self, time: float) -> None:
-        self.worked += max(0.0, time - self.now) * self.pace
+        self.clock += max(0.0, time - self.now) * self.pace
         self.now = max(time, self.now)
 
-    def load(self, rate: float) -> None:
-        """Changes how many faces a second are made."""
-        self.demand = max(0.0, self.demand + rate * self.cluster.face_bytes)
-        self.pace = min(1.0, self.cluster.storage / self.demand) if self.demand else 1.0
+    def load(self, sent: float) -> None:
+        """Changes how many bytes a second would be sent."""
+        self.demand += sent
+        self.pace = min(1.0, self.cluster.storage / self.demand) if self.demand > 1e-6 else 1.0
 
     def spend(self, where: str, seconds: float) -> None:
         self.outcome.seconds[where] += seconds
@@ -203,7 +214,8 @@ class _Run:
             self.spend("waiting", max(0.0, self.now - worker.since))
         else:
             self.spend("repeated", self.now - attempt.began)
-            self.load(-worker.rate)
+            if attempt.sends >= 0:
+                self.load(-self.sent_by(attempt))
         if attempt is not None:
             attempt.over = True
         return attempt
@@ -218,7 +230,7 @@ class _Run:
             self.idle.append(worker)
             return
         shard = self.todo.popleft() if twin is None else twin.shard
-        attempt = worker.attempt = _Attempt(shard, worker, self.cluster.shard / worker.rate, twin=twin)
+        attempt = worker.attempt = _Attempt(shard, worker, twin=twin)
         if twin is not None:
             twin.twin = attempt
             self.outcome.reissued += 1
@@ -229,21 +241,40 @@ class _Run:
         if attempt.over:
             return
         self.spend("waiting", self.now - attempt.worker.since)
-        attempt.began, attempt.worked = self.now, self.worked
-        slow = self.random.random() < self.cluster.slow_share
-        takes = attempt.usual * (self.cluster.slow_times if slow else 1.0)
-        heapq.heappush(self.ends, (self.worked + takes, next(self.numbers), attempt))
+        attempt.began = self.now
+        if self.random.random() < self.cluster.slow_share:
+            attempt.slow = self.cluster.slow_times
         self.running.append(attempt)
-        self.load(attempt.worker.rate)
+        if self.cluster.streams:
+            self.send(attempt, 0)
+        else:
+            self.at(self.now + attempt.slow * self.cluster.shard / attempt.worker.rate, self.send, attempt)
+
+    def sent_by(self, attempt: _Attempt) -> float:
+        """Bytes a second, if the storage takes all."""
+        made = attempt.worker.rate / attempt.slow * self.cluster.face_bytes
+        return min(self.link, made) if self.cluster.streams else self.link
+
+    def send(self, attempt: _Attempt, _: int) -> None:
+        if attempt.over:
+            return
+        attempt.sends, attempt.clock = self.now, self.clock
+        takes = self.size / self.sent_by(attempt) if self.size else 0.0
+        if self.cluster.streams:
+            takes = max(takes, attempt.slow * self.cluster.shard / attempt.worker.rate)
+        heapq.heappush(self.ends, (self.clock + takes, next(self.numbers), attempt))
+        self.load(self.sent_by(attempt))
 
     def whole(self, attempt: _Attempt) -> None:
         self.left -= 1
-        worker, worked = attempt.worker, self.worked - attempt.worked
-        self.spend("computing", attempt.usual)
-        self.spend("slow", worked - attempt.usual)
-        self.spend("storage", self.now - attempt.began - worked)
+        worker = attempt.worker
+        usual, sending = self.cluster.shard / worker.rate, self.clock - attempt.clock
+        self.spend("computing", usual)
+        self.spend("slow", (attempt.slow - 1) * usual)
+        self.spend("sending", sending - (attempt.slow * usual if self.cluster.streams else 0.0))
+        self.spend("storage", self.now - attempt.sends - sending)
         attempt.over, worker.attempt = True, None
-        self.load(-worker.rate)
+        self.load(-self.sent_by(attempt))
         self.give(worker)
         if attempt.twin is not None and not attempt.twin.over:
             other = attempt.twin.worker
@@ -255,16 +286,17 @@ class _Run:
         again."""
         while self.running and (self.running[0].over or self.running[0].twin is not None):
             self.running.popleft()
-        limit = self.cluster.reissue * self.cluster.shard / self.cluster.rate
+        sending = 0.0 if self.cluster.streams else self.size / self.link / self.pace
+        limit = self.cluster.reissue * (self.cluster.shard / self.cluster.rate + sending)
         if not self.running or limit == math.inf:
             return None
         first = self.running[0]
-        left = limit - (self.worked - first.worked)
+        left = limit - (self.now - first.began)
         if left <= 1e-9 * limit:
             return self.running.popleft()
         if not self.looking:
             self.looking = True
-            self.at(self.now + left / self.pace, self.look, None)
+            self.at(self.now + left, self.look, None)
         return None
 
     def look(self, _: None, __: int) -> None:
