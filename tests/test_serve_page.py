@@ -302,6 +302,7 @@ def test_variety_changes_faces_in_place(visit: Callable[..., Visitor]):
     assert visitor.text("variety-value") == "60%"
 
 
+@pytest.mark.slow
 def test_favourites_stay_in_the_browser(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open("#seed=8")

@@ -1,19 +1,20 @@
 """pgsr-bench scaling: measured figures, what a billion faces cost by them, and the simulation.
 
-Measured on one core: faces a second by precision and by format, into a tar, and bytes a face. Everything else
-is computed from them. `check` compares the simulation with real processes over a few shards, some of them
+Measured on one core: faces for each second of its time by precision and by format, into a tar, and bytes a
+face. Everything else is computed from them. `check` compares the simulation with real processes over a few shards, some of them
 killed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from .simulate import DAY, Cluster, Outcome, simulate
 
 Say = Callable[[str], None]
 FORMATS = ("png", "jpeg", "webp", "jxl")
+BATCH = 16
 PART = 50 * 2**20  # bytes of a multipart upload's part: what fsspec's s3fs sends
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 BREAKS = 0.1  # of all worker seconds: what takes more is said to break
@@ -129,23 +131,37 @@ def _precisions(settings: Settings) -> list[str]:
 
 
 def _generated(settings: Settings, precision: str, format: str) -> tuple[float, float]:
-    """Faces a second of pgsr-generate into a tar, on one thread, and bytes of the tar a face."""
-    count, report, size = 64, {"images_per_second": 1.0}, 0
-    for _ in range(2):  # the first tells how many take so long
-        with tempfile.TemporaryDirectory(prefix="pgsr-scaling-") as folder:
-            out = Path(folder) / "faces.tar"
-            wanted = ["--count", str(count), "--out", str(out), "--format", format, "--json"]
-            how = ["--precision", precision, "--backend", settings.backend, "--device", "cpu"]
-            model = [] if settings.model is None else ["--model", str(settings.model)]
-            command = [*wanted, *how, *model, "--threads", "1", "--batch", "16"]
-            done = subprocess.run(
-                [sys.executable, "-m", "pgsr.runtime", *command], capture_output=True, text=True
-            )
-            if done.returncode:
-                raise PgsrError(f"pgsr-generate failed: {done.stderr.strip()[-300:]}")
-            report, made, size = json.loads(done.stdout), count, out.stat().st_size
-        count = max(count, int(report["images_per_second"] * settings.seconds))
-    return float(report["images_per_second"]), size / made
+    """Faces of pgsr-generate into a tar for each second of a core's time, and bytes of the tar a face.
+
+    By the difference of two runs, so that their start does not count; and by the processor's time, so that
+    neither does what else this machine does.
+    """
+    few = BATCH
+    spent, wall, _ = _timed(settings, precision, format, few)
+    second = _timed(settings, precision, format, 4 * few)
+    pace = max(second[1] - wall, 0.1) / (3 * few)
+    more = max(8 * few, int(settings.seconds / pace))
+    cpu, _, size = _timed(settings, precision, format, more)
+    return (more - few) / max(cpu - spent, 1e-3), size / more
+
+
+def _timed(settings: Settings, precision: str, format: str, count: int) -> tuple[float, float, int]:
+    """Seconds of the processor and of the clock, and bytes, of a run. Raises PgsrError if it fails."""
+    with tempfile.TemporaryDirectory(prefix="pgsr-scaling-") as folder:
+        out = Path(folder) / "faces.tar"
+        wanted = ["--count", str(count), "--out", str(out), "--format", format, "--json"]
+        how = ["--precision", precision, "--backend", settings.backend, "--device", "cpu"]
+        model = [] if settings.model is None else ["--model", str(settings.model)]
+        command = [*wanted, *how, *model, "--threads", "1", "--batch", str(BATCH)]
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "pgsr.runtime", *command], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise PgsrError(f"pgsr-generate failed: {done.stderr.strip()[-300:]}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return spent, time.perf_counter() - began, out.stat().st_size
 
 
 def _costed(settings: Settings, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +226,7 @@ def _sweeps(settings: Settings, row: Mapping[str, Any], say: Say) -> list[dict[s
     base = replace(_cluster(settings, row), nodes=nodes, storage=enough)
     tried: list[tuple[str, Cluster]] = [
         ("as above, and a storage that takes all", base),
+        ("sent as it is made", replace(base, streams=True)),
         *((f"shards of {size:,}", replace(base, shard=size)) for size in (1_000, 2_000, 5_000, 50_000)),
         ("no shard begun twice", replace(base, reissue=math.inf)),
         ("nodes that fail once a day", replace(base, mtbf=DAY)),
