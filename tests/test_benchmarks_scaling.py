@@ -125,7 +125,7 @@ def test_values_out_of_range():
 def test_costs():
     stored = costs.storage(10**6, 1000, 100_000.0, 50 * 10**6)
     assert (stored.shards, stored.shard_bytes, stored.bytes) == (1000, 1e8, 1e11)
-    assert (stored.puts, stored.gets) == (1000 * 4, 1)  # two parts, and the beginning and end
+    assert (stored.puts, stored.lists) == (1000 * 5, 2)  # two parts, the beginning, the end, the record
     assert costs.hours(3_600_000, 100.0) == 10
     assert costs.failures(1000, 86_400.0, 30 * 86_400.0) == pytest.approx(33.3, abs=0.1)
     assert costs.nodes_that_fill(10e9, 1600.0, 100_000.0) == pytest.approx(62.5)

@@ -16,8 +16,8 @@ class Storage:
     bytes: float  # of all
     shards: int
     shard_bytes: float
-    puts: int  # requests that write: the parts of each shard, its beginning and its end
-    gets: int  # that look: whether each is there, by lists, once a start
+    puts: int  # requests that write: the parts of each shard, its beginning and end, and its record
+    lists: int  # that ask what is there, a start: shards, and their records
     puts_of_files: int  # if each face were an object of its own
 
 
@@ -29,8 +29,8 @@ def storage(faces: int, shard: int, face_bytes: float, part_bytes: int) -> Stora
         bytes=faces * face_bytes,
         shards=shards,
         shard_bytes=shard * face_bytes,
-        puts=shards * (parts + 2),
-        gets=math.ceil(shards / LISTED),
+        puts=shards * (parts + 3),
+        lists=2 * math.ceil(shards / LISTED),
         puts_of_files=faces,
     )
 

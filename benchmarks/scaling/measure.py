@@ -1,8 +1,8 @@
 """pgsr-bench scaling: measured figures, what a billion faces cost by them, and the simulation.
 
 Measured on one core: faces for each second of its time by precision and by format, into a tar, and bytes a
-face. Everything else is computed from them. `check` compares the simulation with real processes over a few shards, some of them
-killed.
+face. Everything else is computed from them. `check` compares the simulation with real processes over a few
+shards, some of them killed.
 """
 
 from __future__ import annotations
@@ -137,10 +137,9 @@ def _generated(settings: Settings, precision: str, format: str) -> tuple[float, 
     neither does what else this machine does.
     """
     few = BATCH
+    _, first, _ = _timed(settings, precision, format, 4 * few)  # in which what is found out once is, too
     spent, wall, _ = _timed(settings, precision, format, few)
-    second = _timed(settings, precision, format, 4 * few)
-    pace = max(second[1] - wall, 0.1) / (3 * few)
-    more = max(8 * few, int(settings.seconds / pace))
+    more = max(8 * few, int(settings.seconds * 3 * few / max(first - wall, 0.1)))
     cpu, _, size = _timed(settings, precision, format, more)
     return (more - few) / max(cpu - spent, 1e-3), size / more
 
@@ -231,6 +230,7 @@ def _sweeps(settings: Settings, row: Mapping[str, Any], say: Say) -> list[dict[s
         ("no shard begun twice", replace(base, reissue=math.inf)),
         ("nodes that fail once a day", replace(base, mtbf=DAY)),
         ("a driver of 10 ms a shard", replace(base, dispatch=0.01)),
+        ("a driver of 30 ms a shard", replace(base, dispatch=0.03)),
     ]
     rows = []
     for name, cluster in tried:
