@@ -447,6 +447,8 @@ def test_axe_finds_nothing(size: dict[str, int], scheme: str, visit: Callable[..
     page.click("#select")
     visitor.face(0).locator(".open").click()
     visitor.face(1).locator(".open").click()
+    assert page.locator(".bar").bounding_box()["height"] < 125  # in one row, or two on a phone
+    assert page.locator("#tray-walk").bounding_box()["height"] < 50  # its words in one line
     assert visitor.findings() == []
     page.click("#tray-walk")
     page.wait_for_function("() => document.querySelector('#walk-text').textContent.startsWith('2 faces')")
