@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.scaling import costs
 from pgsr.benchmarks.scaling.local import Work, run_shards
+from pgsr.benchmarks.scaling.measure import Settings, generated
 from pgsr.benchmarks.scaling.simulate import WHERE, Cluster, simulate
 from pgsr.errors import PgsrError
 from serving import write_model
@@ -150,6 +151,13 @@ def test_real_workers_make_every_shard_once(kills: tuple[tuple[float, int], ...]
 def test_a_worker_that_gives_up_is_one_sentence(tmp_path: Path):
     with pytest.raises(PgsrError, match="gave up"):
         run_shards(Work(2, 4, tmp_path / "nothing"), 2)
+
+
+def test_a_cores_rate_and_the_bytes_of_a_face(tmp_path: Path):
+    settings = Settings(write_model(tmp_path / "model"), "onnxruntime", seconds=0.05)
+    rate, size = generated(settings, "fp32", "png")
+    assert rate > 10
+    assert 1000 < size < 4000  # a picture of 8 x 8 and its note, in blocks of 512
 
 
 def test_the_command_writes_one_page(tmp_path: Path):

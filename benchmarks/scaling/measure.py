@@ -110,13 +110,13 @@ def _measured(settings: Settings, say: Say) -> dict[str, Any]:
     with on_cores(1):
         precisions = []
         for precision in settings.precisions or _precisions(settings):
-            rate, _ = _generated(settings, precision, "png")
+            rate, _ = generated(settings, precision, "png")
             say(f"{precision}: {rate:.1f} faces a second")
             precisions.append({"precision": precision, "rate": rate})
         best = max(precisions, key=lambda row: row["rate"])["precision"]
         formats = []
         for format in (name for name in FORMATS if installed(name)):
-            rate, size = _generated(settings, str(best), format)
+            rate, size = generated(settings, str(best), format)
             say(f"{format}, {best}: {rate:.1f} faces a second, {size:,.0f} bytes each")
             formats.append(_costed(settings, {"format": format, "rate": rate, "bytes": size}))
     return {"precisions": precisions, "formats": formats}
@@ -130,7 +130,7 @@ def _precisions(settings: Settings) -> list[str]:
     return ["fp32", *(name for name in ("bf16", "int8") if name in has and here.is_fast_in(name))]
 
 
-def _generated(settings: Settings, precision: str, format: str) -> tuple[float, float]:
+def generated(settings: Settings, precision: str, format: str) -> tuple[float, float]:
     """Faces of pgsr-generate into a tar for each second of a core's time, and bytes of the tar a face.
 
     By the difference of two runs, so that their start does not count; and by the processor's time, so that
