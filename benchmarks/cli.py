@@ -627,6 +627,42 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--backend", default="auto", show_default=True)
+@click.option(
+    "--precisions", default="", help="Such as fp32,int8 [default: those this processor is made for]."
+)
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Of each measurement.")
+@click.option("--rate", type=float, default=0.0, help="Faces a second of a core, in place of measuring.")
+@click.option("--face-bytes", type=float, default=0.0, help="Bytes a face, with --rate.")
+@click.option("--gpu-rate", type=float, default=0.0, help="Faces a second of a GPU, measured elsewhere.")
+@click.option("--faces", type=int, default=10**9, show_default=True)
+@click.option("--shard", type=int, default=10_000, show_default=True, help="Faces of a tar.")
+@click.option("--nodes", default="1,2,5,10,20,50,100,200,500,1000", callback=_numbers, show_default=True)
+@click.option("--workers", type=int, default=16, show_default=True, help="Cores of a node, a worker each.")
+@click.option("--storage", type=float, default=10.0, show_default=True, help="GB a second it takes from all.")
+@click.option("--link", type=float, default=10.0, show_default=True, help="Gbit a second of a node.")
+@click.option("--mtbf-days", type=float, default=30.0, show_default=True, help="Between a node's failures.")
+@click.option("--check", is_flag=True, help="Hold the simulation to real processes, some of them killed.")
+@click.option(
+    "--check-faces", type=int, default=300, show_default=True, help="Faces of a shard of the check."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for scaling.html, .md and .json.")
+@json_option
+def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) -> None:
+    """What a billion faces cost, and how long 1 to 1,000 nodes take: measured figures, simulated nodes."""
+    with packages("measuring", "bench"):
+        from .scaling.measure import Settings, run
+        from .scaling.report import text, write_report
+    names = tuple(filter(None, precisions.split(",")))
+    result = run(Settings(precisions=names, **options), lambda line: click.echo(line, err=True))
+    if out is not None:
+        write_report(result, out)
+    emit(result, text(result), as_json)
+
+
+@main.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
 @click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")

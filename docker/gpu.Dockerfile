@@ -25,7 +25,7 @@ ENV PATH=/opt/pgsr/bin:$PATH
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir --constraint /constraints.txt --extra-index-url https://pypi.nvidia.com \
-        "$(echo /wheels/pgsr-*.whl)[gpu,trt,fast]" "tensorrt<11"
+        "$(echo /wheels/pgsr-*.whl)[gpu,trt,fast,serve]" "tensorrt<11"
 
 # Any user may run it: what is measured and built once lies in /cache, which can be a volume.
 RUN useradd --uid 10001 --create-home pgsr && install --directory --mode 1777 /cache /faces

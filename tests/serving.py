@@ -75,22 +75,21 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: Any, key: str = "") -> Iterator[Served]:
-    """A server with these arguments; its log is in the folder. It must end by SIGTERM with 0."""
+def serving(folder: Path, *arguments: Any, key: str = "", installed: Path | None = None) -> Iterator[Served]:
+    """A server with these arguments; its log is in the folder. It must end by SIGTERM with 0.
+
+    `installed`: a pgsr-serve that is started there, in place of the checkout's.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PGSR_API_KEY": key}
+    start = [sys.executable, "-m", "pgsr.runtime.serve"]
+    if installed is not None:
+        start = [str(installed)]
+        del environment["PYTHONPATH"]
     log = folder / f"serve-{len(list(folder.iterdir()))}.log"
-    command = [
-        sys.executable,
-        "-m",
-        "pgsr.runtime.serve",
-        *CPU,
-        "--port",
-        "0",
-        "--json",
-        *map(str, arguments),
-    ]
+    command = [*start, *CPU, "--port", "0", "--json", *map(str, arguments)]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
     with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
+        process = subprocess.Popen(command, stderr=stderr, env=environment, cwd=folder, **streams)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()

@@ -150,6 +150,36 @@ def test_openvino_bytes_do_not_depend_on_the_batch(
     assert np.array_equal(images(16, threads=2), all_at_once)
 
 
+SIGNALLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from pgsr import bundle, draws
+from pgsr.runtime.backends import open_runner
+opened = bundle.read(Path(sys.argv[1]))
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+runners = [open_runner(opened, "cpu", "fp32", "openvino", threads=1) for _ in range(3)]
+def close():
+    while runners:
+        with runners.pop(0) as runner:
+            runner.run(draws.latents(0, [0], opened.latent_size))
+        del runner
+thread = threading.Thread(target=close)
+thread.start()
+thread.join()
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(len(told))
+"""
+
+
+def test_signals_after_openvino_was_closed_on_another_thread(small: Bundle) -> None:
+    """As when pgsr-serve reloads its bundles: the next SIGTERM must not be a SIGSEGV."""
+    command = [sys.executable, "-c", SIGNALLED, small.folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+
+
 def test_an_openvino_request_that_fails_leaves_all_free(small: Bundle) -> None:
     latents = draws.latents(3, range(21), tiny.LATENT)
     wrong = np.zeros((21, tiny.LATENT + 1), dtype=np.float32)

@@ -84,7 +84,7 @@ def test_what_an_image_is(path: Path):
     assert [step.text for step in image if step.name == "USER"] == ["10001"]
     (entry,) = [json.loads(step.text) for step in image if step.name == "ENTRYPOINT"]
     assert entry[0] in PROJECT["scripts"]
-    names = {"cpu": ("[cpu,fast]", "python"), "gpu": ("[gpu,trt,fast]", "nvidia/cuda")}[path.stem]
+    names = {"cpu": ("[cpu,fast,serve]", "python"), "gpu": ("[gpu,trt,fast,serve]", "nvidia/cuda")}[path.stem]
     assert image[0].text.startswith(names[1])
     (install,) = [step.text for step in image if "pip install" in step.text]
     assert f"$(echo /wheels/pgsr-*.whl){names[0]}" in install

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from pgsr.runtime.serve.guard import CSP
+from pgsr.runtime.serve.guard import CSP, Doorkeeper
+from pgsr.runtime.serve.metrics import Metrics
 from pgsr.runtime.serve.protocol import HEADERS
 from serving import KEY, Served, response_of, serving, write_model
 
@@ -361,6 +362,26 @@ def test_nothing_is_taken_without_the_key(path: str, locked: Served):
 def test_another_key_is_none(authorization: str, locked: Served):
     headers = {"authorization": authorization.encode("latin-1")}
     locked.refused("/v1/models", 401, "API key", headers=headers)
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch):
+    """Every key with all that was given, though the first one fits, by the function that is made for it."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr("pgsr.runtime.serve.guard.hmac.compare_digest", compare)
+
+    async def unused(*_: object) -> None:
+        raise AssertionError
+
+    keys = (KEY, "f" * 20, "g" * 20)
+    doorkeeper = Doorkeeper(unused, keys, Metrics(lambda: 0))
+    assert doorkeeper._number(f"Bearer {KEY}") == 0
+    assert doorkeeper._number("Bearer x") is None
+    assert compared == [(given, key.encode()) for given in (KEY.encode(), b"x") for key in keys]
 
 
 def test_the_key_opens_everything(locked: Served):

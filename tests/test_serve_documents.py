@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 import upscaling
+from pgsr.runtime.serve.cli import main
 from serving import ROOT, Served, serving, write_model
 
 PAGE = (ROOT / "docs" / "serving.md").read_text()
@@ -134,13 +137,53 @@ def test_the_python_of_the_page_runs(served: Served, capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().out.splitlines()) == 20
 
 
-def test_the_unit_names_options_that_exist():
-    from pgsr.runtime.serve.cli import main
+# ----------------------------------------------------------------------------
+# Running it.
 
-    known = {name for option in main.params for name in option.opts}
-    text = PAGE.partition("## Running it")[2]
-    used = set(re.findall(r"(?:pgsr-serve[^\n]*?)(--[a-z-]+)", text)) | set(
-        re.findall(r'"(--[a-z-]+)"', text)
-    )
-    assert used
-    assert used <= known
+KNOWN = {name for option in main.params for name in option.opts}
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The page's unit, whose command is there."""
+    (text,) = re.findall(r"(^    \[Unit\]\n.*?)\n\n(?=\()", PAGE, re.DOTALL | re.MULTILINE)
+    command = tmp_path / "pgsr-serve"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    path = tmp_path / "pgsr-serve.service"
+    path.write_text(textwrap.dedent(text).replace("/opt/pgsr/bin/pgsr-serve", str(command)))
+    assert str(command) in path.read_text()
+    return path
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_is_a_tight_one(unit: Path):
+    verify = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    if "Failed to" in verify.stderr and verify.returncode:
+        pytest.skip(verify.stderr.strip()[:200])  # a container that lets systemd look at nothing
+    assert (verify.returncode, verify.stdout, verify.stderr) == (0, "", "")
+    exposure = [*"systemd-analyze security --offline=yes --threshold=20".split(), unit]  # of 100
+    done = subprocess.run(exposure, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-200:]
+
+
+def test_the_unit_starts_and_reloads_the_server(unit: Path):
+    values = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+    _, *arguments = shlex.split(values["ExecStart"])
+    assert {word for word in arguments if word.startswith("--")} == {"--json", "--api-key-file"} <= KNOWN
+    assert values["ExecReload"].endswith("-HUP $MAINPID")
+    (grace,) = (option.default for option in main.params if option.name == "grace")
+    assert int(values["TimeoutStopSec"]) > grace
+
+
+def test_the_containers_line_is_the_images(tmp_path: Path):
+    """The image holds the server, and what follows the image's name are options that it has."""
+    (line,) = re.findall(r"^    (docker run .+)$", PAGE, re.MULTILINE)
+    words = shlex.split(line)
+    assert words[words.index("--entrypoint") + 1] == "pgsr-serve"
+    assert "127.0.0.1:8000:8000" in words  # for this machine alone
+    image = words.index("pgsr")
+    assert words[image + 1 :] == ["--host", "0.0.0.0", "--json"]
+    (grace,) = (option.default for option in main.params if option.name == "grace")
+    assert int(words[words.index("--stop-timeout") + 1]) > grace
+    assert ",serve]" in (ROOT / "docker" / "cpu.Dockerfile").read_text()

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 AXE = Path(str(axe.__file__)).with_name("axe.min.js")
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+TABLET = {"width": 820, "height": 1180}
 READY = ".tile.ready"
 FRAME = 1000 / 60  # milliseconds
 
@@ -79,6 +80,12 @@ class Visitor:
 
     def face(self, place: int) -> Any:
         return self.page.locator(f".tile[aria-posinset='{place + 1}']")
+
+    def split(self) -> float:
+        """How many per cent of the open face are shown as before."""
+        box = self.page.locator("#viewer-compare")
+        edge = "e => 100 * e.querySelector('.edge').offsetLeft / e.clientWidth"
+        return float(box.evaluate(edge))
 
     def text(self, id: str) -> str:
         return str(self.page.locator(f"#{id}").inner_text())
@@ -187,20 +194,23 @@ def test_a_face_is_opened_compared_and_left(visit: Callable[..., Visitor]):
     small = page.locator("#viewer-compare img.before")
     page.wait_for_function("() => document.querySelector('#viewer-compare .before').naturalWidth === 64")
     assert "stage=generator" in small.get_attribute("src")
-    slider = page.locator("#viewer-compare input")
-    box = slider.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2)
-    split = float(
-        page.locator("#viewer-compare").evaluate("e => parseFloat(e.style.getPropertyValue('--split'))")
-    )
-    assert 10 < split < 30
+    box = page.locator("#viewer-compare").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.5, middle)
+    page.mouse.down()
+    for share in (0.3, 0.8):  # dragged, and shown on the way
+        page.mouse.move(box["x"] + box["width"] * share, middle, steps=4)
+        assert visitor.split() == pytest.approx(100 * share, abs=4)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 1, middle)
+    assert visitor.split() == pytest.approx(80, abs=4)  # let go
     page.click("#viewer-before")
     page.click("#viewer-next")
     assert visitor.text("viewer-title") == "Face 2"
     with page.expect_download() as download:
         page.click("#viewer-download")
     assert download.value.suggested_filename == "face-5-2.png"
-    served = visitor.served.get("/v1/images/5/2.png").content
+    served = visitor.served.get("/v1/images/5/2.png?truncation=1").content
     assert Path(download.value.path()).read_bytes() == served
     page.click("#viewer .close")
     assert not page.locator("#viewer").is_visible()
@@ -292,6 +302,7 @@ def test_variety_changes_faces_in_place(visit: Callable[..., Visitor]):
     assert visitor.text("variety-value") == "60%"
 
 
+@pytest.mark.slow
 def test_favourites_stay_in_the_browser(visit: Callable[..., Visitor]):
     visitor = visit()
     page = visitor.open("#seed=8")
@@ -307,6 +318,9 @@ def test_favourites_stay_in_the_browser(visit: Callable[..., Visitor]):
     page.click("#favourites")
     page.wait_for_function("() => document.querySelectorAll('.tile:not([hidden])').length === 2")
     assert visitor.face(0).locator(".open").get_attribute("aria-label") == "Face 1 of seed 8"
+    colours = "e => { const s = getComputedStyle(e); return [s.color, s.backgroundColor]; }"
+    text, behind = page.locator("#favourites").evaluate(colours)  # while the pointer is on it
+    assert (text, behind) == ("rgb(248, 246, 243)", "rgb(38, 34, 30)")
 
 
 # ----------------------------------------------------------------------------
@@ -368,33 +382,54 @@ def test_a_picture_is_chosen_enlarged_and_saved(visit: Callable[..., Visitor], t
     page.wait_for_selector("#upscale-compare:not([hidden])")
     page.wait_for_function("() => document.querySelector('#upscale-compare .after').naturalWidth === 1200")
     assert "1200 × 800" in visitor.text("upscale-text")
+    shown = page.locator("#upscale-compare").bounding_box()
+    assert shown["width"] / shown["height"] == pytest.approx(1.5, abs=0.01)  # nothing beside it
     with page.expect_download() as download:
         page.click("#upscale-download")
     assert download.value.suggested_filename == "mine-large.png"
     assert Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).size == (1200, 800)
 
 
-DROP = """([data, name]) => {
+def drag(visitor: Visitor, path: Path, *steps: str) -> None:
+    """Drags a file over the middle of the window, as the operating system would tell the browser of it."""
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    session = visitor.context.new_cdp_session(visitor.page)
+    for kind in steps:
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 400, "data": data})
+
+
+LEAVE = """() => { // of which chromium's own events say nothing
     const transfer = new DataTransfer();
-    transfer.items.add(new File([Uint8Array.from(data)], name));
-    for (const kind of ['dragenter', 'dragover', 'drop'])
-        window.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    transfer.items.add(new File(['x'], 'x.png'));
+    window.dispatchEvent(new DragEvent('dragleave', {dataTransfer: transfer}));
 }"""
 
 
 @pytest.mark.slow
-def test_pictures_are_dropped_anywhere_and_refused_with_a_sentence(visit: Callable[..., Visitor]):
+def test_pictures_are_dropped_anywhere_and_refused_with_a_sentence(
+    visit: Callable[..., Visitor], tmp_path: Path
+):
+    def file(name: str, data: bytes) -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
     visitor = visit()
     page = visitor.open()
-    page.evaluate(DROP, [list(upscaling.file_of(Image.fromarray(upscaling.picture(40, 30)))), "small.png"])
+    small = file("small.png", upscaling.file_of(Image.fromarray(upscaling.picture(40, 30))))
+    drag(visitor, small, "dragEnter", "dragOver")
+    page.wait_for_selector("#drop:not([hidden])")
+    page.evaluate(LEAVE)
+    page.wait_for_selector("#drop", state="hidden")
+    drag(visitor, small, "dragOver", "drop")
     page.wait_for_function("() => document.querySelector('#upscale-compare .after')?.naturalWidth === 120")
+    assert not page.locator("#drop").is_visible()
     page.keyboard.press("Escape")
-    page.evaluate(DROP, [list(b"no picture"), "x.png"])
+    drag(visitor, file("x.png", b"no picture"), "dragEnter", "dragOver", "drop")
     page.wait_for_function(
         "() => document.querySelector('#upscale-text').textContent.includes('cannot be read')"
     )
-    large = upscaling.file_of(Image.new("RGB", (400, 400)))
-    page.evaluate(DROP, [list(large), "large.png"])
+    large = file("large.png", upscaling.file_of(Image.new("RGB", (400, 400))))
+    drag(visitor, large, "dragEnter", "dragOver", "drop")
     page.wait_for_function(
         "() => document.querySelector('#upscale-text').textContent.includes('at most 100,000')"
     )
@@ -406,7 +441,11 @@ def test_pictures_are_dropped_anywhere_and_refused_with_a_sentence(visit: Callab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [(DESKTOP, "light"), (TABLET, "dark"), (PHONE, "dark"), (PHONE, "light")],
+    ids=["desktop", "tablet", "phone-dark", "phone-light"],
+)
 def test_axe_finds_nothing(size: dict[str, int], scheme: str, visit: Callable[..., Visitor]):
     visitor = visit(viewport=size, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce")
     page = visitor.open("#seed=1")
@@ -415,6 +454,8 @@ def test_axe_finds_nothing(size: dict[str, int], scheme: str, visit: Callable[..
     page.click("#select")
     visitor.face(0).locator(".open").click()
     visitor.face(1).locator(".open").click()
+    assert page.locator(".bar").bounding_box()["height"] < 125  # in one row, or two on a phone
+    assert page.locator("#tray-walk").bounding_box()["height"] < 50  # its words in one line
     assert visitor.findings() == []
     page.click("#tray-walk")
     page.wait_for_function("() => document.querySelector('#walk-text').textContent.startsWith('2 faces')")
@@ -444,9 +485,18 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Visitor]):
     assert page.evaluate(wide) == []
     assert page.locator("#tray-walk").is_visible()
     page.tap("#select")
-    visitor.face(2).tap()
+    visitor.face(2).tap(position={"x": 90, "y": 12})  # where a pointer that hovers would find the heart
     page.wait_for_function("() => document.querySelector('#viewer-compare .after').naturalWidth === 256")
+    assert page.locator("#viewer-favourite").get_attribute("aria-pressed") == "false"
     assert page.evaluate(wide) == []
+    page.tap("#viewer-before")
+    box = page.locator("#viewer-compare").bounding_box()
+    session = visitor.context.new_cdp_session(page)
+    for kind, share in (("touchStart", 0.5), ("touchMove", 0.4), ("touchMove", 0.25), ("touchEnd", None)):
+        x, y = box["x"] + box["width"] * (share or 0), box["y"] + box["height"] / 2
+        points = [{"x": x, "y": y}] if share else []
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert visitor.split() == pytest.approx(25, abs=4)
 
 
 # ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,22 @@ def _settle(openvino: Any) -> None:
     openvino.Tensor(np.zeros((1, 1), np.float32)).data[:] = 0.0
 
 
+_CORES: list[Any] = []
+_CORES_LOCK = threading.Lock()
+
+
+def _core(openvino: Any) -> Any:
+    """The one core of this process, which is never freed.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and frees that with itself, on whatever
+    thread: the next signal of the first one would end the process (SIGSEGV).
+    """
+    with _CORES_LOCK:
+        if not _CORES:
+            _CORES.append(openvino.Core())
+        return _CORES[0]
+
+
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:
     """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
     path = str(bundle.path(graph))
@@ -121,7 +138,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
         import openvino.frontend
     _settle(openvino)
 
-    core = openvino.Core()
+    core = _core(openvino)
     hint = _precision(core, graph.precision)
     if _any_size(graph):
         return _open(openvino, core, path, graph, settings, hint, MODES["latency"])

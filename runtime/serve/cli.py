@@ -28,6 +28,13 @@ KEY_VARIABLE = "PGSR_API_KEY"
 WHERE, WHO, LIMITS, MACHINE = "Where", "Who may ask", "What may be asked for", "Machine"
 
 
+class _Milliseconds(click.types.FloatParamType):
+    """A number, with or without its unit: 5 or 5ms."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value.removesuffix("ms") if isinstance(value, str) else value, param, ctx)
+
+
 def _limit(name: str, help: str) -> Callable[[F], F]:
     """An option for one of the limits, with its default."""
     (field,) = (f for f in fields(Limits) if f.name == name)
@@ -85,7 +92,7 @@ def _limit(name: str, help: str) -> Callable[[F], F]:
 @option(
     MACHINE,
     "--max-wait",
-    type=float,
+    type=_Milliseconds(),
     default=5.0,
     show_default=True,
     help="Milliseconds a face waits for company.",

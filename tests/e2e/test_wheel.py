@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pgsr import bundle
+from serving import CPU, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,12 +51,22 @@ REPORTS = ROOT / "benchmarks" / "reports"  # measurements that were made, which 
 @pytest.fixture(scope="module")
 def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that holds the wheel with [cpu] and nothing else."""
-    folder = tmp_path_factory.mktemp("environment")
+    return environment_of(wheel, "cpu", tmp_path_factory.mktemp("environment"))
+
+
+def environment_of(wheel: Path, extras: str, folder: Path) -> Path:
+    """Makes an environment there that holds the wheel with these extras: its bin folder."""
     venv.create(folder, with_pip=True)
     constraints = ROOT / "constraints.txt"
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints]
-    run(*pip, f"{wheel}[cpu]", cwd=folder)
+    run(*pip, f"{wheel}[{extras}]", cwd=folder)
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def serve_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment that holds the wheel with [cpu,serve]."""
+    return environment_of(wheel, "cpu,serve", tmp_path_factory.mktemp("serve"))
 
 
 def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
@@ -111,6 +123,30 @@ def test_installed_command_makes_faces(empty_environment: Path, tmp_path: Path) 
         run(generate, "--count", "5", "--seed", "3", "--out", "faces", "--json", cwd=tmp_path).stdout
     )
     assert (again["made"], again["present"]) == (0, 5)
+
+
+def test_installed_server_serves_the_page_and_the_commands_faces(
+    serve_environment: Path, tmp_path: Path
+) -> None:
+    """Away from the checkout: its page's files, its model, the same bytes as pgsr-generate's."""
+    options = ("--count", "2", "--format", "png", "--out", "faces", "--no-sheet", *CPU)
+    run(serve_environment / "pgsr-generate", *options, cwd=tmp_path)
+    (tmp_path / "server").mkdir()
+    with serving(tmp_path / "server", installed=serve_environment / "pgsr-serve") as served:
+        page = served.get("/").text
+        addresses = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', page))
+        assert {"/page/app.js", "/page/style.css", "/page/icon.svg"} <= addresses
+        for address in addresses:
+            file = ROOT / "runtime" / "serve" / address.lstrip("/")
+            assert served.get(address).content == file.read_bytes()
+        for index in range(2):
+            face = served.get(f"/v1/images/0/{index}.png").content
+            assert face == (tmp_path / "faces" / f"{index:06d}.png").read_bytes()
+        (model,) = served.get("/v1/models").json()["models"]
+        assert model["graph"] == bundle.read(bundle.shipped()).graph("chain").sha256
+        picture = served.get("/v1/images/0/0.jpg?size=32").content
+        assert served.post("/v1/upscale", content=picture).headers["content-type"] == "image/jpeg"
+        assert served.errors == []
 
 
 def test_other_commands_say_what_to_install(empty_environment: Path, tmp_path: Path) -> None:

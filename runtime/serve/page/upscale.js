@@ -69,7 +69,10 @@ export class Upscale {
     this.after = URL.createObjectURL(blob);
     const image = compare(byId("upscale-compare"), this.before, this.after, ["before", `${this.events.model().enlarges} times as large`]);
     image.alt = "Your picture, enlarged";
-    image.addEventListener("load", () => this.#say(`${image.naturalWidth} × ${image.naturalHeight} pixels, ${megabytes(blob.size)}.`));
+    image.addEventListener("load", () => {
+      byId("upscale-compare").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+      this.#say(`${image.naturalWidth} × ${image.naturalHeight} pixels, ${megabytes(blob.size)}.`);
+    });
     byId("upscale-target").hidden = true;
     byId("upscale-compare").hidden = false;
     byId("upscale-progress").hidden = byId("upscale-stop").hidden = true;
