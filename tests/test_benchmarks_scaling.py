@@ -21,16 +21,19 @@ from serving import write_model
 
 # Nothing goes wrong, and nothing but the arithmetic takes time: a shard takes 100 s.
 EASY = Cluster(
-    **{
-        "nodes": 2,
-        "workers": 4,
-        "rate": 10.0,
-        "spread": 0.0,
-        "faces": 80_000,
-        "shard": 1000,
-        "face_bytes": 100.0,
-    },
-    **{"storage": 1e9, "link": 1e9, "mtbf": math.inf, "slow_share": 0.0, "start": 0.0, "dispatch": 0.0},
+    nodes=2,
+    workers=4,
+    rate=10.0,
+    spread=0.0,
+    faces=80_000,
+    shard=1000,
+    face_bytes=100.0,
+    storage=1e9,
+    link=1e9,
+    mtbf=math.inf,
+    slow_share=0.0,
+    start=0.0,
+    dispatch=0.0,
     reissue=math.inf,
     streams=True,
 )
@@ -91,8 +94,15 @@ def test_a_straggler_is_begun_again_when_nothing_else_is_left():
 @pytest.mark.parametrize("seed", range(6))
 def test_every_second_is_somewhere_and_every_face_once(seed: int):
     cluster = Cluster(
-        **{"nodes": 12, "workers": 3, "faces": 400_000, "shard": 2_000, "mtbf": 600.0, "repair": 90.0},
-        **{"storage": 60e6, "slow_share": 0.1, "seed": seed},
+        nodes=12,
+        workers=3,
+        faces=400_000,
+        shard=2_000,
+        mtbf=600.0,
+        repair=90.0,
+        storage=60e6,
+        slow_share=0.1,
+        seed=seed,
     )
     outcome = simulate(cluster)
     assert outcome.failures > 3

@@ -32,7 +32,7 @@ def fields(required: str = "", **properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
-GROUP = {"rayStartParams": TEXTS, "template": {"type": "object"}}
+GROUP: dict[str, Any] = {"rayStartParams": TEXTS, "template": {"type": "object"}}
 HEAD = fields("rayStartParams template", **GROUP, serviceType=TEXT, enableIngress=FLAG)
 WORKERS = fields(
     "groupName minReplicas maxReplicas rayStartParams template",
@@ -150,7 +150,7 @@ def sent(path: Path, folder: Path, *arguments: str) -> subprocess.CompletedProce
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_CPUS_PER_TASK": "16", **job}
-    command = ["bash", path, *arguments]
+    command = ["bash", str(path), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
 
 

@@ -162,7 +162,7 @@ def test_the_unit_is_a_tight_one(unit: Path):
     if "Failed to" in verify.stderr and verify.returncode:
         pytest.skip(verify.stderr.strip()[:200])  # a container that lets systemd look at nothing
     assert (verify.returncode, verify.stdout, verify.stderr) == (0, "", "")
-    exposure = [*"systemd-analyze security --offline=yes --threshold=20".split(), unit]  # of 100
+    exposure = [*"systemd-analyze security --offline=yes --threshold=20".split(), str(unit)]  # of 100
     done = subprocess.run(exposure, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-200:]
 

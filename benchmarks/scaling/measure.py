@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,15 +107,15 @@ def _measured(settings: Settings, say: Say) -> dict[str, Any]:
             "formats": [_costed(settings, row)],
         }
     with on_cores(1):
-        precisions = []
+        precisions: list[dict[str, Any]] = []
         for precision in settings.precisions or _precisions(settings):
             rate, _ = generated(settings, precision, "png")
             say(f"{precision}: {rate:.1f} faces a second")
             precisions.append({"precision": precision, "rate": rate})
-        best = max(precisions, key=lambda row: row["rate"])["precision"]
+        best = str(max(precisions, key=lambda row: float(row["rate"]))["precision"])
         formats = []
         for format in (name for name in FORMATS if installed(name)):
-            rate, size = generated(settings, str(best), format)
+            rate, size = generated(settings, best, format)
             say(f"{format}, {best}: {rate:.1f} faces a second, {size:,.0f} bytes each")
             formats.append(_costed(settings, {"format": format, "rate": rate, "bytes": size}))
     return {"precisions": precisions, "formats": formats}
@@ -136,23 +135,23 @@ def generated(settings: Settings, precision: str, format: str) -> tuple[float, f
     By the difference of two runs, so that their start does not count; and by the processor's time, so that
     neither does what else this machine does.
     """
-    few = BATCH
-    _, first, _ = _timed(settings, precision, format, 4 * few)  # in which what is found out once is, too
-    spent, wall, _ = _timed(settings, precision, format, few)
-    more = max(8 * few, int(settings.seconds * 3 * few / max(first - wall, 0.1)))
-    cpu, _, size = _timed(settings, precision, format, more)
-    return (more - few) / max(cpu - spent, 1e-3), size / more
+    _timed(settings, precision, format, BATCH)  # in which what is found out once is
+    few = _timed(settings, precision, format, BATCH)[0]
+    pace = (_timed(settings, precision, format, 9 * BATCH)[0] - few) / (8 * BATCH)
+    count = max(9 * BATCH, int(settings.seconds / max(pace, 1e-4)))
+    cpu, size = _timed(settings, precision, format, count)
+    return (count - BATCH) / max(cpu - few, 1e-3), size / count
 
 
-def _timed(settings: Settings, precision: str, format: str, count: int) -> tuple[float, float, int]:
-    """Seconds of the processor and of the clock, and bytes, of a run. Raises PgsrError if it fails."""
+def _timed(settings: Settings, precision: str, format: str, count: int) -> tuple[float, int]:
+    """Seconds of the processor, and bytes, of a run. Raises PgsrError if it fails."""
     with tempfile.TemporaryDirectory(prefix="pgsr-scaling-") as folder:
         out = Path(folder) / "faces.tar"
         wanted = ["--count", str(count), "--out", str(out), "--format", format, "--json"]
         how = ["--precision", precision, "--backend", settings.backend, "--device", "cpu"]
         model = [] if settings.model is None else ["--model", str(settings.model)]
         command = [*wanted, *how, *model, "--threads", "1", "--batch", str(BATCH)]
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", "pgsr.runtime", *command], capture_output=True, text=True
         )
@@ -160,7 +159,7 @@ def _timed(settings: Settings, precision: str, format: str, count: int) -> tuple
             raise PgsrError(f"pgsr-generate failed: {done.stderr.strip()[-300:]}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return spent, time.perf_counter() - began, out.stat().st_size
+        return spent, out.stat().st_size
 
 
 def _costed(settings: Settings, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +225,7 @@ def _sweeps(settings: Settings, row: Mapping[str, Any], say: Say) -> list[dict[s
     tried: list[tuple[str, Cluster]] = [
         ("as above, and a storage that takes all", base),
         ("sent as it is made", replace(base, streams=True)),
-        *((f"shards of {size:,}", replace(base, shard=size)) for size in (1_000, 2_000, 5_000, 50_000)),
+        *((f"shards of {size:,}", replace(base, shard=size)) for size in (2_000, 5_000, 50_000)),
         ("no shard begun twice", replace(base, reissue=math.inf)),
         ("nodes that fail once a day", replace(base, mtbf=DAY)),
         ("a driver of 10 ms a shard", replace(base, dispatch=0.01)),

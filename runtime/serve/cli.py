@@ -32,7 +32,8 @@ class _Milliseconds(click.types.FloatParamType):
     """A number, with or without its unit: 5 or 5ms."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value.removesuffix("ms") if isinstance(value, str) else value, param, ctx)
+        number: Any = value.removesuffix("ms") if isinstance(value, str) else value
+        return super().convert(number, param, ctx)
 
 
 def _limit(name: str, help: str) -> Callable[[F], F]:
