@@ -257,7 +257,7 @@ ROOMS = {
         *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "triton", "cli"),
     ),
     "runtime": (
-        *("measured", "output", "backends", "triton_model", "pipeline", "autotune"),
+        *("measured", "metric_names", "output", "backends", "triton_model", "pipeline", "autotune"),
         *("upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
