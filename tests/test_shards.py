@@ -281,6 +281,7 @@ def test_a_set_on_s3_is_that_of_a_folder(model: Path, tmp_path: Path, bucket: Pa
     assert result_of(*files)["made"] == 0
 
 
+@pytest.mark.slow
 def test_an_upload_in_parts_appears_whole(bucket: Path):
     """60 MB go in parts of 50; while they come nobody sees the name."""
     import s3fs
@@ -290,6 +291,7 @@ def test_an_upload_in_parts_appears_whole(bucket: Path):
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write, open_store("s3://bucket/large"), "a.bin", data)
         while not writing.done():
+            time.sleep(0.1)
             found = s3fs.S3FileSystem(skip_instance_cache=True).find("bucket/large", detail=True)
             seen += [entry["size"] for name, entry in found.items() if name.endswith("a.bin")]
         writing.result()

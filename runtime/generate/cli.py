@@ -504,7 +504,7 @@ def faces(
             with _opened(threads=threads, **machine) as synthesizer:
                 _make_shards(synthesizer, shards, out, mixed, dry_run, as_json)
         else:
-            settings = {**machine, "threads": threads, "workers": workers or 0, "mixed": mixed}
+            settings = {**machine, "threads": threads, "workers": workers, "mixed": mixed}
             _on_ray(ray_address, shards, out, settings, dry_run, as_json)
         return
     _refuse(("shard_form", "workers", "mixed"), "is for --shard-size and --ray")

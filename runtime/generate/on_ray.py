@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from pgsr import bundle as bundles
-from pgsr.errors import PgsrError, missing_package
+from pgsr.errors import PgsrError, check_choice, missing_package
 from pgsr.files import writable_cache
 from pgsr.privacy import silence_ray
 
+from ..backends import BACKENDS, Settings
 from ..metric_names import IMAGES, LOST, SHARD_BYTES, SHARD_SECONDS, SHARDS, WAITING, WORKERS
 from ..synthesizer import Synthesizer
+from ..truncation import check_truncation
 from .shards import (
     PROVIDERS,
     Shards,
@@ -50,6 +52,7 @@ from .write import WORTH_TUNING
 
 log = logging.getLogger(__name__)
 
+MOST_WORKERS = 2**16
 TICK = 0.5  # seconds between looks at the cluster
 REST = 2.0  # seconds that a worker waits after its first failure; twice as long after the next
 MOST_FAILURES = 3  # of a worker in a row, before it gets no more work
@@ -60,7 +63,7 @@ LEAST_STRAGGLING = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Machinery:
-    """The options of a Synthesizer that a worker opens."""
+    """The options of a Synthesizer that a worker opens. Raises PgsrError for what no node could do."""
 
     device: str = "auto"
     precision: str = "fp32"
@@ -70,17 +73,28 @@ class Machinery:
     truncation: float = 1.0
     tile: int = 0
 
+    def __post_init__(self) -> None:
+        check_truncation(self.truncation)
+        check_choice("backend", self.backend, ("auto", *BACKENDS))
+        Settings(self.device, self.threads, self.batch or 1)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made on the cluster."""
+    """What is to be made on the cluster. Raises PgsrError for values out of range."""
 
     shards: Shards
     out: Path | str
     model: Path | None = None
     machinery: Machinery = field(default_factory=Machinery)
     mixed: bool = False
-    workers: int = 0  # at most; 0 is as many as the cluster has room for
+    workers: int | None = None  # at most; None is as many as the cluster has room for
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise PgsrError(
+                f"--workers {self.workers} is below 1: give the number of workers, or leave it out"
+            )
 
 
 # ----------------------------------------------------------------------------
@@ -156,10 +170,10 @@ class Model:
         return kept
 
 
-def model_of(folder: Path | None, put: Callable[[dict[str, bytes]], Any]) -> Model:
-    """A bundle to be sent. Raises PgsrError if there is none in the folder."""
+def model_of(folder: Path | None, precision: str, put: Callable[[dict[str, bytes]], Any]) -> Model:
+    """A bundle to be sent. Raises PgsrError if there is none in the folder, or not in that precision."""
     place = bundles.shipped() if folder is None else folder.absolute()
-    bundles.read(place)
+    bundles.read(place).graph("chain", precision)
     digest = manifest_hash(place)
     assert digest is not None
     if folder is None:
@@ -310,7 +324,8 @@ class Driver:
         """Raises PgsrError if the bundle or the output cannot be used, or holds another set."""
         self._ray, self._plan, self._report = ray, plan, report
         self._shards, self._store = plan.shards, open_store(plan.out)
-        self._model = model_of(plan.model, ray.put)
+        self._worker = ray.remote(Worker)
+        self._model = model_of(plan.model, plan.machinery.precision, ray.put)
         self._manifest = read_set(self._store)
         self._store.clean()
         self.present = self._shards.present(self._store)
@@ -383,10 +398,10 @@ class Driver:
             return
         self._looked = time.perf_counter()
         need = self._resources
-        room = min(self._plan.workers or 2**16, self._room(need))
+        room = min(self._plan.workers or MOST_WORKERS, self._room(need))
         for _ in range(min(room, len(self._missing)) - len(self._hired)):
             options = {**need, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-            actor = self._ray.remote(Worker).options(**options).remote(self._plan, self._model)
+            actor = self._worker.options(**options).remote(self._plan, self._model)
             worker = Hired(actor)
             self._hired.append(worker)
             self._calls[actor.open.remote(self._manifest)] = worker
