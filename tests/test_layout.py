@@ -258,7 +258,7 @@ ROOMS = {
     ),
     "runtime": (
         *("measured", "metric_names", "output", "backends", "triton_model", "pipeline", "autotune"),
-        *("upscale", "stages", "synthesizer", "generate", "serve"),
+        *("crew", "upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
 

@@ -225,26 +225,28 @@ def _on_ray(
     as_json: bool,
 ) -> None:
     """Makes the shards that are missing, on a Ray cluster."""
-    from .on_ray import Driver, Machinery, Plan, connected, description
+    from ..crew import Machinery, connected
+    from .on_ray import Driver, Plan
     from .progress import SetProgress
 
     if dry_run:
         _plan_shards(shards, out, as_json)
         return
     model, label = settings.pop("model"), settings.pop("label")
-    workers, mixed = settings.pop("workers"), settings.pop("mixed")
+    truncation, mixed = settings.pop("truncation"), settings.pop("mixed")
     if label is not None:
         _check_label(model, label)
-    plan = Plan(shards, out, model, Machinery(**settings), mixed, workers)
+    plan = Plan(shards, out, model, truncation, Machinery(**settings), mixed)
     progress = SetProgress(shards.job.count)
     try:
         with connected(address) as ray:
-            summary = Driver(ray, plan, progress).run()
+            driver = Driver(ray, plan, progress)
+            driver.run()
     except KeyboardInterrupt:
         raise PgsrError(f"stopped at {progress.words}; the same command again makes the rest") from None
     finally:
         progress.finish()
-    _tell_set({**_set_description(shards, out), **description(summary)}, as_json)
+    _tell_set({**_set_description(shards, out), **driver.description()}, as_json)
 
 
 def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool, as_json: bool) -> None:
