@@ -13,11 +13,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bundles import write_bundle
 from pgsr.benchmarks.scaling import kills
 from pgsr.benchmarks.scaling.cluster import LocalCluster, local_cluster, result, start
+from upscaling import write_upscaler
 
 pytest.importorskip("ray")
 
@@ -151,6 +154,31 @@ def s3_settings(address: str) -> dict[str, str]:
         "AWS_ENDPOINT_URL": address,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path):
+    """The same files as without Ray, and the same sentence for a picture that cannot be read."""
+    model = write_upscaler(tmp_path / "bundle")
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        picture = draw.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"in/{number:02d}.png")
+    (tmp_path / "in/17.png").write_bytes(b"no picture")
+    arguments = (tmp_path / "in", "--model", model, "--backend", "onnxruntime")
+    alone = start(*arguments, "--out", tmp_path / "alone", command_name="upscale")
+    on_ray = start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+    sentences = [process.communicate(timeout=300)[1].splitlines()[-1] for process in (alone, on_ray)]
+    assert sentences[0] == sentences[1]
+    assert "1 of 40" in sentences[0]
+    assert kills.files(tmp_path / "set") == kills.files(tmp_path / "alone")
+    assert len(kills.files(tmp_path / "set")) == 39
+    (tmp_path / "in/17.png").unlink()
+    report = result(
+        start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+    )
+    assert (report["made"], report["present"]) == (0, 39)
 
 
 # ----------------------------------------------------------------------------

@@ -34,7 +34,7 @@ PATIENCE = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
 }
-PROGRAM = "import sys; from pgsr.runtime.generate.cli import main; main(sys.argv[1:])"
+PROGRAM = "import sys; from pgsr.runtime.{}.cli import main; main(sys.argv[1:])"
 
 
 class LocalCluster:
@@ -86,9 +86,9 @@ class LocalCluster:
         return start("--ray", self.address, *arguments)
 
 
-def start(*arguments: Any) -> subprocess.Popen[str]:
-    """Starts pgsr-generate with --json."""
-    command = [sys.executable, "-c", PROGRAM, *(str(a) for a in arguments), "--json"]
+def start(*arguments: Any, command_name: str = "generate") -> subprocess.Popen[str]:
+    """Starts pgsr-generate, or pgsr-upscale, with --json."""
+    command = [sys.executable, "-c", PROGRAM.format(command_name), *(str(a) for a in arguments), "--json"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -103,7 +103,7 @@ def result(process: subprocess.Popen[str], seconds: float = 600.0) -> dict[str, 
         out, errors = process.communicate()
         errors += f" (not done after {seconds} s)"
     if process.returncode != 0:
-        raise RuntimeError(f"pgsr-generate ended with {process.returncode}: {errors[-2000:]}")
+        raise RuntimeError(f"the command ended with {process.returncode}: {errors[-2000:]}")
     return dict(json.loads(out))
 
 
