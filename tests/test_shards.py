@@ -130,6 +130,28 @@ def test_another_model_is_refused_and_not_allowed_by_mixed(model: Path, tmp_path
     refused([*arguments, "--mixed"], "model")
 
 
+def test_another_set_is_refused_before_a_cluster_is_asked_for(model: Path, tmp_path: Path):
+    arguments = (*FEW, "--model", model, "--out", tmp_path / "set")
+    result_of(*arguments)
+    refused([*map(str, arguments), "--ray", "nowhere:1", "--seed", "1"], "seed 0, not 1")
+    assert result_of(*arguments, "--ray", "nowhere:1", "--dry-run")["missing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--workers", "0"), "--workers 0 is below 1"),
+        (("--threads", "-1"), "--threads -1 is below 0"),
+        (("--backend", "none"), "backend = 'none' is not one of"),
+        (("--truncation", "2"), "--truncation"),
+        (("--precision", "bf16"), "bf16"),
+        (("--model", "nowhere"), "no bundle in nowhere"),
+    ],
+)
+def test_what_no_node_could_do_is_refused_at_once(wrong: tuple[str, str], words: str, model: Path):
+    refused([*map(str, FEW), "--model", str(model), "--ray", "nowhere:1", *wrong], words)
+
+
 def test_another_backend_is_refused_unless_asked_for(model: Path, tmp_path: Path):
     pytest.importorskip("openvino")
     arguments = [*map(str, FEW), "--model", str(model), "--out", str(tmp_path / "set")]
@@ -310,7 +332,7 @@ def test_a_server_that_is_gone_is_a_line(model: Path, monkeypatch: pytest.Monkey
     arguments = [*map(str, FEW), "--model", str(model), "--out", "s3://bucket/faces"]
     result = command(*arguments)
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("error: cannot list s3://bucket/faces/")
+    assert result.stderr.splitlines()[-1].startswith("error: cannot read s3://bucket/faces/set.json")
 
 
 def test_quality_and_format_reach_the_shards(synthesizer: Synthesizer, tmp_path: Path):

@@ -165,14 +165,8 @@ def _set_description(shards: Shards, out: Path | str) -> dict[str, Any]:
     }
 
 
-def _plan_shards(shards: Shards, out: Path | str, as_json: bool) -> None:
+def _plan_shards(shards: Shards, there: set[int], out: Path | str, as_json: bool) -> None:
     """--dry-run: what would be made."""
-    from .shards import read_set
-    from .store import open_store
-
-    store = open_store(out)
-    read_set(store)
-    there = shards.present(store)
     missing = shards.count - len(there)
     text = f"{out}: would make {missing} of {shards.count} shards, {shards.job.count} faces in all"
     report = {**_set_description(shards, out), "missing": missing, "present": shards.faces(there)}
@@ -184,15 +178,17 @@ def _make_shards(
 ) -> None:
     """Makes the shards that are missing, here."""
     from .progress import SetProgress
-    from .shards import generate_shards
+    from .shards import generate_shards, models_of, present, wanted
     from .store import open_store
 
+    store = open_store(out)
     if dry_run:
-        _plan_shards(shards, out, as_json)
+        own, models = wanted(synthesizer, shards), models_of(synthesizer.bundle)
+        _plan_shards(shards, present(store, shards, own, models, mixed), out, as_json)
         return
     progress = SetProgress(shards.job.count)
     try:
-        result = generate_shards(synthesizer, shards, open_store(out), mixed, progress)
+        result = generate_shards(synthesizer, shards, store, mixed, progress)
     except KeyboardInterrupt:
         raise PgsrError(f"stopped at {progress.words}; the same command again makes the rest") from None
     finally:
@@ -228,15 +224,17 @@ def _on_ray(
     from ..crew import Machinery, connected
     from .on_ray import Driver, Plan
     from .progress import SetProgress
+    from .store import open_store
 
-    if dry_run:
-        _plan_shards(shards, out, as_json)
-        return
     model, label = settings.pop("model"), settings.pop("label")
     truncation, mixed = settings.pop("truncation"), settings.pop("mixed")
     if label is not None:
         _check_label(model, label)
     plan = Plan(shards, out, model, truncation, Machinery(**settings), mixed)
+    there = plan.present(open_store(out))
+    if dry_run:
+        _plan_shards(shards, there, out, as_json)
+        return
     progress = SetProgress(shards.job.count)
     try:
         with connected(address) as ray:

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pgsr import bundle as bundles
+from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
 
 from ..crew import Crew, Machinery, Model, model_of, naming_the_node
@@ -31,7 +34,9 @@ from .shards import (
     make_shard,
     models_of,
     node_of,
+    present,
     read_set,
+    wanted,
     write_nodes,
 )
 from .store import Store, open_store
@@ -51,6 +56,29 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_truncation(self.truncation)
+        if isinstance(self.out, Path):  # processes of a cluster have folders of their own
+            object.__setattr__(self, "out", self.out.absolute())
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The model's manifest."""
+        return bundles.read(bundles.shipped() if self.model is None else self.model)
+
+    @property
+    def graph(self) -> Graph:
+        """The chain that is run."""
+        return self.bundle.graph("chain", self.machinery.precision)
+
+    @property
+    def size(self) -> int:
+        """Pixels along each side of an image."""
+        return self.bundle.size
+
+    def present(self, store: Store) -> set[int]:
+        """Returns which shards are there. Raises PgsrError if they are of another set."""
+        self.shards.job.faces.check(self.bundle.latent_size)
+        own, models = wanted(self, self.shards), models_of(self.bundle)
+        return present(store, self.shards, own, models, self.mixed)
 
 
 # ----------------------------------------------------------------------------
@@ -93,7 +121,7 @@ class Worker:
                 synthesizer.tune()
             self._store: Store = open_store(plan.out)
             self._synthesizer = synthesizer
-            self.identity, models = identity(synthesizer, plan.shards), models_of(synthesizer)
+            self.identity, models = identity(synthesizer, plan.shards), models_of(synthesizer.bundle)
             if manifest is not None:
                 check_member(self._store.address, manifest, self.identity, models, plan.mixed)
         where = ray.get_runtime_context().get_node_id()
@@ -125,7 +153,7 @@ class Worker:
             raise PgsrError(
                 f"{self._store.address} is not the driver's folder here: name one that all nodes share, or s3://..."
             )
-        models = models_of(self._synthesizer)
+        models = models_of(self._synthesizer.bundle)
         check_member(self._store.address, manifest, self.identity, models, self._plan.mixed)
         self._joined = True
 
@@ -162,10 +190,10 @@ class Driver(Crew):
         """Raises PgsrError if the bundle or the output cannot be used, or holds another set."""
         self._plan, self._report = plan, report
         self._shards, self._store = plan.shards, open_store(plan.out)
+        there = plan.present(self._store)
         self._manifest, self._claimed = read_set(self._store), False
         self._records: dict[int, dict[str, Any]] = {}
         self._store.clean()
-        there = self._shards.present(self._store)
         self.faces_made, self.faces_present = 0, self._shards.faces(there)
         self.nodes = 0  # that the set's shards were made on
         model = model_of(plan.model, "chain", plan.machinery.precision, ray.put)

@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError, check_choice
 from pgsr.machine import installed_versions, processor_name
 from pgsr.schema import shortened
@@ -34,7 +35,7 @@ from ..backends import backend_versions
 from ..output.archives import ARCHIVES, ArchiveFile, partial
 from ..output.writers import ArchiveSink, FolderSink
 from ..synthesizer import Synthesizer
-from .claim import manifest
+from .claim import Maker, manifest
 from .job import Job, Report, Result
 from .store import Store, write
 from .write import WORTH_TUNING, encoding_note, faces_of, make
@@ -114,21 +115,36 @@ def record_name(number: int) -> str:
 # What all shards have in common.
 
 
-def identity(synthesizer: Synthesizer, shards: Shards) -> dict[str, Any]:
-    """Makes a set's manifest: everything that its bytes depend on."""
-    provider = synthesizer.provider.split()[0]
-    batch = {} if provider in ANY_BATCH else {"batch": synthesizer.batch}
+def wanted(maker: Maker, shards: Shards) -> dict[str, Any]:
+    """Makes the part of a set's manifest that no machine decides."""
     return {
-        **manifest(synthesizer, shards.job),
+        **manifest(maker, shards.job),
         "schema": SCHEMA,
         "start": shards.job.faces.number(0),
         "count": shards.job.count,
         "shard_size": shards.size,
         "shard_form": shards.form,
-        "encoder": shards.job.encoding.codec.name,
-        "provider": provider,
-        **batch,
     }
+
+
+def identity(synthesizer: Synthesizer, shards: Shards) -> dict[str, Any]:
+    """Makes a set's manifest: everything that its bytes depend on."""
+    provider = synthesizer.provider.split()[0]
+    batch = {} if provider in ANY_BATCH else {"batch": synthesizer.batch}
+    encoder = shards.job.encoding.codec.name
+    return {**wanted(synthesizer, shards), "encoder": encoder, "provider": provider, **batch}
+
+
+def present(
+    store: Store, shards: Shards, own: dict[str, Any], models: Iterable[str], mixed: bool
+) -> set[int]:
+    """Returns which shards are there. Raises PgsrError if they are of another set than that of manifest `own`,
+    as far as that is known."""
+    there = read_set(store)
+    if there is None:
+        return set()
+    check_member(store.address, {k: v for k, v in there.items() if k in own}, own, models, mixed)
+    return shards.present(store)
 
 
 def read_set(store: Store) -> dict[str, Any] | None:
@@ -249,9 +265,9 @@ def node_of(synthesizer: Synthesizer, encoder: str, threads: int) -> dict[str, A
     }
 
 
-def models_of(synthesizer: Synthesizer) -> list[str]:
+def models_of(bundle: Bundle) -> list[str]:
     """Returns the hashes of a bundle's chains, one a precision."""
-    return [graph.sha256 for graph in synthesizer.bundle.graphs if graph.name == "chain"]
+    return [graph.sha256 for graph in bundle.graphs if graph.name == "chain"]
 
 
 # ----------------------------------------------------------------------------
@@ -271,23 +287,23 @@ def generate_shards(
     """
     job = shards.job
     job.faces.check(synthesizer.bundle.latent_size)
-    there = shards.present(store)
+    there = present(store, shards, wanted(synthesizer, shards), models_of(synthesizer.bundle), mixed)
     missing = [number for number in range(shards.count) if number not in there]
-    present = job.count - shards.faces(missing)
-    if job.count - present >= WORTH_TUNING:
+    before = job.count - shards.faces(missing)
+    if job.count - before >= WORTH_TUNING:
         synthesizer.tune()
-    claim_set(store, identity(synthesizer, shards), models_of(synthesizer), mixed)
+    claim_set(store, identity(synthesizer, shards), models_of(synthesizer.bundle), mixed)
     store.clean()
     began = time.perf_counter()
     node, records, made = node_of(synthesizer, job.encoding.codec.name, job.threads), {}, 0
     for number in missing:
-        before = shards.positions(number).start - made
-        tell = lambda count, before=before: report(count - before, present)  # noqa: E731
+        first = shards.positions(number).start - made
+        tell = lambda count, first=first: report(count - first, before)  # noqa: E731
         records[number] = make_shard(synthesizer, shards, store, number, node, tell)
         made += len(shards.positions(number))
-        report(made, present)
+        report(made, before)
     write_nodes(shards, store, records)
-    return Result(made, present, time.perf_counter() - began)
+    return Result(made, before, time.perf_counter() - began)
 
 
 def write_nodes(shards: Shards, store: Store, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -107,12 +107,12 @@ class FolderStore:
         temporary = temporary_beside(path.with_name(f"{path.name}.{TOKEN}"))
         try:
             yield temporary
-            os.sync() if temporary.is_dir() else _sync(temporary)
+            _sync(temporary)
             if path.is_dir():  # somebody else was faster, and a folder replaces no folder
                 _remove(temporary)
             else:
                 os.replace(temporary, path)
-                _sync(path.parent)
+                _sync_names(path.parent)
         except BaseException as error:
             _remove(temporary)
             if isinstance(error, OSError):
@@ -121,18 +121,26 @@ class FolderStore:
 
     def clean(self) -> None:
         if self._folder.is_dir():
-            remove_leftovers(self._folder)
-            remove_leftovers(self._folder / "made")
-            for name in self.names():  # folders: remove_leftovers takes those of a path that is named alone
-                path = self._folder / name
-                if name.startswith(".shard-") and name.endswith(".tmp") and path.is_dir():
-                    remove_leftovers(
-                        self._folder, path.with_name(name[1:].rpartition(".")[0].rpartition(".")[0])
-                    )
+            _remove_leftovers(self._folder)
+            _remove_leftovers(self._folder / "made")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what the dead left, half filled folders too, which remove_leftovers takes one by one alone."""
+    remove_leftovers(folder)
+    for path in folder.glob(".shard-*.tmp"):
+        name = path.name.removeprefix(".").rpartition(".")[0].rpartition(".")[0]
+        remove_leftovers(folder, path.with_name(name))
 
 
 def _sync(path: Path) -> None:
-    """Lets a file, or the names in a folder, reach the disk."""
+    """Lets a file, or a folder with what is in it, reach the disk."""
+    if path.is_dir():
+        os.sync()  # once for all files
+    _sync_names(path)
+
+
+def _sync_names(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -230,7 +238,7 @@ def workplace() -> Path:
     """Returns the folder of this user's temporary files where files for elsewhere are made; dead processes'
     are removed from it."""
     folder = make_folder(Path(tempfile.gettempdir()) / f"pgsr-shards-{os.getuid()}")
-    remove_leftovers(folder)
+    _remove_leftovers(folder)
     return folder
 
 
