@@ -320,7 +320,7 @@ class Crew:
             return None
         self.summary.straggling += 1
         log.warning(
-            "shard %s takes long on node %s: another worker makes it, too", slowest.task, slowest.node
+            "%s %s takes long on node %s: another worker does it, too", self.what, slowest.task, slowest.node
         )
         return slowest.task
 

@@ -138,8 +138,10 @@ def identity(synthesizer: Synthesizer, shards: Shards) -> dict[str, Any]:
 def present(
     store: Store, shards: Shards, own: dict[str, Any], models: Iterable[str], mixed: bool
 ) -> set[int]:
-    """Returns which shards are there. Raises PgsrError if they are of another set than that of manifest `own`,
-    as far as that is known."""
+    """Returns which shards are there.
+
+    `own`: the manifest of what is wanted, as far as it is known. Raises PgsrError if they are of another set.
+    """
     there = read_set(store)
     if there is None:
         return set()
