@@ -20,11 +20,11 @@ from typing import Any
 from pgsr import bundle as bundles
 from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError
+from pgsr.truncation import check_truncation
 
 from ..crew import Crew, Machinery, Model, model_of, naming_the_node
 from ..metric_names import IMAGES, SHARD_BYTES, SHARD_SECONDS, SHARDS
 from ..synthesizer import Synthesizer
-from ..truncation import check_truncation
 from .shards import (
     PROVIDERS,
     Shards,
