@@ -147,7 +147,8 @@ def local_cluster(
         from ray.cluster_utils import Cluster
     except ImportError as error:
         raise missing_package("a local cluster", "ray", error) from error
-    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    idle = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # what nobody uses
+    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, **idle}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield LocalCluster(cluster, environments or [{}] * nodes)
