@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ class LocalCluster:
     def _start(self, number: int) -> Any:
         environment = dict(self._environments[number])
         return self._cluster.add_node(
-            wait=False, num_cpus=1, object_store_memory=STORE_BYTES, env_vars=environment or None
+            wait=False,
+            num_cpus=1,
+            object_store_memory=STORE_BYTES,
+            env_vars=environment or None,
+            **ports(),
         )
 
     def raylet(self, number: int) -> int:
@@ -113,6 +118,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, **PATIENCE, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+def ports() -> dict[str, int]:
+    """Returns free ports for a node's helpers: a raylet that is to find out theirs waits for 15 seconds, and
+    dies on a machine that is too busy."""
+    names = (
+        "metrics_agent_port",
+        "metrics_export_port",
+        "dashboard_agent_listen_port",
+        "runtime_env_agent_port",
+    )
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+
+
 def children(process: int) -> list[int]:
     """Returns all processes below one, of any generation."""
     parents: dict[int, list[int]] = {}
@@ -148,7 +169,7 @@ def local_cluster(
     except ImportError as error:
         raise missing_package("a local cluster", "ray", error) from error
     idle = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # what nobody uses
-    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, **idle}
+    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, **idle, **ports()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield LocalCluster(cluster, environments or [{}] * nodes)
