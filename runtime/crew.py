@@ -311,7 +311,7 @@ class Crew:
     def _straggler(self, now: float) -> int | None:
         """The task that has been in one worker's hands for the longest, if that is too long."""
         hands = Counter(worker.task for worker in self._hired if worker.task in self.missing)
-        late = [worker for worker in self._hired if hands.get(worker.task) == 1]
+        late = [worker for worker in self._hired if worker.task in self.missing and hands[worker.task] == 1]
         if not late or not self._seconds:
             return None
         slowest = min(late, key=lambda worker: worker.since)

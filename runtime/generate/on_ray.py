@@ -50,12 +50,13 @@ class Plan:
     shards: Shards
     out: Path | str
     model: Path | None = None
-    truncation: float = 1.0
+    kept: float | None = None  # the truncation; None: as the bundle says
     machinery: Machinery = field(default_factory=Machinery)
     mixed: bool = False
 
     def __post_init__(self) -> None:
-        check_truncation(self.truncation)
+        if self.kept is not None:
+            check_truncation(self.kept)
         if isinstance(self.out, Path):  # processes of a cluster have folders of their own
             object.__setattr__(self, "out", self.out.absolute())
 
@@ -63,6 +64,11 @@ class Plan:
     def bundle(self) -> Bundle:
         """The model's manifest."""
         return bundles.read(bundles.shipped() if self.model is None else self.model)
+
+    @property
+    def truncation(self) -> float:
+        """The share of the variety that is kept."""
+        return self.bundle.truncation if self.kept is None else self.kept
 
     @property
     def graph(self) -> Graph:
@@ -112,7 +118,7 @@ class Worker:
                 backend,
                 batch,
                 machinery.threads or 1,
-                plan.truncation,
+                plan.kept,
                 machinery.tile,
             )
             job = plan.shards.job

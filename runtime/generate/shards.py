@@ -19,7 +19,7 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,7 +136,7 @@ def identity(synthesizer: Synthesizer, shards: Shards) -> dict[str, Any]:
 
 
 def present(
-    store: Store, shards: Shards, own: dict[str, Any], models: Iterable[str], mixed: bool
+    store: Store, shards: Shards, own: dict[str, Any], models: Collection[str], mixed: bool
 ) -> set[int]:
     """Returns which shards are there.
 
@@ -166,7 +166,7 @@ def read_set(store: Store) -> dict[str, Any] | None:
     return there
 
 
-def claim_set(store: Store, own: dict[str, Any], models: Iterable[str], mixed: bool) -> dict[str, Any]:
+def claim_set(store: Store, own: dict[str, Any], models: Collection[str], mixed: bool) -> dict[str, Any]:
     """Writes the manifest if there is none; returns that of the set, whoever wrote it.
 
     `models`: the hashes of the bundle's graphs in all precisions. Raises PgsrError as `check_member` does,
@@ -185,7 +185,7 @@ def claim_set(store: Store, own: dict[str, Any], models: Iterable[str], mixed: b
 
 
 def check_member(
-    address: str, there: dict[str, Any], own: dict[str, Any], models: Iterable[str], mixed: bool
+    address: str, there: dict[str, Any], own: dict[str, Any], models: Collection[str], mixed: bool
 ) -> None:
     """Raises PgsrError unless faces made with `own` belong to the set of manifest `there`.
 
