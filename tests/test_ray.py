@@ -62,6 +62,7 @@ def expected(size: kills.Size, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_a_cluster_of_this_process_makes_the_same_set(model: Path, tmp_path: Path):
     """--ray local, the whole way; then the same command finds everything made."""
     result(start(*FEW, "--model", model, "--out", tmp_path / "alone"))
@@ -75,6 +76,7 @@ def test_a_cluster_of_this_process_makes_the_same_set(model: Path, tmp_path: Pat
     assert len(nodes[0]["node"]) == 56  # Ray's name of it
 
 
+@pytest.mark.slow
 def test_no_cluster_is_a_line(model: Path, tmp_path: Path):
     process = start(*FEW, "--ray", "127.0.0.1:1", "--model", model, "--out", tmp_path / "set")
     out, errors = process.communicate(timeout=120)
