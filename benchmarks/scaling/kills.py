@@ -81,12 +81,12 @@ def trial(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         process = cluster.generate(*arguments)
-    report = result(process)
+    report, again = finished(cluster, process, arguments, what == "node")
     after = visible(folder)
     if what == "node":
         cluster.restart_node(node)
     return {
-        "what": what,
+        "what": f"{what} with its driver" if again else what,
         "seconds": round(seconds, 2),
         "hit": hit,
         "visible": len(before),
@@ -96,6 +96,18 @@ def trial(
         "lost": report["lost"],
         "equal": files(folder) == files(expected),
     }
+
+
+def finished(
+    cluster: LocalCluster, process: Any, arguments: tuple[Any, ...], may_die: bool
+) -> tuple[dict[str, Any], bool]:
+    """Waits for a command; starts it again if it died with the node that it was on. Returns whether it did."""
+    try:
+        return result(process), False
+    except RuntimeError:
+        if not may_die:
+            raise
+    return result(cluster.generate(*arguments)), True
 
 
 def in_hand(folder: Path) -> int:
