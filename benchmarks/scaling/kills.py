@@ -101,7 +101,7 @@ def trial(
 def finished(
     cluster: LocalCluster, process: Any, arguments: tuple[Any, ...], may_die: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Waits for a command; starts it again if it died with the node that it was on. Returns whether it did."""
+    """Waits for a command; starts it again if it died with its node, and says whether it did."""
     try:
         return result(process), False
     except RuntimeError:
