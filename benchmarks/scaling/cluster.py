@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Busy machines start Ray's processes slowly; and a dead node is to be noticed within seconds.
 PATIENCE = {
     "RAY_raylet_start_wait_time_s": "180",
+    "RAY_worker_register_timeout_seconds": "600",
     "RAY_health_check_initial_delay_ms": "3000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
