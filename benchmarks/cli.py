@@ -697,3 +697,28 @@ def report(
     settings = Settings(out, "quick" if quick else "full", **options)
     result = run(settings, lambda line: click.echo(line, err=True))
     emit(result, str(out / "report.html"), as_json)
+
+
+@main.command()
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the one that ships].")
+@click.option("--count", type=int, help="Faces of a set [default: 20000].")
+@click.option("--shard-size", type=int, help="[default: 10000; 500 with --kills]")
+@click.option("--workers", default="1,2,4", show_default=True, callback=_numbers, help="On a core each.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Of everything, in turns.")
+@click.option(
+    "--kills",
+    type=int,
+    default=0,
+    help="Measure nothing: kill workers, nodes and drivers so often, and compare the sets' bytes.",
+)
+@click.option("--seed", type=int, help="Of the kills' instants [default: by chance].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for cluster.json, or kills.json.")
+@json_option
+def cluster(out: Path | None, kills: int, seed: int | None, as_json: bool, **options: Any) -> None:
+    """Time pgsr-generate --ray beside the plain command, on a cluster of nodes with a core each here."""
+    with packages("a local cluster", "ray"):
+        import ray  # noqa: F401
+
+        from .cluster.report import run_and_write
+    options = {name: value for name, value in options.items() if value is not None}
+    emit(*run_and_write(out, kills, seed, options, lambda line: click.echo(line, err=True)), as_json)

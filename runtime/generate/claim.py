@@ -6,14 +6,14 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from pgsr.bundle import Graph
 from pgsr.errors import PgsrError
 from pgsr.files import temporary_beside, write_text
 from pgsr.schema import document, one_of, record, shortened, whole
 
 from ..output.writers import FORMATS, LEAST_DIGITS, MOST_DIGITS
-from ..synthesizer import Synthesizer
 from .job import Job
 
 MANIFEST = "manifest.json"
@@ -21,7 +21,20 @@ SCHEMA = "pgsr-faces-1"
 FACES = record({"schema": one_of(SCHEMA)}, {"digits": whole(LEAST_DIGITS, MOST_DIGITS)})
 
 
-def manifest(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
+class Maker(Protocol):
+    """What of a synthesizer decides what it makes."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def truncation(self) -> float: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+def manifest(synthesizer: Maker, job: Job) -> dict[str, Any]:
     """Makes the manifest of a job's folder."""
     return {
         "schema": SCHEMA,

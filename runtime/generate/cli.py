@@ -3,6 +3,7 @@
     pgsr-generate --count 1000 --out faces
     pgsr-generate --count 1000 --out faces --model my-bundle --seed 7 --format webp
     pgsr-generate --count 100000 --out faces.tar --shard 0/2       # WebDataset's form
+    pgsr-generate --count 1000000 --out s3://bucket/faces --shard-size 10000 --ray auto
     pgsr-generate --count 1000 --out - | program                   # raw uint8 [N, S, S, 3]
     pgsr-generate video faces.mp4 --seconds 10
     pgsr-generate grid 8x8 page.png
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is someth
     from .job import Job, Result
     from .latents import Source
     from .pages import Grid
+    from .shards import Shards
     from .video import VideoJob
 
 ENCODERS = (
@@ -84,10 +86,10 @@ def _description(synthesizer: Synthesizer, job: Job) -> dict[str, Any]:
     }
 
 
-def _form(job: Job) -> dict[str, Any]:
+def _form(job: Job, raw: bool = True) -> dict[str, Any]:
     from .job import STDOUT
 
-    if job.out == STDOUT:
+    if raw and job.out == STDOUT:
         return {"format": "raw"}
     return {"format": job.encoding.format, "encoder": job.encoding.codec.name}
 
@@ -134,6 +136,115 @@ def _make(synthesizer: Synthesizer, job: Job, as_json: bool) -> None:
         click.echo(json.dumps(report) if as_json else text, err=True)  # stdout has the pixels
     else:
         emit(report, text, as_json)
+
+
+# ----------------------------------------------------------------------------
+# Shards, here or on a cluster.
+
+
+def _shards_of(job: Job, out: Path | str, size: int | None, form: str | None) -> Shards:
+    from ..output.archives import form_of
+    from .job import STDOUT
+    from .shards import SHARD_SIZE, Shards
+
+    if isinstance(out, Path) and (out == STDOUT or form_of(out) is not None):
+        raise PgsrError(f"--out {out} is not a folder for shards: name a folder, or s3://BUCKET/FOLDER")
+    return Shards(job, SHARD_SIZE if size is None else size, form or "tar")
+
+
+def _set_description(shards: Shards, out: Path | str) -> dict[str, Any]:
+    faces = shards.job.faces
+    return {
+        "out": str(out),
+        **faces.identity,
+        "start": faces.number(0),
+        "count": shards.job.count,
+        "shard_size": shards.size,
+        "shards_in_all": shards.count,
+        **_form(shards.job, raw=False),
+    }
+
+
+def _plan_shards(shards: Shards, there: set[int], out: Path | str, as_json: bool) -> None:
+    """--dry-run: what would be made."""
+    missing = shards.count - len(there)
+    text = f"{out}: would make {missing} of {shards.count} shards, {shards.job.count} faces in all"
+    report = {**_set_description(shards, out), "missing": missing, "present": shards.faces(there)}
+    emit(report, text, as_json)
+
+
+def _make_shards(
+    synthesizer: Synthesizer, shards: Shards, out: Path | str, mixed: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Makes the shards that are missing, here."""
+    from .progress import SetProgress
+    from .shards import generate_shards, models_of, present, wanted
+    from .store import open_store
+
+    store = open_store(out)
+    if dry_run:
+        own, models = wanted(synthesizer, shards), models_of(synthesizer.bundle)
+        _plan_shards(shards, present(store, shards, own, models, mixed), out, as_json)
+        return
+    progress = SetProgress(shards.job.count)
+    try:
+        result = generate_shards(synthesizer, shards, store, mixed, progress)
+    except KeyboardInterrupt:
+        raise PgsrError(f"stopped at {progress.words}; the same command again makes the rest") from None
+    finally:
+        progress.finish()
+    numbers = {
+        "made": result.made,
+        "present": result.present,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.images_per_second, 2),
+    }
+    report = {**_set_description(shards, out), **_machinery(synthesizer), **numbers}
+    _tell_set(report, as_json)
+
+
+def _tell_set(report: dict[str, Any], as_json: bool) -> None:
+    text = (
+        f"{report['out']}: {report['shards_in_all']} shards, {report['made']} faces made, "
+        f"{report['present']} already there, {report['seconds']:.1f} s "
+        f"({report['images_per_second']:.1f} images/s)"
+    )
+    emit(report, text, as_json)
+
+
+def _on_ray(
+    address: str,
+    shards: Shards,
+    out: Path | str,
+    settings: dict[str, Any],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Makes the shards that are missing, on a Ray cluster."""
+    from ..crew import Machinery, connected
+    from .on_ray import Driver, Plan
+    from .progress import SetProgress
+    from .store import open_store
+
+    model, label = settings.pop("model"), settings.pop("label")
+    truncation, mixed = settings.pop("truncation"), settings.pop("mixed")
+    if label is not None:
+        _check_label(model, label)
+    plan = Plan(shards, out, model, truncation, Machinery(**settings), mixed)
+    there = plan.present(open_store(out))
+    if dry_run:
+        _plan_shards(shards, there, out, as_json)
+        return
+    progress = SetProgress(shards.job.count)
+    try:
+        with connected(address) as ray:
+            driver = Driver(ray, plan, progress)
+            driver.run()
+    except KeyboardInterrupt:
+        raise PgsrError(f"stopped at {progress.words}; the same command again makes the rest") from None
+    finally:
+        progress.finish()
+    _tell_set({**_set_description(shards, out), **driver.description()}, as_json)
 
 
 def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool, as_json: bool) -> None:
@@ -183,6 +294,20 @@ def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, a
 # Options that modes share.
 
 MACHINE, WHICH, OUTPUT, WAY = "Machine", "Which faces", "Output", "Way through the latents"
+SHARDS = "Shards, and clusters"
+
+
+class Output(click.Path):
+    """A path, or as a string an address for fsspec: s3://bucket/folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            return value
+        return super().convert(value, param, ctx)
+
 
 seed_option = option(
     WHICH, "--seed", type=int, default=0, show_default=True, help="0 to 2**64 - 1; names a sequence of faces."
@@ -287,10 +412,11 @@ def main() -> None:
 @option(
     OUTPUT,
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default="faces",
     show_default=True,
-    help="Their folder; or FILE.tar or FILE.zip, in WebDataset's form; or - for raw uint8 on stdout.",
+    help="Their folder; or FILE.tar or FILE.zip, in WebDataset's form; or - for raw uint8 on stdout; "
+    "or s3://BUCKET/FOLDER and the like, in shards.",
 )
 @option(
     OUTPUT,
@@ -299,6 +425,23 @@ def main() -> None:
     metavar="K/N",
     help="Of every N faces the one at place K: for N processes.",
 )
+@option(
+    SHARDS,
+    "--shard-size",
+    type=int,
+    help="In OUT, an archive for every so many faces [default: 10000 with --ray or s3://..., else none].",
+)
+@option(SHARDS, "--shard-form", metavar="tar|files", help="Archives, or folders of files [default: tar].")
+@option(
+    SHARDS,
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Make shards on a Ray cluster: auto, HOST:PORT, or local, which starts one here. A worker takes a "
+    "GPU, or as many cores as --threads says [default: 1].",
+)
+@option(SHARDS, "--workers", type=int, help="At most [default: as many as the cluster has room for].")
+@option(SHARDS, "--mixed", is_flag=True, help="Let one set have faces of several backends and precisions.")
 @option(OUTPUT, "--format", "file_format", default="png", show_default=True, metavar="png|jpeg|webp|jxl")
 @option(OUTPUT, "--encoder", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(ENCODERS)}.")
 @quality_option
@@ -318,8 +461,13 @@ def main() -> None:
 @result_options
 def faces(
     count: int,
-    out: Path,
+    out: Path | str,
     shard: str,
+    shard_size: int | None,
+    shard_form: str | None,
+    ray_address: str | None,
+    workers: int | None,
+    mixed: bool,
     file_format: str,
     encoder: str,
     quality: int | None,
@@ -339,6 +487,27 @@ def faces(
     from ..output.writers import Encoding
     from .job import STDOUT, Job
 
+    if shard_size is not None or ray_address is not None or isinstance(out, str):
+        _refuse(FOLDER_ONLY, "is not for faces in shards")
+        if ray_address is not None:
+            _refuse(("from_latents",), "is not for --ray, since nodes would need the file")
+        if ray_address is None:
+            _refuse(("workers",), "is for --ray")
+        job = Job(
+            STDOUT,
+            encoding=Encoding(file_format, quality, encoder),
+            threads=threads,
+            source=_source_of(seed, start, count, seeds, from_latents),
+        )
+        shards = _shards_of(job, out, shard_size, shard_form)
+        if ray_address is None:
+            with _opened(threads=threads, **machine) as synthesizer:
+                _make_shards(synthesizer, shards, out, mixed, dry_run, as_json)
+        else:
+            settings = {**machine, "threads": threads, "workers": workers, "mixed": mixed}
+            _on_ray(ray_address, shards, out, settings, dry_run, as_json)
+        return
+    _refuse(("shard_form", "workers", "mixed"), "is for --shard-size and --ray")
     if out == STDOUT:
         _refuse(ENCODED_ONLY, "is not for --out -, which is raw pixels")
     job = Job(
@@ -434,6 +603,7 @@ def backends(as_json: bool) -> None:
 # What options name.
 
 ENCODED_ONLY = ("file_format", "quality", "encoder")
+FOLDER_ONLY = ("sheet", "no_sheet", "save_latents", "shard")
 
 
 def _refuse(names: tuple[str, ...], why: str) -> None:

@@ -8,6 +8,7 @@ import time
 import click
 
 REPORT_SECONDS = 0.2  # between updates of the line
+LINE_SECONDS = 60.0  # between lines where there is no terminal, as in a job's log
 
 
 class Progress:
@@ -41,3 +42,47 @@ class Progress:
             self._open = False
         elif not self._live and self.count == self._count:
             click.echo(f"{self.count}/{self._count} {self._what}", err=True)
+
+
+class SetProgress:
+    """How far a set of shards is, with rate and time left: a line on a terminal, else one a minute."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._made = self._present = self._workers = 0
+        self._began = self._last = time.perf_counter()
+        self._live = sys.stderr.isatty()
+        self._open = False
+
+    def __call__(self, made: int, present: int, workers: int = 0) -> None:
+        """Shows that so many faces are made and so many were there, and how many workers are at work."""
+        self._made, self._present, self._workers = made, present, workers
+        now = time.perf_counter()
+        if now - self._last < (REPORT_SECONDS if self._live else LINE_SECONDS):
+            return
+        self._last = now
+        text = f"{self.words}, {self._pace(now - self._began)}"
+        if self._live:
+            self._open = True
+            click.echo(f"\r{text}\x1b[K", err=True, nl=False)
+        else:
+            click.echo(text, err=True)
+
+    @property
+    def words(self) -> str:
+        """Returns how many faces there are."""
+        workers = f", {self._workers} workers" if self._workers else ""
+        return f"{self._made + self._present}/{self._count} faces{workers}"
+
+    def _pace(self, seconds: float) -> str:
+        if not self._made:
+            return "none made yet"
+        rate = self._made / seconds
+        left = int((self._count - self._made - self._present) / rate)
+        return f"{rate:.1f} images/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+    def finish(self) -> None:
+        """Ends the line."""
+        if self._open:
+            click.echo("\r\x1b[K", err=True, nl=False)
+            self._open = False

@@ -72,12 +72,12 @@ def generate(
         count = _to_folder(synthesizer, job, report)
     else:
         assert stream is not None
-        count = _make(synthesizer, job, job.positions, RawSink(stream), report)
+        count = make(synthesizer, job, job.positions, RawSink(stream), report)
     report(len(job.positions))
     return Result(count, len(job.positions) - count, time.perf_counter() - began)
 
 
-def _make(
+def make(
     synthesizer: Synthesizer,
     job: Job,
     positions_to_make: Iterator[int] | range,
@@ -157,7 +157,7 @@ def _to_folder(synthesizer: Synthesizer, job: Job, report: Report) -> int:
     sink = FolderSink(job.out, job.encoding, faces_of(synthesizer, job, {}))
     remove_leftovers(job.out)
     cells = Cells(job)
-    count = _make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
+    count = make(synthesizer, job, missing(job, synthesizer.size), sink, report, cells.look)
     if job.sheet is not None:
         cells.write(job.sheet)
     if job.latents is not None:
@@ -201,7 +201,7 @@ def _to_archive(synthesizer: Synthesizer, job: Job, report: Report) -> int:
         count, length = _present(synthesizer, job)
         archive.keep(length)
         sink = ArchiveSink(archive, job.encoding, faces_of(synthesizer, job, encoding_note(job.encoding)))
-        return _make(synthesizer, job, job.positions[count:], sink, report)
+        return make(synthesizer, job, job.positions[count:], sink, report)
 
 
 def _present(synthesizer: Synthesizer, job: Job) -> tuple[int, int]:

@@ -186,9 +186,10 @@ def partial(path: Path) -> Path:
 class ArchiveFile:
     """An archive being written; one process at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises PgsrError if the file cannot be written, or another process writes it."""
-        form = form_of(path)
+    def __init__(self, path: Path, form: Form | None = None) -> None:
+        """`form`: unless the name's ending tells. Raises PgsrError if the file cannot be written, or another
+        process writes it."""
+        form = form or form_of(path)
         assert form is not None
         self._form, self._path, self._partial = form, path, partial(path)
         try:

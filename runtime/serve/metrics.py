@@ -7,8 +7,10 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+from ..metric_names import IMAGES, WAITING
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-IMAGES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # images
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -35,17 +37,15 @@ class Metrics:
         self.gone = Counter(
             "pgsr_clients_gone", "Requests whose client went before the answer.", registry=self.registry
         )
-        self.images = Counter("pgsr_images", "Images computed.", registry=self.registry)
+        self.images = Counter(*IMAGES, registry=self.registry)
         self.batch = Histogram(
-            "pgsr_batch_images", "Images of a batch.", buckets=IMAGES, registry=self.registry
+            "pgsr_batch_images", "Images of a batch.", buckets=BATCHES, registry=self.registry
         )
         self.computing = Counter(
             "pgsr_computing_seconds", "Time that the networks took.", registry=self.registry
         )
         self.open = Gauge("pgsr_requests_open", "Requests being answered.", registry=self.registry)
-        Gauge("pgsr_images_waiting", "Images that nobody has begun.", registry=self.registry).set_function(
-            waiting
-        )
+        Gauge(*WAITING, registry=self.registry).set_function(waiting)
 
     def observe_batch(self, images: int, seconds: float) -> None:
         """Counts a batch that was computed."""

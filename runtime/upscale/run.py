@@ -152,11 +152,11 @@ class Batch:
         self.present = 0
         self._run, self._tasks, self._places = run, found.tasks, places
         self._elsewhere = found.refused
-        self._refused: dict[int, str] = {}
+        self.refused: dict[int, str] = {}
 
     @property
     def made(self) -> int:
-        return len(self._tasks) - self.present - len(self._refused)
+        return len(self._tasks) - self.present - len(self.refused)
 
     def run(self) -> None:
         """Makes what is not there yet."""
@@ -185,15 +185,11 @@ class Batch:
 
     def _pieces(self) -> Iterator[Piece]:
         """The results of all pictures, one after the other."""
-        first: dict[Path, UpscaleTask] = {}
+        repeated = repeated_places(self._tasks, self._places)
         for position, (task, place) in enumerate(zip(self._tasks, self._places, strict=True)):
             try:
-                other = first.setdefault(place, task)
-                if other is not task:
-                    raise PgsrError(
-                        f"{other.source} and {task.source} would both be {place}: take them in turn, with "
-                        "another --out"
-                    )
+                if position in repeated:
+                    raise PgsrError(repeated[position])
                 yield from self._pieces_of(position, task, place)
             except PgsrError as error:
                 yield Piece(position, error=error)
@@ -239,11 +235,11 @@ class Batch:
             if first.error is None:
                 self._write(position, first, pieces)
             else:
-                self._refused[position] = str(first.error)
+                self.refused[position] = str(first.error)
         except PgsrError as error:
             if _stops_all(error):
                 raise
-            self._refused[position] = str(error)
+            self.refused[position] = str(error)
 
     def _write(self, position: int, first: Piece, rest: Iterator[Piece]) -> None:
         assert first.photograph is not None
@@ -253,12 +249,30 @@ class Batch:
 
     def raise_refusals(self) -> None:
         """Raises PgsrError if there was any."""
-        messages = [*self._elsewhere, *(self._refused[position] for position in sorted(self._refused))]
-        if messages:
-            count = len(self._tasks) + len(self._elsewhere)
-            more = "" if len(messages) <= TOLD else f"; and {len(messages) - TOLD} more"
-            several = f"{len(messages)} of {count} are not made: " if count > 1 else ""
-            raise PgsrError(several + "; ".join(messages[:TOLD]) + more)
+        messages = [*self._elsewhere, *(self.refused[position] for position in sorted(self.refused))]
+        if error := refusal(messages, len(self._tasks) + len(self._elsewhere)):
+            raise error
+
+
+def repeated_places(tasks: Sequence[UpscaleTask], places: Sequence[Path]) -> dict[int, str]:
+    """Returns why those are not made whose file another one before them would be, by position."""
+    first: dict[Path, UpscaleTask] = {}
+    sentences = {}
+    for position, (task, place) in enumerate(zip(tasks, places, strict=True)):
+        other = first.setdefault(place, task)
+        if other is not task:
+            both = f"{other.source} and {task.source} would both be {place}"
+            sentences[position] = f"{both}: take them in turn, with another --out"
+    return sentences
+
+
+def refusal(messages: Sequence[str], count: int) -> PgsrError | None:
+    """The sentence for pictures that are not made, of so many; None if there is none."""
+    if not messages:
+        return None
+    more = "" if len(messages) <= TOLD else f"; and {len(messages) - TOLD} more"
+    several = f"{len(messages)} of {count} are not made: " if count > 1 else ""
+    return PgsrError(several + "; ".join(messages[:TOLD]) + more)
 
 
 def _stops_all(error: PgsrError) -> bool:

@@ -1,0 +1,199 @@
+"""pgsr-generate --ray on real clusters of this machine: what dies, stops or is full changes no byte of a set.
+
+A cluster takes some ten seconds to start, so tests share one; those that wait for deaths are slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundles import write_bundle
+from pgsr.benchmarks.cluster import kills
+from pgsr.benchmarks.cluster.cluster import LocalCluster, local_cluster, result, start
+from upscaling import write_upscaler
+
+pytest.importorskip("ray")
+
+FEW = ("--count", 250, "--shard-size", 50, "--encoder", "zlib", "--backend", "onnxruntime")
+NODES = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk of 256 kB, of a node's own."""
+    folder = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster(NODES) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def size(model: Path) -> kills.Size:
+    return kills.Size(count=20_000, shard_size=500, model=model)
+
+
+@pytest.fixture(scope="module")
+def expected(size: kills.Size, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expected") / "set"
+    kills.reference(size, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_process_makes_the_same_set(model: Path, tmp_path: Path):
+    """--ray local, the whole way; then the same command finds everything made."""
+    result(start(*FEW, "--model", model, "--out", tmp_path / "alone"))
+    arguments = ("--ray", "local", "--workers", 1, *FEW, "--model", model, "--out", tmp_path / "set")
+    report = result(start(*arguments))
+    assert (report["made"], report["present"], report["lost"], report["repeated"]) == (250, 0, 0, [])
+    assert kills.files(tmp_path / "set") == kills.files(tmp_path / "alone")
+    nodes = json.loads((tmp_path / "set/nodes.json").read_text())["nodes"]
+    assert [node["shards"] for node in nodes] == ["0-4"]
+    assert nodes[0]["provider"] == "CPUExecutionProvider"
+    assert len(nodes[0]["node"]) == 56  # Ray's name of it
+
+
+@pytest.mark.slow
+def test_no_cluster_is_a_line(model: Path, tmp_path: Path):
+    process = start(*FEW, "--ray", "127.0.0.1:1", "--model", model, "--out", tmp_path / "set")
+    out, errors = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert errors.startswith("error: no Ray cluster at --ray 127.0.0.1:1")
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
+# ----------------------------------------------------------------------------
+# Kills at random instants. pgsr-bench cluster --kills makes as many as one likes.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", kills.WHAT)
+def test_a_kill_changes_nothing(
+    what: str, cluster: LocalCluster, size: kills.Size, expected: Path, tmp_path: Path
+):
+    instant = random.uniform(0.0, 4.0)
+    row = kills.trial(cluster, size, tmp_path / "set", expected, what, instant, random.randrange(NODES))
+    assert row["equal"], row
+    assert row["touched"] == 0, row
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_passed(
+    cluster: LocalCluster, size: kills.Size, expected: Path, tmp_path: Path
+):
+    """Stopped in the middle of a shard, it has not died as Ray sees it: somebody else makes the shard."""
+    folder = tmp_path / "set"
+    process = cluster.generate(*size.arguments, "--out", folder)
+    kills.wait_for(folder / "made", process)
+    stopped: list[int] = []
+    try:
+        while not stopped:
+            stopped = cluster.workers(0)
+        for worker in stopped:
+            os.kill(worker, signal.SIGSTOP)
+        report = result(process)
+        assert report["straggling"] >= 1
+        assert {n: d for n, d in kills.files(folder).items() if "/" not in n and not n.startswith(".")} == (
+            kills.files(expected)
+        )
+    finally:
+        for worker in stopped:
+            os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_node_whose_disk_is_full_gives_its_work_away(model: Path, small_disk: Path, tmp_path: Path):
+    """What goes to S3 is made on the node's own disk first; that of one node is too small for a shard."""
+    from test_shards import s3_server
+
+    pytest.importorskip("s3fs")
+    bucket = tmp_path / "s3/bucket"
+    bucket.mkdir(parents=True)
+    arguments = ("--count", 10_000, "--shard-size", 1000, "--backend", "onnxruntime", "--model", model)
+    result(start(*arguments, "--out", tmp_path / "alone"))
+    with s3_server(tmp_path / "s3") as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_settings(address).items():
+            patch.setenv(name, value)
+        with local_cluster(NODES, [{"TMPDIR": str(small_disk)}, {}]) as cluster:
+            process = cluster.generate(*arguments, "--out", "s3://bucket/faces")
+            report = result(process)
+    assert report["failed"] >= 1
+    assert report["lost"] == 0
+    assert kills.files(bucket / "faces") == kills.files(tmp_path / "alone")
+    nodes = json.loads((bucket / "faces/nodes.json").read_text())["nodes"]
+    assert len(nodes) == 1
+    assert list(small_disk.rglob("*.tmp")) == []
+
+
+def s3_settings(address: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-tests",
+        "AWS_ENDPOINT_URL": address,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path):
+    """The same files as without Ray, and the same sentence for a picture that cannot be read."""
+    model = write_upscaler(tmp_path / "bundle")
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        picture = draw.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"in/{number:02d}.png")
+    (tmp_path / "in/17.png").write_bytes(b"no picture")
+    arguments = (tmp_path / "in", "--model", model, "--backend", "onnxruntime")
+    alone = start(*arguments, "--out", tmp_path / "alone", command_name="upscale")
+    on_ray = start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+    sentences = [process.communicate(timeout=300)[1].splitlines()[-1] for process in (alone, on_ray)]
+    assert sentences[0] == sentences[1]
+    assert "1 of 40" in sentences[0]
+    assert kills.files(tmp_path / "set") == kills.files(tmp_path / "alone")
+    assert len(kills.files(tmp_path / "set")) == 39
+    (tmp_path / "in/17.png").unlink()
+    report = result(
+        start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+    )
+    assert (report["made"], report["present"]) == (0, 39)
+
+
+# ----------------------------------------------------------------------------
+# Prometheus.
+
+
+def test_metrics_have_the_servers_names():
+    """What pgsr-serve counts, too, has its name and meaning."""
+    pytest.importorskip("prometheus_client")
+    from pgsr.runtime import metric_names
+    from pgsr.runtime.serve.metrics import Metrics
+
+    text = Metrics(lambda: 3.0).text().decode()
+    for name, meaning in (metric_names.IMAGES, metric_names.WAITING):
+        assert f"# HELP {name}" in text
+        assert meaning in text
