@@ -427,6 +427,36 @@ def growing(quick: bool, as_json: bool, **options: Any) -> None:
     emit(result, text(result), as_json)
 
 
+@main.command("quality-curves")
+@_trained_on
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    help="What scores are against [default: --data].",
+)
+@click.option("--resolution", type=int, default=32, show_default=True, help="The last one: 16, 32 or 64.")
+@click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each.")
+@click.option("--maps", type=int, default=32, show_default=True, help="Of vanilla, at every resolution.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of each kind.")
+@click.option("--looks", type=int, default=20, show_default=True, help="Stretches, with scores after each.")
+@click.option("--scored", type=int, default=2048, show_default=True, help="Images of either set.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Of the timed steps.")
+@_by_features(required=False)
+@json_option
+def quality_curves(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train vanilla and separable with equal images, time and parameters: what separable costs in quality.
+
+    Goes on where it was stopped. The defaults take hours on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .curves.quality import QUICK, Settings, run
+        from .curves.quality_report import text, write_report
+    settings = Settings(features=_network(options), **{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings.out)
+    emit(result, text(result), as_json)
+
+
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=8, show_default=True, help="Latents, a column each.")
