@@ -450,11 +450,11 @@ def quality_curves(quick: bool, as_json: bool, **options: Any) -> None:
     """
     with packages("measuring", "bench"):
         from .curves.quality import QUICK, Settings, run
-        from .curves.quality_report import text, write_report
+        from .curves.quality_report import text_of, write_report
     settings = Settings(features=_network(options), **{**options, **(QUICK if quick else {})})
     result = run(settings, lambda line: click.echo(line, err=True))
     write_report(result, settings.out)
-    emit(result, text(result), as_json)
+    emit(result, text_of(result), as_json)
 
 
 @main.command()
@@ -661,6 +661,9 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
 @click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
 @click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")
 @click.option("--data", type=click.Path(path_type=Path), help="Photographs, for the parts that want some.")
+@click.option(
+    "--held-out", type=click.Path(path_type=Path), help="Others, that trainings are scored against."
+)
 @click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
 @click.option(
     "--compare",
@@ -670,9 +673,20 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
     metavar="A.json B.json",
     help="Measure nothing: compare two reports, and mark what differs by more than its spread.",
 )
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="CHECKOUT",
+    help="Then draw the pictures and fill in the tables of the README and docs there.",
+)
 @json_option
 def report(
-    out: Path | None, quick: bool, both: tuple[Path, Path] | None, as_json: bool, **options: Any
+    out: Path | None,
+    quick: bool,
+    both: tuple[Path, Path] | None,
+    figures: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure what separable convolutions buy here, and write it as one page, JSON and Markdown.
 
@@ -680,6 +694,7 @@ def report(
     """
     with packages("measuring", "bench"):
         from .report.build import read, run
+        from .report.documents import write_documents
         from .report.settings import Settings
         from .report.words import comparison, comparison_text
     if both is not None:
@@ -690,4 +705,6 @@ def report(
         raise click.UsageError("name the report's folder with --out, or two reports with --compare")
     settings = Settings(out, "quick" if quick else "full", **options)
     result = run(settings, lambda line: click.echo(line, err=True))
+    if figures is not None:
+        write_documents(result, figures)
     emit(result, str(out / "report.html"), as_json)

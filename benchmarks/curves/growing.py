@@ -169,11 +169,12 @@ def distances(trainer: Trainer, settings: Settings) -> dict[str, float]:
 # (c): images over time, of the recipe progan-1024.
 
 
-def throughput(final: int, maps: int, device: torch.device) -> dict[str, Any]:
+def throughput(final: int, maps: int, device: torch.device, convolution: str = "vanilla") -> dict[str, Any]:
     """What images cost at each resolution of progan-1024 up to `final`, and when so many are shown."""
     sizes = [f"{part}.resolution={final}" for part in ("generator", "discriminator", "schedule")]
     for network in ("generator", "discriminator"):
         sizes += [f"{network}.feature_max={maps}", f"{network}.feature_base={32 * maps}"]
+        sizes.append(f"{network}.convolution={convolution}")
     recipe = config.load("progan-1024", sizes)
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
     cost = estimate(recipe, schedule, device)

@@ -109,7 +109,12 @@ class Kind:
 def recipe_of(settings: Settings, convolution: str, maps: int, seed: int, images: int) -> Recipe:
     """The recipe with so many maps at every resolution, shown so many images."""
     side, share = settings.resolution, _rounded(SHARE * settings.images)
-    changes: dict[str, object] = {"seed": seed, "schedule.resolution": side, "schedule.batch": BATCH}
+    changes: dict[str, object] = {
+        "seed": seed,
+        "schedule.resolution": side,
+        "schedule.batch": BATCH,
+        "run.precision": "float32",  # so that processors with and without bfloat16 train the same
+    }
     for network in ("generator", "discriminator"):
         changes[f"{network}.resolution"] = side
         changes[f"{network}.convolution"] = convolution
@@ -337,6 +342,9 @@ def _decisive(settings: Settings, kinds: Sequence[Kind]) -> dict[str, Any]:
         "recipes": json.loads(json.dumps(recipes, default=str)),
         "scored": settings.scored,
         "held_out": None if settings.held_out is None else settings.held_out.name,
+        "features": None
+        if settings.features is None
+        else [str(settings.features.path), settings.features.side],
         "rounds": settings.rounds,
         "device": processor_name() if settings.device != "cuda" else "cuda",
     }

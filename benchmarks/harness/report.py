@@ -67,6 +67,11 @@ def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Joins words as a sentence does: a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def aligned(lines: Lines, left: int) -> str:
     """Columns of one width, the first `left` of them words."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

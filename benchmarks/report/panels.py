@@ -333,6 +333,23 @@ def _rate(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
+def opponent(result: Row) -> list[Panel]:
+    """A panel a convolution: theirs and ours, by precision and stage."""
+    panels = []
+    for convolution in dict.fromkeys(row["convolution"] for row in result["rows"]):
+        rows = []
+        for row in result["rows"]:
+            if row["convolution"] != convolution:
+                continue
+            theirs, ours = (row["timings"][name]["images_per_second"] for name in ("theirs", "ours"))
+            said = f"{row['precision']}, {row['stage']}: {row['ratio']:.2f}×, control {row['control']:.2f}×"
+            label = f"{_rate(ours)} ({factor(row['ratio'])})"
+            pair = [Bar("other", theirs, _rate(theirs), said), Bar(convolution, ours, label, said)]
+            rows.append((f"{row['precision']}, {row['stage']}", pair))
+        panels.append(bars(convolution, "images/s; in brackets, to theirs in the same rounds", rows))
+    return panels
+
+
 def training(result: Row, resolution: int) -> Panel:
     """Images a second of a training step, the reference's and ours."""
     rows = [row for row in result["rows"] if row["resolution"] == resolution]
