@@ -59,9 +59,10 @@ HOUR = 3600.0
 LOOKS = "quality.jsonl"  # in a run's folder
 LONGEST = 4.0  # times vanilla's images that a cheaper network is trained at most
 VANILLA, SEPARABLE, WIDE = "vanilla", "separable", "separable, wide"
-QUICK = {"resolution": 16, "images": 1600, "maps": 8, "seeds": 2, "looks": 10, "scored": 64, "rounds": 1}
+QUICK = {"resolution": 16, "images": 960, "maps": 8, "seeds": 2, "looks": 10, "scored": 64, "rounds": 1}
 # Shares of a run's images: fading in and standing at each resolution but the last, which has what is left.
 SHARE = 0.1
+FEWEST = 20 * BATCH  # images of a run
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.resolution < 16 or self.resolution not in resolutions_up_to(64):
             raise PgsrError(f"--resolution {self.resolution} is not 16, 32 or 64")
-        if self.images < 100 * BATCH:
-            raise PgsrError(f"--images {self.images} is below {100 * BATCH}")
+        if self.images < FEWEST:
+            raise PgsrError(f"--images {self.images} is below {FEWEST}")
         for name, least in (("maps", 4), ("seeds", 1), ("looks", 2), ("scored", 16), ("rounds", 1)):
             if getattr(self, name) < least:
                 raise PgsrError(f"--{name} is {getattr(self, name)}, but must be at least {least}")

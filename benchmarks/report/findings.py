@@ -12,7 +12,7 @@ from ..curves.quality import SEPARABLE, VANILLA, WIDE
 from ..curves.quality_report import main_score, plus_minus
 from ..harness.report import Row, listed, machine_lines
 from ..harness.svg import factor
-from .panels import way_name
+from .panels import layer_name, way_name
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def left_of_it(result: Row) -> str:
     accounts = result["accounts"]
     if not accounts:
         return ""
-    ends = {way_name(account): account["ratios"]["files_seconds"] for account in accounts}
+    ends = {_way(account): account["ratios"]["files_seconds"] for account in accounts}
     best, least = (choose(ends, key=lambda way: ends[way]) for choose in (max, min))
     written = accounts[0]["ratios"]["written"]
     return (
@@ -82,6 +82,11 @@ def left_of_it(result: Row) -> str:
         f"many files a second with {best}, {factor(ends[least])} with {least}; what takes most of the rest "
         f"is {largest_loss(accounts, result['labels'])}."
     )
+
+
+def _way(row: Row) -> str:
+    """Names a way without a comma, for sentences that list some."""
+    return way_name(row).replace(", ", " ")
 
 
 def largest_loss(accounts: Sequence[Row], labels: Mapping[str, str]) -> str:
@@ -100,7 +105,7 @@ def does_not_pay(conv: Row, predicted: Row | None) -> str:
     """Widths below which a single separable convolution is slower somewhere, by way; layers that lose."""
     by_way: dict[str, list[int | None]] = {}
     for row in conv["pays_from"]:
-        by_way.setdefault(way_name(row), []).append(row["everywhere"])
+        by_way.setdefault(_way(row), []).append(row["everywhere"])
     least = min(conv["settings"]["channels"])
     below = {
         way: None if None in widths else max(w for w in widths if w is not None)
@@ -134,7 +139,7 @@ def _slow_layers(predicted: Row | None) -> str:
     worst = min(slow, key=lambda row: row["speedup"]["median"])
     return (
         f"; of the networks' own layers {len(slow)} of {len(rows)} are slower, most the {worst['network']}'s "
-        f"{worst['layer']} with {way_name(worst)} ({factor(worst['speedup']['median'])})"
+        f"{layer_name(worst)} with {_way(worst)} ({factor(worst['speedup']['median'])})"
     )
 
 

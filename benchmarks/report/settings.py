@@ -64,7 +64,7 @@ LENGTHS = {
             **{"resolution": 16, "images": 1000, "maps": 16, "evaluations": 2, "swd_images": 16},
             **{"final": 64, "final_maps": 16},
         },
-        {"resolution": 16, "images": 1600, "maps": 4, "seeds": 2, "looks": 4, "scored": 16, "rounds": 1},
+        {"resolution": 16, "images": 320, "maps": 4, "seeds": 2, "looks": 4, "scored": 16, "rounds": 1},
     ),
     "quick": Length(
         QUICK,
