@@ -121,7 +121,7 @@ def recipe_of(settings: Settings, convolution: str, maps: int, seed: int, images
         changes[f"{network}.convolution"] = convolution
         changes[f"{network}.feature_max"] = maps
         changes[f"{network}.feature_base"] = maps * side
-    below = [r for r in resolutions_up_to(side) if 4 <= r < side]
+    below = resolutions_up_to(side)[:-1]
     for r in below:
         changes[f"schedule.at.{r}.fade_images"] = share if r > 4 else 0
         changes[f"schedule.at.{r}.stable_images"] = share
@@ -164,26 +164,28 @@ def kinds_of(settings: Settings) -> list[Kind]:
 
 def seconds_an_image(
     kinds: Sequence[Kind], settings: Settings, device: torch.device, kept: Kept, report: Report
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Median, least and most seconds of a real image that is shown, by kind and resolution.
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
+    """Median, least and most seconds of a real image that is shown, by kind and resolution; and the noise
+    while the largest resolution was timed. Trainings have none: weights do not depend on a clock.
 
     A call is as many steps as it takes from one penalty to the next. On a CPU it is the processor's time over
     the threads, which others that run beside it do not lengthen as they do the clock's on the wall.
     """
-    result: dict[str, dict[str, dict[str, float]]] = {kind.name: {} for kind in kinds}
-    for side in [r for r in resolutions_up_to(settings.resolution) if r >= 4]:
-        row = kept.get(f"clock {side}")
-        if row is None:
-            report(f"timing steps at {side} x {side}")
-            row = kept.add(f"clock {side}", _timed(kinds, settings, side, device))
-        for kind in kinds:
-            result[kind.name][str(side)] = row[kind.name]
-    return result
+    rows: dict[int, dict[str, Any]] = {}
+    for side in resolutions_up_to(settings.resolution):
+        key = f"clock {side}"
+        rows[side] = kept.get(key) or kept.add(key, _timed(kinds, settings, side, device, report))
+    seconds = {
+        kind.name: {str(side): row["seconds"][kind.name] for side, row in rows.items()} for kind in kinds
+    }
+    return seconds, rows[settings.resolution]["noise"]
 
 
 def _timed(
-    kinds: Sequence[Kind], settings: Settings, side: int, device: torch.device
-) -> dict[str, dict[str, float]]:
+    kinds: Sequence[Kind], settings: Settings, side: int, device: torch.device, report: Report
+) -> dict[str, Any]:
+    """Seconds of an image of each kind at a resolution, and what else ran meanwhile."""
+    report(f"timing steps at {side} x {side}")
     contenders = []
     for kind in kinds:
         recipe = recipe_of(settings, kind.convolution, kind.maps, 0, settings.images)
@@ -194,11 +196,13 @@ def _timed(
     on_cpu = device.type == "cpu"
     threads = torch.get_num_threads()
     clock = (lambda: time.process_time() / threads) if on_cpu else time.perf_counter
+    with Watch() as watch:
+        timings = measure(contenders, settings.rounds, clock)
     rows = {}
-    for name, timing in measure(contenders, settings.rounds, clock).items():
+    for name, timing in timings.items():
         each = [seconds / timing.images for seconds in timing.seconds]
         rows[name] = {"median": statistics.median(each), "low": min(each), "high": max(each)}
-    return rows
+    return {"seconds": rows, "noise": watch.as_dict()}
 
 
 def _steps(trainer: Trainer, side: int, steps: int, device: torch.device) -> Callable[[], None]:
@@ -296,17 +300,18 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     kinds = kinds_of(settings)
     kept = Kept(settings.out / "quality-curves.rows.jsonl", _decisive(settings, kinds))
     scorer = Scorer(settings, device)
-    with Watch() as watch:
-        seconds = seconds_an_image(kinds, settings, device, kept, report)
-        vanilla = recipe_of(settings, "vanilla", settings.maps, 0, settings.images)
-        hours = hours_at(settings.images, vanilla, seconds[VANILLA])
-        rows = []
-        for seed in range(settings.seeds):  # so that what was finished when it is stopped is of all kinds
-            for kind in kinds:
-                rows.append(_trained(kind, seed, hours, settings, seconds[kind.name], scorer, report))
-        floor = kept.get("photographs") or kept.add(
-            "photographs", {"scores": scorer.photographs_themselves()}
-        )
+    seconds, load = seconds_an_image(kinds, settings, device, kept, report)
+    vanilla = recipe_of(settings, "vanilla", settings.maps, 0, settings.images)
+    hours = hours_at(settings.images, vanilla, seconds[VANILLA])
+    images = kept.get("images") or kept.add(
+        "images", {kind.name: images_for(hours, settings, kind, seconds[kind.name]) for kind in kinds}
+    )
+    rows = []
+    for seed in range(settings.seeds):  # so that what was finished when it is stopped is of all kinds
+        for kind in kinds:
+            length = images[kind.name]
+            rows.append(_trained(kind, seed, length, settings, seconds[kind.name], scorer, report))
+    floor = kept.get("photographs") or kept.add("photographs", {"scores": scorer.photographs_themselves()})
     network = scorer.network
     return {
         "benchmark": "quality-curves",
@@ -330,7 +335,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
         "photographs": floor["scores"],
         "runs": rows,
         **compared(rows, settings.images, hours),
-        "noise": watch.as_dict(),
+        "noise": load,
     }
 
 
@@ -354,14 +359,13 @@ def _decisive(settings: Settings, kinds: Sequence[Kind]) -> dict[str, Any]:
 def _trained(
     kind: Kind,
     seed: int,
-    hours: float,
+    images: int,
     settings: Settings,
     seconds: Mapping[str, Any],
     scorer: Scorer,
     report: Report,
 ) -> dict[str, Any]:
     """A run's looks, with the hours at each."""
-    images = images_for(hours, settings, kind, seconds)
     recipe = recipe_of(settings, kind.convolution, kind.maps, seed, images)
     folder = settings.out / f"{kind.name.replace(', ', '-')}-seed{seed}"
     run = opened(folder, recipe, settings.data, scorer.device)

@@ -58,7 +58,12 @@ def main_score(result: Mapping[str, Any]) -> str:
 def plus_minus(summary: Row) -> str:
     """A mean and its deviation over seeds."""
     deviation = summary["deviation"]
-    return f"{summary['mean']:.3g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+    return score_words(summary["mean"]) + ("" if deviation is None else f" ± {score_words(deviation, 2)}")
+
+
+def score_words(value: float, digits: int = 3) -> str:
+    """A number in so many digits, without a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
 
 
 def answers(result: Mapping[str, Any]) -> list[str]:
@@ -70,7 +75,7 @@ def answers(result: Mapping[str, Any]) -> list[str]:
     wide = f"{kinds[WIDE]['maps']} maps for vanilla's {kinds[VANILLA]['maps']}"
     cases = [
         (f"With equal images ({images:,}) and {maps} maps each", found[SEPARABLE, "images"]),
-        (f"With equal time ({minutes:.2g} minutes)", found[SEPARABLE, "hours"]),
+        (f"With equal time ({score_words(minutes, 2)} minutes)", found[SEPARABLE, "hours"]),
         (f"With equal parameters ({wide}) and equal images", found[WIDE, "images"]),
         ("With equal parameters and equal time", found[WIDE, "hours"]),
     ]
@@ -124,11 +129,24 @@ def lines(result: Mapping[str, Any]) -> list[list[str]]:
     for row in result["comparisons"]:
         equal = AXES[row["axis"]].removeprefix("equal ")
         equal += ", parameters" * (row["kind"] == WIDE)
-        error = "-" if row["error"] is None else f"{row['error']:.2g}"
+        error = "-" if row["error"] is None else score_words(row["error"], 2)
         both = (plus_minus(row["separable"]), plus_minus(row["vanilla"]))
         better = "unclear" if row["better"] == "unclear" else row["better"].removesuffix(", wide")
-        table.append([row["score"], equal, *both, f"{row['difference']:+.2g}", error, better])
+        table.append(
+            [
+                row["score"],
+                equal,
+                *both,
+                _signed(row["difference"]),
+                error,
+                better,
+            ]
+        )
     return table
+
+
+def _signed(difference: float) -> str:
+    return f"{'+' * (difference > 0)}{score_words(difference, 2)}"
 
 
 def crossing_lines(result: Mapping[str, Any]) -> list[list[str]]:
@@ -159,7 +177,7 @@ def legend(result: Mapping[str, Any]) -> list[str]:
     kinds = "; ".join(f"{k['name']}: {k['maps']} maps, {k['parameters']:,}" for k in result["kinds"])
     against = "photographs held out" if settings["held_out"] else "the photographs that are trained on"
     floor = result["photographs"]
-    told = "" if floor is None else ", ".join(f"{name} {value:.3g}" for name, value in floor.items())
+    told = "" if floor is None else ", ".join(f"{name} {score_words(value)}" for name, value in floor.items())
     return [
         f"{result['device']}, {result['threads']} thread(s); {settings['recipe']} at "
         f"{settings['resolution']}², batch 16, float32, {settings['seeds']} seed(s); maps, and parameters of "
@@ -221,7 +239,8 @@ def curve_panel(result: Mapping[str, Any], name: str, axis: str) -> Panel:
     ends = [p.mean + sign * p.deviation for p in every for sign in (-1, 1)]
     margin = 0.06 * (max(ends) - min(ends)) or 0.1 * abs(max(ends)) or 1.0
     top, bottom = HEAD + LEGEND, HEAD + LEGEND + PLOT
-    x = Linear(0.0, 1.02 * max(p.x for p in every), AXIS, WIDTH)
+    first, last = min(p.x for p in every), max(p.x for p in every)
+    x = Linear(first - 0.04 * (last - first), last + 0.04 * (last - first), AXIS, WIDTH)
     y = Linear(max(0.0, min(ends) - margin), max(ends) + margin, bottom, top)
     names = [
         (COLOURS[kind["name"]], f"{kind['convolution']}, {kind['maps']} maps") for kind in result["kinds"]
@@ -242,7 +261,7 @@ def _curve(curve: Sequence[Point], kind: str, x: Linear, y: Linear, name: str) -
     colour = COLOURS[kind]
     parts = [path([(x(p.x), y(p.mean)) for p in curve], colour)]
     for p in curve:
-        said = f"{kind}: {NAMES.get(name, name)} {p.mean:.4g} ± {p.deviation:.2g}"
+        said = f"{kind}: {NAMES.get(name, name)} {score_words(p.mean, 4)} ± {score_words(p.deviation, 2)}"
         low, high = y(max(y.low, p.mean - p.deviation)), y(p.mean + p.deviation)
         parts.append(line(x(p.x), low, x(p.x), high, f"{colour} thin"))
         parts.append(dot(x(p.x), y(p.mean), 2.6, colour.replace("wide", "separable"), said))

@@ -85,7 +85,7 @@ def measured(name: str, settings: Settings, folder: Path, report: Report) -> dic
         "began": began["began"],
         "commit": began["commit"],
         "clock_mhz": began["clock_mhz"],
-        "noise": {**watch.as_dict(), **result.get("noise", {})},
+        "noise": {**watch.as_dict(result.get("controls", ())), **result.get("noise", {})},
         "result": json.loads(json.dumps(result, default=str)),  # keys are strings, as they are in the file
     }
 

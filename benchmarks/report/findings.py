@@ -166,11 +166,12 @@ def quality(result: Row) -> str:
         ("equal parameters and images", found[WIDE, "images"]),
         ("equal parameters and time", found[WIDE, "hours"]),
     ]
-    told = [
-        f"{plus_minus(row['separable'])} for {plus_minus(row['vanilla'])} with {case} ({better(row)})"
-        for case, row in cases
-    ]
-    return f"In quality ({score}, lower is better) separable has {'; '.join(told)}."
+    theirs = cases[0][1]["vanilla"]  # its last look is both its images and its time
+    told = [f"{plus_minus(row['separable'])} with {case} ({better(row)})" for case, row in cases]
+    return (
+        f"In {score}, lower is better, vanilla comes to {plus_minus(theirs)}, and separable to "
+        f"{'; '.join(told)}."
+    )
 
 
 def better(row: Row) -> str:

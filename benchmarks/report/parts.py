@@ -71,7 +71,9 @@ def _training(settings: Settings, _folder: Path, report: Report) -> dict[str, An
 
 
 def _opponent(settings: Settings, _folder: Path, report: Report) -> dict[str, Any]:
-    return opponent.run(settings.amounts.opponent, report)
+    """Every row has a control pair of its own; together they are the part's."""
+    result = opponent.run(settings.amounts.opponent, report)
+    return {**result, "controls": [row["control"] for row in result["rows"]]}
 
 
 def _convolutions(settings: Settings, folder: Path, report: Report) -> dict[str, Any]:

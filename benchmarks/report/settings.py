@@ -80,7 +80,7 @@ LENGTHS = {
             **{"images": 6000, "maps": 16, "rates": 10.0, "evaluations": 8, "swd_images": 256},
             **{"final": 1024, "final_maps": 512},
         },
-        {"images": 24_000, "looks": 10},
+        {"images": 12_000, "looks": 10, "scored": 1024},
     ),
     "full": Length(
         ConvSettings(),
