@@ -14,6 +14,7 @@ from PIL import Image
 from pgsr import draws
 from pgsr.benchmarks.cli import main
 from pgsr.benchmarks.curves import convolutions, growing, quality, quality_report, scales
+from pgsr.benchmarks.report import trainings
 from pgsr.errors import PgsrError
 from pgsr.export.source import read_source
 from pgsr.images import to_uint8
@@ -109,9 +110,36 @@ def test_growing_is_drawn_against_time(
     expected = distance_between([reals], [fakes], 16, 0).average
     assert report["runs"]["a"]["looks"][-1]["swd/average"] == pytest.approx(expected, rel=1e-3)
     assert (tmp_path / "growing.png").read_bytes().startswith(b"\x89PNG")
+    assert_shown_as_growing(report)
     before = (tmp_path / "ladder-b" / "distances.jsonl").read_text()
     assert command(main, *arguments).exit_code == 0  # finished runs are not trained again
     assert (tmp_path / "ladder-b" / "distances.jsonl").read_text() == before
+
+
+def assert_shown_as_growing(report: dict[str, Any]) -> None:
+    """The report's part: separable steps here half as dear as vanilla ones."""
+    slow = report["throughput"]
+    fast = {
+        **slow,
+        "seconds_an_image": {side: seconds / 2 for side, seconds in slow["seconds_an_image"].items()},
+        "phases": [{**row, "hours": row["hours"] / 2} for row in slow["phases"]],
+        "speedup": [{**row, "grown": row["grown"] / 2} for row in slow["speedup"]],
+    }
+    shown = trainings.growing({**report, "separable_throughput": fast})
+    assert "with growing separable is 2.0× as fast as vanilla" in shown.answers[1]
+    distances, images, ratios = shown.figures[0].panels
+    assert distances.body.count("<path") == 2
+    assert images.body.count("<path") == 2
+    assert images.body.count('class="vanilla dashed"') == 1
+    assert ratios.body.count(">2.0×<") == len(slow["seconds_an_image"])
+
+
+def test_the_report_shows_both_convolutions_by_resolution(drawn: Path):
+    result = json.loads((drawn / "convolutions.json").read_text())
+    result["seconds_an_image"] = {"vanilla": {"4": 1.0, "8": 6.0}, "separable": {"4": 2.0, "8": 2.0}}
+    shown = trainings.convolutions(result)
+    assert shown.answers[1] == "The gain is largest at 8² (3.0×); separable is slower at 4²."
+    assert len(shown.figures[0].panels) == 2
 
 
 def test_what_growing_gains_is_arithmetic():

@@ -229,8 +229,10 @@ def images_for(hours: float, settings: Settings, kind: Kind, seconds: Mapping[st
     """Images that a kind is shown: as many as all, or what these hours allow if that is more."""
     recipe = recipe_of(settings, kind.convolution, kind.maps, 0, settings.images)
     left = hours - hours_at(settings.images, recipe, seconds)
-    more = max(0.0, left * HOUR / seconds[str(settings.resolution)]["median"])
-    return settings.images + _rounded(min(more, (LONGEST - 1) * settings.images)) * (more >= BATCH)
+    more = left * HOUR / float(seconds[str(settings.resolution)]["median"])
+    if more < BATCH:
+        return settings.images
+    return settings.images + _rounded(min(more, (LONGEST - 1) * settings.images))
 
 
 # ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 from ..curves import convolutions as by_resolution
 from ..curves import growing as grown
 from ..curves import quality_report
+from ..curves.quality import WIDE
 from ..harness.report import Row
 from ..harness.svg import HEAD, WIDTH, Linear, Panel, dot, factor, frame, line, names_of_lines, path
 from .panels import Bar, bars
@@ -240,7 +241,7 @@ def quality_curves_measures(result: Row) -> list[Measure]:
     """Scores of either kind at equal images; by the deviation over seeds."""
     return [
         Measure(
-            f"{row['score']}, {side}{', equal parameters' * (row['kind'] == quality_report.WIDE)}",
+            f"{row['score']}, {side}{', equal parameters' * (row['kind'] == WIDE)}",
             *_around(row[side]),
         )
         for row in result["comparisons"]
