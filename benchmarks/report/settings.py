@@ -16,6 +16,7 @@ from ..curves.convolutions import Settings as ConvolutionsSettings
 from ..curves.growing import Settings as GrowingSettings
 from ..curves.quality import Settings as QualityCurvesSettings
 from ..layers.settings import Settings as LayerSettings
+from ..opponent.measure import END_TO_END
 from ..opponent.measure import Settings as OpponentSettings
 from ..quality.feature_network import wished
 from ..resample.measure import Settings as ResampleSettings
@@ -74,13 +75,13 @@ LENGTHS = {
         RewriteSettings((64,), (64,), 4, 3, each=True, int8=False),
         ResampleSettings(pictures=4, rounds=5),
         1024,
-        OpponentSettings(images=8, rounds=3),
-        {"images": 96, "maps": 64},
+        OpponentSettings(images=8, rounds=3, stages=(END_TO_END,)),
+        {"images": 80, "maps": 64},
         {
-            **{"images": 6000, "maps": 16, "rates": 10.0, "evaluations": 8, "swd_images": 256},
+            **{"images": 5000, "maps": 16, "rates": 10.0, "evaluations": 8, "swd_images": 256},
             **{"final": 1024, "final_maps": 512},
         },
-        {"images": 12_000, "looks": 10, "scored": 1024},
+        {"images": 8000, "looks": 8, "scored": 1024},
     ),
     "full": Length(
         ConvSettings(),
