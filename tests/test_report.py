@@ -377,6 +377,11 @@ def test_a_tiny_report_is_made_whole(tmp_path: Path):
     VALIDATOR.validate(report)
     assert set(report["parts"]) == set(build.PARTS)
     assert len(findings.sentences(report)) == findings.MOST
+    for name in documents.BLOCKS:
+        empty = f"<!-- report: {name} -->\n<!-- end -->"
+        assert documents.filled(empty, report).count("\n") > 2
+    for part, draw in documents.PICTURES.values():
+        assert draw(report["parts"][part]["result"])
     assert_page_is_good(out / "report.html")
 
 
@@ -420,6 +425,33 @@ def test_readme_and_docs_show_what_the_committed_report_says(committed: dict[str
     for name, (part, draw) in documents.PICTURES.items():
         if part in committed["parts"] and name.endswith(".svg"):
             assert (ROOT / name).read_bytes() == draw(committed["parts"][part]["result"])
+
+
+def test_a_table_of_speeds_has_a_row_a_system_and_a_column_a_way():
+    def row(system: str, way: str, speed: float) -> dict[str, Any]:
+        return {"system": system, "way": way, "images_per_second": speed, "ratio_to_naive": speed / 2}
+
+    rows = [
+        row("vanilla", "naive", 2.0),
+        row("vanilla", "onnxruntime fp32", 5.0),
+        row("separable", "eager", 4.0),
+        row("separable", "openvino int8", 40.0),
+        row("faces", "openvino int8", 400.0),
+    ]
+    assert documents.speeds(rows) == [
+        ["images/s", "eager PyTorch", "ONNX Runtime", "OpenVINO, int8", "best to plain eager vanilla"],
+        ["vanilla", "2.00", "5.00", "", "2.5×"],
+        ["separable", "4.00", "", "40.0", "20×"],
+        ["the shipped model (faces)", "", "", "400.0", "200×"],
+    ]
+
+
+def test_blocks_are_wrapped_but_for_tables_and_pictures():
+    long = "word " * 60
+    assert max(map(len, documents.wrapped(long).splitlines())) <= documents.WIDTH
+    assert documents.wrapped(f"12. {long}").splitlines()[1].startswith("    word")
+    assert documents.wrapped(f"- {long}").splitlines()[1].startswith("  word")
+    assert documents.wrapped(f"| {long} |") == f"| {long} |"
 
 
 def test_figures_are_drawn_into_a_checkout(committed: dict[str, Any], tmp_path: Path):
@@ -529,6 +561,7 @@ def assert_page_is_good(path: Path) -> None:
     with playwright.sync_playwright() as library:
         browser = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
+        tab.set_default_timeout(300_000)  # of a machine that is busy
         said: list[str] = []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))

@@ -10,6 +10,7 @@ Both are made again from report.json; what the report has no part for stays as i
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..opponent.report import lines as opponent_lines
 from ..throughput import report as throughput
 from ..training import report as training
 from . import panels
-from .findings import sentences
+from .findings import disturbances, sentences
 from .trainings import growing
 
 TEXTS = ("README.md", "docs/benchmarks.md")
@@ -87,7 +88,7 @@ def filled(text: str, report: Mapping[str, Any]) -> str:
         part, lines = BLOCKS[name]
         if part and part not in report["parts"]:
             return match[0]
-        return f"<!-- report: {name} -->\n" + "\n".join(lines(report)) + "\n<!-- end -->"
+        return f"<!-- report: {name} -->\n" + "\n".join(map(wrapped, lines(report))) + "\n<!-- end -->"
 
     return MARK.sub(block, text)
 
@@ -95,12 +96,32 @@ def filled(text: str, report: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------
 # The blocks.
 
+WIDTH = 118  # letters of a line
+
+
+def wrapped(line: str) -> str:
+    """A paragraph or an item of a list in lines of the docs' width; tables and pictures are left alone."""
+    if line.startswith(("|", "![")):
+        return line
+    indent = re.match(r"(- |\d+\. )?", line)
+    assert indent is not None  # it may be empty
+    return textwrap.fill(line, WIDTH, subsequent_indent=" " * indent.end(), break_on_hyphens=False)
+
+
 LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def says(report: Mapping[str, Any]) -> list[str]:
-    """The findings, one after the other."""
-    return [f"{number}. {sentence}" for number, sentence in enumerate(sentences(report), 1)]
+    """The findings, one after the other, and whether the run was disturbed."""
+    told = [f"{number}. {sentence}" for number, sentence in enumerate(sentences(report), 1)]
+    if whys := disturbances(report):
+        loads = [report["parts"][why.partition(":")[0]]["noise"]["other_load"] for why in whys]
+        told += [
+            "",
+            f"{len(whys)} of {len(report['parts'])} parts were disturbed by other work on the core (up to "
+            f"{max(loads):.0%} of its time): ratios, taken round by round, hold better than times.",
+        ]
+    return told
 
 
 def made_by(report: Mapping[str, Any], part: str) -> str:
@@ -135,7 +156,8 @@ def stages(report: Mapping[str, Any]) -> list[str]:
         head, *body = speeds(rows, [row["way"] for row in result["rows"]])
         lines = lines or [head]
         lines += [[f"{stage}, {name}", *cells] for name, *cells in body]
-    return [*markdown_table(lines, 1), "", made_by(report, "throughput")]
+    picture = "![images a second](throughput.png)"
+    return [picture, "", *markdown_table(lines, 1), "", made_by(report, "throughput")]
 
 
 def speeds(rows: list[Row], ways: list[str] | None = None) -> list[list[str]]:
@@ -170,7 +192,8 @@ def steps(report: Mapping[str, Any]) -> list[str]:
     for side in dict.fromkeys(row["resolution"] for row in rows):
         own = {row["contender"]: row for row in rows if row["resolution"] == side}
         table.append([f"{side}²", *(_step(own.get(name)) for name in names)])
-    return [*markdown_table(table, 1), "", made_by(report, "training")]
+    lead = "The committed report's machine, [as a picture](training.png), too:"
+    return [lead, "", *markdown_table(table, 1), "", made_by(report, "training")]
 
 
 def _step(row: Row | None) -> str:
@@ -190,13 +213,16 @@ def costs(report: Mapping[str, Any]) -> list[str]:
     result = report["parts"]["quality-curves"]["result"]
     answers = [f"- {answer}" for answer in quality_report.answers(result)]
     table = markdown_table(quality_report.lines(result), 2)
-    return [*table, "", *answers, "", made_by(report, "quality-curves")]
+    picture = "![quality over images and time](quality-curves.svg)"
+    lead = "The committed report's, of short trainings:"
+    return [lead, "", *table, "", *answers, "", picture, "", made_by(report, "quality-curves")]
 
 
 def growth(report: Mapping[str, Any]) -> list[str]:
     """What growing and separable save of a training to the last resolution."""
     shown = growing(report["parts"]["growing"]["result"])
-    return [*(f"- {answer}" for answer in shown.answers), "", made_by(report, "growing")]
+    lead = "In the committed report, with steps that are timed and extended by multiply-adds:"
+    return [lead, "", *(f"- {answer}" for answer in shown.answers), "", made_by(report, "growing")]
 
 
 # Name -> the part that it is of ("" for the whole report), and its lines.
