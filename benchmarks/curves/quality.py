@@ -300,7 +300,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     device = chosen_device(settings.device)
     make_folder(settings.out)
     kinds = kinds_of(settings)
-    kept = Kept(settings.out / "quality-curves.rows.jsonl", _decisive(settings, kinds))
+    kept = Kept(settings.out / "quality-curves.rows.jsonl", _decisive(settings, kinds, device))
     scorer = Scorer(settings, device)
     seconds, load = seconds_an_image(kinds, settings, device, kept, report)
     vanilla = recipe_of(settings, "vanilla", settings.maps, 0, settings.images)
@@ -341,7 +341,7 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     }
 
 
-def _decisive(settings: Settings, kinds: Sequence[Kind]) -> dict[str, Any]:
+def _decisive(settings: Settings, kinds: Sequence[Kind], device: torch.device) -> dict[str, Any]:
     """What the kept rows depend on."""
     recipes = [
         recipe_of(settings, kind.convolution, kind.maps, 0, settings.images).as_dict() for kind in kinds
@@ -354,7 +354,7 @@ def _decisive(settings: Settings, kinds: Sequence[Kind]) -> dict[str, Any]:
         if settings.features is None
         else [str(settings.features.path), settings.features.side],
         "rounds": settings.rounds,
-        "device": processor_name() if settings.device != "cuda" else "cuda",
+        "device": processor_name() if device.type == "cpu" else str(device),
     }
 
 

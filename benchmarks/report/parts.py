@@ -179,20 +179,19 @@ PARTS = {
         trainings.growing_measures,
         needs_data=True,
     ),
-    "quality-curves": Part(
-        "What it costs in quality",
-        "Trained with equal images, equal time and equal parameters.",
-        _quality_curves,
-        trainings.quality_curves,
-        trainings.quality_curves_measures,
-        needs_data=True,
-    ),
     "rewrites": Part(
         "Rewrites",
         "What each exact rewrite of the exporter is worth.",
         _rewrites,
         show.rewrites,
         show.rewrites_measures,
+    ),
+    "resample": Part(
+        "Ways to reduce a picture",
+        "The filters that training pictures are made with.",
+        _resample,
+        show.resample,
+        show.resample_measures,
     ),
     "quality": Part(
         "The model that ships",
@@ -202,11 +201,12 @@ PARTS = {
         show.quality_measures,
         needs_data=True,
     ),
-    "resample": Part(
-        "Ways to reduce a picture",
-        "The filters that training pictures are made with.",
-        _resample,
-        show.resample,
-        show.resample_measures,
+    "quality-curves": Part(
+        "What it costs in quality",
+        "Trained with equal images, equal time and equal parameters.",
+        _quality_curves,
+        trainings.quality_curves,
+        trainings.quality_curves_measures,
+        needs_data=True,
     ),
 }
