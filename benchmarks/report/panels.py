@@ -48,12 +48,14 @@ class Bar:
 
 
 BAR_HEIGHT, ROW_GAP, LABEL_HEIGHT = 9, 9, 14
+LETTER = 6.4  # units of a label, at most
 
 
 def bars(title: str, subtitle: str, rows: Sequence[tuple[str, Sequence[Bar]]]) -> Panel:
     """Rows of bars from zero, each row's name above them, values at their ends."""
     most = max((b.value for _, marks in rows for b in marks), default=1.0) or 1.0
-    room = WIDTH - 62
+    longest = max((len(b.label) for _, marks in rows for b in marks), default=0)
+    room = WIDTH - max(62.0, 5 + LETTER * longest)
     parts, y = [], float(HEAD)
     for name, marks in rows:
         parts.append(text(0, y + 10, name, "axis"))
