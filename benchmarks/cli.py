@@ -427,6 +427,36 @@ def growing(quick: bool, as_json: bool, **options: Any) -> None:
     emit(result, text(result), as_json)
 
 
+@main.command("quality-curves")
+@_trained_on
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    help="What scores are against [default: --data].",
+)
+@click.option("--resolution", type=int, default=32, show_default=True, help="The last one: 16, 32 or 64.")
+@click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each.")
+@click.option("--maps", type=int, default=32, show_default=True, help="Of vanilla, at every resolution.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of each kind.")
+@click.option("--looks", type=int, default=20, show_default=True, help="Stretches, with scores after each.")
+@click.option("--scored", type=int, default=2048, show_default=True, help="Images of either set.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Of the timed steps.")
+@_by_features(required=False)
+@json_option
+def quality_curves(quick: bool, as_json: bool, **options: Any) -> None:
+    """Train vanilla and separable with equal images, time and parameters: what separable costs in quality.
+
+    Goes on where it was stopped. The defaults take hours on a small machine.
+    """
+    with packages("measuring", "bench"):
+        from .curves.quality import QUICK, Settings, run
+        from .curves.quality_report import text_of, write_report
+    settings = Settings(features=_network(options), **{**options, **(QUICK if quick else {})})
+    result = run(settings, lambda line: click.echo(line, err=True))
+    write_report(result, settings.out)
+    emit(result, text_of(result), as_json)
+
+
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=8, show_default=True, help="Latents, a column each.")
@@ -667,6 +697,9 @@ def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) ->
 @click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
 @click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")
 @click.option("--data", type=click.Path(path_type=Path), help="Photographs, for the parts that want some.")
+@click.option(
+    "--held-out", type=click.Path(path_type=Path), help="Others, that trainings are scored against."
+)
 @click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
 @click.option(
     "--compare",
@@ -676,9 +709,20 @@ def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) ->
     metavar="A.json B.json",
     help="Measure nothing: compare two reports, and mark what differs by more than its spread.",
 )
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="CHECKOUT",
+    help="Then draw the pictures and fill in the tables of the README and docs there.",
+)
 @json_option
 def report(
-    out: Path | None, quick: bool, both: tuple[Path, Path] | None, as_json: bool, **options: Any
+    out: Path | None,
+    quick: bool,
+    both: tuple[Path, Path] | None,
+    figures: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure what separable convolutions buy here, and write it as one page, JSON and Markdown.
 
@@ -686,6 +730,7 @@ def report(
     """
     with packages("measuring", "bench"):
         from .report.build import read, run
+        from .report.documents import write_documents
         from .report.settings import Settings
         from .report.words import comparison, comparison_text
     if both is not None:
@@ -696,6 +741,8 @@ def report(
         raise click.UsageError("name the report's folder with --out, or two reports with --compare")
     settings = Settings(out, "quick" if quick else "full", **options)
     result = run(settings, lambda line: click.echo(line, err=True))
+    if figures is not None:
+        write_documents(result, figures)
     emit(result, str(out / "report.html"), as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 from pgsr import draws
 from pgsr.benchmarks.cli import main
-from pgsr.benchmarks.curves import convolutions, growing, scales
+from pgsr.benchmarks.curves import convolutions, growing, quality, quality_report, scales
+from pgsr.benchmarks.report import trainings
 from pgsr.errors import PgsrError
 from pgsr.export.source import read_source
 from pgsr.images import to_uint8
@@ -20,6 +22,7 @@ from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics.swd import distance_between
 from pgsr.trainer.run_folder.plot import Curve, curve_of
 from pgsr.trainer.step.schedule import Phase
+from pgsr.trainer.step.schedule import build as build_schedule
 
 SMALL = ("--device", "cpu", "--set", "generator.latent_size=8")
 
@@ -107,9 +110,36 @@ def test_growing_is_drawn_against_time(
     expected = distance_between([reals], [fakes], 16, 0).average
     assert report["runs"]["a"]["looks"][-1]["swd/average"] == pytest.approx(expected, rel=1e-3)
     assert (tmp_path / "growing.png").read_bytes().startswith(b"\x89PNG")
+    assert_shown_as_growing(report)
     before = (tmp_path / "ladder-b" / "distances.jsonl").read_text()
     assert command(main, *arguments).exit_code == 0  # finished runs are not trained again
     assert (tmp_path / "ladder-b" / "distances.jsonl").read_text() == before
+
+
+def assert_shown_as_growing(report: dict[str, Any]) -> None:
+    """The report's part: separable steps here half as dear as vanilla ones."""
+    slow = report["throughput"]
+    fast = {
+        **slow,
+        "seconds_an_image": {side: seconds / 2 for side, seconds in slow["seconds_an_image"].items()},
+        "phases": [{**row, "hours": row["hours"] / 2} for row in slow["phases"]],
+        "speedup": [{**row, "grown": row["grown"] / 2} for row in slow["speedup"]],
+    }
+    shown = trainings.growing({**report, "separable_throughput": fast})
+    assert "with growing separable is 2.0× as fast as vanilla" in shown.answers[1]
+    distances, images, ratios = shown.figures[0].panels
+    assert distances.body.count("<path") == 2
+    assert images.body.count("<path") == 2
+    assert images.body.count('class="vanilla dashed"') == 1
+    assert ratios.body.count(">2.0×<") == len(slow["seconds_an_image"])
+
+
+def test_the_report_shows_both_convolutions_by_resolution(drawn: Path):
+    result = json.loads((drawn / "convolutions.json").read_text())
+    result["seconds_an_image"] = {"vanilla": {"4": 1.0, "8": 6.0}, "separable": {"4": 2.0, "8": 2.0}}
+    shown = trainings.convolutions(result)
+    assert shown.answers[1] == "The gain is largest at 8² (3.0×); separable is slower at 4²."
+    assert len(shown.figures[0].panels) == 2
 
 
 def test_what_growing_gains_is_arithmetic():
@@ -161,3 +191,115 @@ def test_all_resolutions_of_one_generator(command, drawn: Path, tmp_path: Path):
 def test_sizes_out_of_range(make, told: str):
     with pytest.raises(PgsrError, match=told):
         make()
+
+
+# ----------------------------------------------------------------------------
+# What separable costs in quality.
+
+
+IMAGES = 320  # of a run: 20 steps
+
+
+def quality_settings(data: Path, out: Path, **changes: Any) -> quality.Settings:
+    sizes = {"resolution": 16, "images": IMAGES, "maps": 4, "seeds": 2, "looks": 4, "scored": 16, "rounds": 1}
+    overrides = ("generator.latent_size=8",)
+    return quality.Settings(data, out, data, overrides=overrides, device="cpu", **{**sizes, **changes})
+
+
+@pytest.fixture(scope="module")
+def scored(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """`pgsr-bench quality-curves`, tiny."""
+    out = tmp_path_factory.mktemp("quality-curves")
+    return out, quality.run(quality_settings(pictures, out), lambda line: None)
+
+
+def test_the_wide_network_has_the_parameters_of_the_vanilla_one(tmp_path: Path):
+    vanilla, narrow, wide = quality.kinds_of(quality_settings(tmp_path, tmp_path, maps=32))
+    assert (vanilla.maps, narrow.maps) == (32, 32)
+    assert narrow.parameters < 0.6 * vanilla.parameters
+    assert wide.maps > 32
+    assert wide.parameters == pytest.approx(vanilla.parameters, rel=0.1)
+    recipe = quality.recipe_of(quality_settings(tmp_path, tmp_path), "separable", wide.maps, 3, 2000)
+    assert (recipe.seed, recipe.generator["convolution"]) == (3, "separable")
+    assert build_schedule(recipe.schedule, 1).total_images == 2000
+
+
+def test_hours_are_images_times_their_seconds(tmp_path: Path):
+    settings = quality_settings(tmp_path, tmp_path, images=1600)
+    recipe = quality.recipe_of(settings, "vanilla", 4, 0, 1600)  # 160 at 4, 320 at 8, the rest at 16
+    seconds = {"4": {"median": 1.0}, "8": {"median": 2.0}, "16": {"median": 4.0}}
+    assert 3600 * quality.hours_at(160, recipe, seconds) == pytest.approx(160)
+    assert 3600 * quality.hours_at(1600, recipe, seconds) == pytest.approx(160 + 640 + 4 * 1120)
+    kind = quality.Kind(quality.SEPARABLE, "separable", 4, 1)
+    hours = quality.hours_at(1600, recipe, seconds)
+    half = {side: {"median": row["median"] / 2} for side, row in seconds.items()}
+    assert quality.images_for(hours, settings, kind, half) == 1600 + 16 * round(
+        (160 + 640 + 4 * 1120) / 4 / 16
+    )
+    assert quality.images_for(hours / 2, settings, kind, seconds) == 1600  # never fewer than all
+
+
+def test_all_see_as_many_images_and_a_cheap_one_takes_as_much_time(scored: tuple[Path, dict[str, Any]]):
+    result = scored[1]
+    seconds = result["seconds_an_image"]
+    for row in result["runs"]:
+        last = row["looks"][-1]
+        assert last["images"] == row["images"] >= IMAGES
+        if row["kind"] == quality.VANILLA:
+            assert (row["images"], last["hours"]) == (IMAGES, pytest.approx(result["hours"]))
+        else:
+            step = 16 * seconds[row["kind"]]["16"]["median"] / 3600
+            assert last["hours"] >= result["hours"] - step or row["images"] == quality.LONGEST * IMAGES
+    assert {(row["kind"], row["seed"]) for row in result["runs"]} == {
+        (kind, seed) for kind in (quality.VANILLA, quality.SEPARABLE, quality.WIDE) for seed in (0, 1)
+    }
+
+
+def test_quality_curves_go_on_and_are_written(scored: tuple[Path, dict[str, Any]], pictures: Path):
+    out, first = scored
+    again = quality.run(quality_settings(pictures, out), lambda line: None)
+    told = {"noise", "date"}
+    assert {k: v for k, v in again.items() if k not in told} == {
+        k: v for k, v in first.items() if k not in told
+    }
+    quality_report.write_report(first, out)
+    assert json.loads((out / "quality-curves.json").read_text())["runs"] == first["runs"]
+    assert "| SWD | time, parameters |" in (out / "quality-curves.md").read_text()
+    svg = (out / "quality-curves.svg").read_text()
+    assert svg.count('<path d="M') == 6  # three curves over images and over time
+    with pytest.raises(PgsrError, match="other settings"):
+        quality.run(quality_settings(pictures, out, maps=8), lambda line: None)
+
+
+def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"images": x, "hours": x, "SWD": y, "recall": -y} for x, y in points]
+
+
+def test_where_curves_cross_last():
+    theirs = curve((0, 10), (10, 5), (20, 4))
+    ours = curve((0, 12), (10, 7), (20, 2))
+    for name in ("SWD", "recall"):  # one is better the lower, the other the higher
+        assert quality.last_crossing(ours, theirs, name, "images") == (pytest.approx(15.0), True)
+        assert quality.last_crossing(theirs, ours, name, "images") == (pytest.approx(15.0), False)
+    worse = curve((0, 20), (30, 20))
+    assert quality.last_crossing(worse, theirs, "SWD", "images") == (None, False)
+    assert quality.at_point(ours, "SWD", "images", 15) == pytest.approx(4.5)
+
+
+def test_better_is_by_more_than_two_standard_errors():
+    def better(ours: list[float], theirs: list[float], score: str = "SWD") -> str:
+        found = quality.difference(score, {quality.SEPARABLE: ours, quality.VANILLA: theirs}, "separable")
+        return str(found["better"])
+
+    assert better([10, 11, 12], [20, 21, 22]) == "separable"
+    assert better([10, 11, 12], [20, 21, 22], "recall") == "vanilla"
+    assert better([10, 20, 30], [15, 25, 35]) == "unclear"
+    assert better([10], [20]) == "unclear"  # one seed tells nothing
+
+
+@pytest.mark.parametrize(
+    "change", [{"resolution": 8}, {"images": 100}, {"maps": 1}, {"seeds": 0}, {"looks": 1}]
+)
+def test_quality_curves_refuse_in_a_line(change: dict[str, int], tmp_path: Path):
+    with pytest.raises(PgsrError, match=f"--{next(iter(change))}"):
+        quality_settings(tmp_path, tmp_path, **change)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -160,4 +159,3 @@ def test_the_zone_plate_has_every_frequency():
     plate = np.asarray(resample.zone_plate(64))[..., 0].astype(float)
     assert abs(plate - plate[::-1]).max() == 0
     assert plate[31:33, 31:33].min() > 250
-    assert io.BytesIO(resample.encoded(resample.zone_plate(32))).read(4) == b"\x89PNG"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 pytest.importorskip("onnxruntime")
 
@@ -30,7 +31,7 @@ from pgsr.benchmarks.harness.resume import Kept
 from pgsr.benchmarks.harness.roof import Roof
 from pgsr.benchmarks.layers import profile, roofline, waterfall
 from pgsr.benchmarks.layers.profile import CONVERSION, LAYER, Operation
-from pgsr.benchmarks.report import build, settings, words
+from pgsr.benchmarks.report import build, documents, findings, settings, words
 from pgsr.benchmarks.report.page import page
 from pgsr.benchmarks.throughput.measure import slow_int8
 from pgsr.errors import PgsrError
@@ -362,10 +363,113 @@ def test_a_report_of_one_part_is_written_and_goes_on(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_a_tiny_report_is_made_whole(tmp_path: Path):
-    report = build.run(settings.Settings(tmp_path, "tiny", threads=1), lambda line: None)
+    for module in ("openvino", "nncf", "cv2"):
+        pytest.importorskip(module, reason="pip install 'pgsr[opponent]'")
+    (tmp_path / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(80):
+        noise_ = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise_).save(tmp_path / "pictures" / f"{i:02d}.png")
+    out, pictures = tmp_path / "report", tmp_path / "pictures"
+    report = build.run(
+        settings.Settings(out, "tiny", data=pictures, held_out=pictures, threads=1), lambda line: None
+    )
     VALIDATOR.validate(report)
-    assert set(report["parts"]) == set(build.PARTS) - {"quality"}
-    assert_page_is_good(tmp_path / "report.html")
+    assert set(report["parts"]) == set(build.PARTS)
+    assert len(findings.sentences(report)) == findings.MOST
+    for name in documents.BLOCKS:
+        empty = f"<!-- report: {name} -->\n<!-- end -->"
+        assert documents.filled(empty, report).count("\n") > 2
+    for part, draw in documents.PICTURES.values():
+        assert draw(report["parts"][part]["result"])
+    assert_page_is_good(out / "report.html")
+
+
+def test_parts_that_cannot_be_measured_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    chosen = settings.Settings(Path("x"), "tiny", threads=1)
+    names = build.wanted(chosen)
+    assert "conv" in names
+    assert not {"opponent", "growing", "quality-curves"} & set(names)
+    assert build.lacking("opponent", chosen).endswith("pip install 'pgsr[opponent]'")
+    with pytest.raises(PgsrError, match="--part growing needs photographs"):
+        build.wanted(settings.Settings(Path("x"), "tiny", ("growing",), threads=1))
+
+
+def test_the_findings_say_where_separable_does_not_pay(committed: dict[str, Any]):
+    said = findings.sentences(committed)
+    assert 3 <= len(said) <= findings.MOST
+    conv_part = copy.deepcopy(committed["parts"]["conv"]["result"])
+    least = min(conv_part["settings"]["channels"])
+    for row in conv_part["pays_from"]:
+        row["everywhere"] = least
+    assert f"paid at every width measured, from {least} maps on" in findings.does_not_pay(conv_part, None)
+    conv_part["pays_from"][0]["everywhere"] = None
+    name = findings.way_name(conv_part["pays_from"][0]).replace(", ", " ")
+    assert f"at no width at every resolution with {name}" in findings.does_not_pay(conv_part, None)
+    slow = {"rows": [{"speedup": {"median": 0.5}, "network": "upscaler", "layer": "9×9", **ROW_OF_A_WAY}]}
+    assert "1 of 1 are slower, most the upscaler's 9×9" in findings.does_not_pay(conv_part, slow)
+    assert said[1] == findings.does_not_pay(
+        committed["parts"]["conv"]["result"], committed["parts"]["predicted"]["result"]
+    )
+
+
+ROW_OF_A_WAY = {"backend": "openvino", "precision": "fp32"}
+
+
+def test_readme_and_docs_show_what_the_committed_report_says(committed: dict[str, Any]):
+    for name in documents.TEXTS:
+        text = (ROOT / name).read_text()
+        assert "<!-- report: " in text
+        assert documents.filled(text, committed) == text
+    for name, (part, draw) in documents.PICTURES.items():
+        if part in committed["parts"] and name.endswith(".svg"):
+            assert (ROOT / name).read_bytes() == draw(committed["parts"][part]["result"])
+
+
+def test_a_table_of_speeds_has_a_row_a_system_and_a_column_a_way():
+    def row(system: str, way: str, speed: float) -> dict[str, Any]:
+        return {"system": system, "way": way, "images_per_second": speed, "ratio_to_naive": speed / 2}
+
+    rows = [
+        row("vanilla", "naive", 2.0),
+        row("vanilla", "onnxruntime fp32", 5.0),
+        row("separable", "eager", 4.0),
+        row("separable", "openvino int8", 40.0),
+        row("faces", "openvino int8", 400.0),
+    ]
+    assert documents.speeds(rows) == [
+        ["images/s", "eager PyTorch", "ONNX Runtime", "OpenVINO, int8", "best to plain eager vanilla"],
+        ["vanilla", "2.00", "5.00", "", "2.5×"],
+        ["separable", "4.00", "", "40.0", "20×"],
+        ["the shipped model (faces)", "", "", "400.0", "200×"],
+    ]
+
+
+def test_blocks_are_wrapped_but_for_tables_and_pictures():
+    long = "word " * 60
+    assert max(map(len, documents.wrapped(long).splitlines())) <= documents.WIDTH
+    assert documents.wrapped(f"12. {long}").splitlines()[1].startswith("    word")
+    assert documents.wrapped(f"- {long}").splitlines()[1].startswith("  word")
+    assert documents.wrapped(f"| {long} |") == f"| {long} |"
+
+
+def test_figures_are_drawn_into_a_checkout(committed: dict[str, Any], tmp_path: Path):
+    with pytest.raises(PgsrError, match="no checkout of pgsr"):
+        documents.write_documents(committed, tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("a\n<!-- report: findings -->\nold\n<!-- end -->\nb\n")
+    (tmp_path / "docs" / "benchmarks.md").write_text("<!-- report: end-to-end -->\nkept\n<!-- end -->\n")
+    only = {**committed, "parts": {"conv": committed["parts"]["conv"]}}
+    written = documents.write_documents(only, tmp_path)
+    assert {path.name for path in written} == {"conv.svg", "README.md", "benchmarks.md"}
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("a\n<!-- report: findings -->\n1. ")
+    assert text.endswith("\n<!-- end -->\nb\n")
+    assert "kept" in (tmp_path / "docs" / "benchmarks.md").read_text()  # of a part that is not there
+    with pytest.raises(PgsrError, match="is none of"):
+        documents.filled("<!-- report: nothing -->\n<!-- end -->", only)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +520,7 @@ def test_every_figure_has_its_command_and_its_numbers(committed: dict[str, Any])
     assert len(figures) >= 4
     for figure in figures:
         assert "<code>pgsr-bench report --part" in figure
-        (target,) = re.findall(r'href="#([a-z]+-numbers)"', figure)
+        (target,) = re.findall(r'href="#([a-z-]+-numbers)"', figure)
         assert f'id="{target}"' in html
         assert "<svg" in figure
     for fetched in ("http://", "https://", "<script", "@import", "url("):
@@ -457,6 +561,7 @@ def assert_page_is_good(path: Path) -> None:
     with playwright.sync_playwright() as library:
         browser = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
+        tab.set_default_timeout(300_000)  # of a machine that is busy
         said: list[str] = []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))

@@ -10,7 +10,6 @@ with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, replacing, write_text
+from pgsr.files import make_folder
 from pgsr.machine import processor_name, usable_cores
 from pgsr.networks.progan import resolutions_up_to
 from pgsr.trainer.run_folder.plot import Curve, curve_of, new_figure
@@ -27,7 +26,7 @@ from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.recipe import Recipe
 from pgsr.trainer.step.schedule import build as build_schedule
 
-from ..harness.report import aligned, markdown_table, times
+from ..harness.report import aligned, plain_page, png, times, write_report_files
 from ..harness.runs import finish
 
 if TYPE_CHECKING:
@@ -178,21 +177,10 @@ def text(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], settings: Settings) -> None:
     """convolutions.json, .md and .png in the folder. Raises PgsrError if they cannot be written."""
-    out = settings.out
-    write_text(out / "convolutions.json", json.dumps(result, indent=1) + "\n")
-    page = [
-        f"# Training time by resolution, both convolutions (paper 1, Figure 2), {result['date']}",
-        "",
-        *markdown_table(lines(result), 1),
-        "",
-        "![training time](convolutions.png)",
-        "",
-        *[f"- {line}" for line in legend(result)],
-    ]
-    write_text(out / "convolutions.md", "\n".join(page) + "\n")
+    title = f"Training time by resolution, both convolutions (paper 1, Figure 2), {result['date']}"
+    page = plain_page(title, [(lines(result), 1)], legend(result), ("training time", "convolutions.png"))
     curves = {k: curve_of(folder(settings, k)) for k in COLOURS}
-    with replacing(out / "convolutions.png") as temporary:
-        picture(result, curves).savefig(temporary, format="png", dpi=110)
+    write_report_files(settings.out, "convolutions", result, page, png(picture(result, curves), 110))
 
 
 def picture(result: Mapping[str, Any], curves: Mapping[str, Curve]) -> Figure:

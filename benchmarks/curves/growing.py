@@ -11,7 +11,6 @@ beyond what fits, by their multiply-adds. Each run is a folder in OUT, which the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, replacing, write_text
+from pgsr.files import make_folder
 from pgsr.machine import processor_name, usable_cores
 from pgsr.networks.progan import resolutions_up_to
 from pgsr.trainer.data.cache import load_photographs
@@ -37,7 +36,7 @@ from pgsr.trainer.step.schedule import Phase
 from pgsr.trainer.step.schedule import build as build_schedule
 from pgsr.trainer.step.trainer import Trainer
 
-from ..harness.report import aligned, markdown_table, times
+from ..harness.report import aligned, plain_page, png, times, write_report_files
 from ..harness.runs import opened
 from ..harness.stretches import train_looking
 from ..ladder import measure as ladder
@@ -170,11 +169,12 @@ def distances(trainer: Trainer, settings: Settings) -> dict[str, float]:
 # (c): images over time, of the recipe progan-1024.
 
 
-def throughput(final: int, maps: int, device: torch.device) -> dict[str, Any]:
+def throughput(final: int, maps: int, device: torch.device, convolution: str = "vanilla") -> dict[str, Any]:
     """What images cost at each resolution of progan-1024 up to `final`, and when so many are shown."""
     sizes = [f"{part}.resolution={final}" for part in ("generator", "discriminator", "schedule")]
     for network in ("generator", "discriminator"):
         sizes += [f"{network}.feature_max={maps}", f"{network}.feature_base={32 * maps}"]
+        sizes.append(f"{network}.convolution={convolution}")
     recipe = config.load("progan-1024", sizes)
     schedule = build_schedule(recipe.schedule, recipe.objective.critic_steps)
     cost = estimate(recipe, schedule, device)
@@ -265,23 +265,11 @@ def text(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], settings: Settings) -> None:
     """growing.json, .md and .png in the folder. Raises PgsrError if they cannot be written."""
-    out = settings.out
-    write_text(out / "growing.json", json.dumps(result, indent=1) + "\n")
-    page = [
-        f"# Growing progressively, against time (paper 2, Figure 4), {result['date']}",
-        "",
-        *markdown_table(lines(result), 1),
-        "",
-        *markdown_table(speedups(result), 0),
-        "",
-        "![distance and images over time](growing.png)",
-        "",
-        *[f"- {line}" for line in legend(result)],
-    ]
-    write_text(out / "growing.md", "\n".join(page) + "\n")
-    doublings = {rung: curve_of(out / f"ladder-{rung}").beginnings() for rung in RUNS}
-    with replacing(out / "growing.png") as temporary:
-        picture(result, doublings).savefig(temporary, format="png", dpi=110)
+    title = f"Growing progressively, against time (paper 2, Figure 4), {result['date']}"
+    shows = ("distance and images over time", "growing.png")
+    page = plain_page(title, [(lines(result), 1), (speedups(result), 0)], legend(result), shows)
+    doublings = {rung: curve_of(settings.out / f"ladder-{rung}").beginnings() for rung in RUNS}
+    write_report_files(settings.out, "growing", result, page, png(picture(result, doublings), 110))
 
 
 def picture(result: Mapping[str, Any], doublings: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:

@@ -136,6 +136,48 @@ class Log:
         return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A scale of equal steps: values from `low` to `high` on `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """Round values from low to high: as many as there may be, in steps of 1, 2 or 5."""
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        step = next(power * n for n in (1, 2, 5, 10) if (self.high - self.low) / (power * n) <= most)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [step * n for n in range(first, last + 1)]
+
+
+def frame(x: Linear, y: Linear, unit: str) -> list[str]:
+    """Grid lines with their numbers, and below them what goes across."""
+    left, right, bottom, top = x.start, x.end, y.start, y.end
+    parts = []
+    for value in x.ticks():
+        parts.append(line(x(value), top, x(value), bottom))
+        parts.append(text(x(value), bottom + 14, short(value), "quiet", "middle" if value else "start"))
+    for value in y.ticks():
+        parts.append(line(left, y(value), right, y(value)))
+        parts.append(text(left - 5, y(value) + 4, short(value), "quiet", "end"))
+    return [*parts, text(right, bottom + 29, unit, "quiet", "end")]
+
+
+def names_of_lines(names: Sequence[tuple[str, str]], y: float, step: float = 122.0) -> list[str]:
+    """A sample of each line, (kind, name), beside each other."""
+    parts = []
+    for i, (kind, name) in enumerate(names):
+        parts.append(line(i * step, y - 3.5, i * step + 18, y - 3.5, kind))
+        parts.append(text(i * step + 23, y, name, "small"))
+    return parts
+
+
 def short(value: float) -> str:
     """A number as it stands at an axis: 0.5, 12, 3k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

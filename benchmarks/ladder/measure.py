@@ -13,7 +13,6 @@ in OUT, which the same command goes on with, or passes over once it is finished.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ from pgsr import draws, images
 from pgsr.errors import PgsrError, check_choice
 from pgsr.export.lowering import Grown
 from pgsr.export.source import read_source
-from pgsr.files import make_folder, replacing, write_text
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics.similarity import PAIRS, PairSimilarity
 from pgsr.trainer.metrics.swd import Descriptors, distance
@@ -38,7 +36,7 @@ from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.recipe import Recipe
 from pgsr.trainer.step.schedule import build as build_schedule
 
-from ..harness.report import aligned, markdown_table
+from ..harness.report import aligned, plain_page, png, write_report_files
 from ..harness.runs import finish
 
 RUNGS = {
@@ -271,21 +269,10 @@ def text(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """ladder.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "ladder.json", json.dumps(result, indent=1) + "\n")
-    page = [
-        f"# The ladder of paper 2's Table 1, {result['date']}",
-        "",
-        *markdown_table(lines(result), 1),
-        "",
-        "![samples of each](ladder.png)",
-        "",
-        *[f"- {line}" for line in legend(result)],
-    ]
-    write_text(folder / "ladder.md", "\n".join(page) + "\n")
+    title = f"The ladder of paper 2's Table 1, {result['date']}"
+    page = plain_page(title, [(lines(result), 1)], legend(result), ("samples of each", "ladder.png"))
     strips = [(row["name"], _strip(folder / f"ladder-{row['rung']}")) for row in result["rows"]]
-    with replacing(folder / "ladder.png") as temporary:
-        stacked(strips).save(temporary, "PNG")
+    write_report_files(folder, "ladder", result, page, png(stacked(strips)))
 
 
 # ----------------------------------------------------------------------------

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pgsr.errors import PgsrError, check_choice
@@ -15,7 +10,7 @@ from pgsr.machine import usable_cores
 
 from ..conv.backends import LIBRARIES, installed
 from ..harness.machine import FAST, Machine
-from ..throughput.systems import System, Widths, new_system
+from ..throughput.systems import System, Widths, exported_system
 
 PRECISIONS = ("fp32", "bf16", "int8")
 WITHOUT_KERNELS = (("onnxruntime", "bf16"), ("pytorch", "int8"))  # ways that do not exist
@@ -73,16 +68,8 @@ class Settings:
         return tuple(precision for precision in PRECISIONS if precision in wanted | {"fp32"})
 
     def system(self, convolution: str, machine: Machine) -> System:
-        """The exported networks, the same ones for every part."""
+        """The exported networks."""
         return exported_system(self.widths, convolution, self.exported(machine))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@functools.cache
-def exported_system(widths: Widths, convolution: str, precisions: tuple[str, ...]) -> System:
-    """Networks of random weights and their graphs, in a folder that goes with the process."""
-    folder = Path(tempfile.mkdtemp(prefix="pgsr-bench-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return new_system(widths, convolution, folder / convolution, precisions)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -14,11 +12,10 @@ from PIL import Image
 
 from pgsr import checkpoint as checkpoints
 from pgsr import images
-from pgsr.files import make_folder, write_bytes, write_text
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics.digits import SIDE
 
-from ..harness.report import aligned, markdown_table
+from ..harness.report import aligned, markdown_table, png, write_report_files
 from .measure import CRITICS, SHOWN, Settings, generated, reals
 
 HEADINGS = {
@@ -35,10 +32,7 @@ COMMAND = "pgsr-bench modes --data DIGITS.zip --images N --seeds N --out REPORT_
 
 def write_report(result: Mapping[str, Any], settings: Settings) -> None:
     """modes.json, .md and .png in the folder. Raises PgsrError if they cannot be written."""
-    make_folder(settings.out)
-    write_text(settings.out / "modes.json", json.dumps(result, indent=1) + "\n")
-    write_text(settings.out / "modes.md", markdown(result))
-    write_bytes(settings.out / "modes.png", picture(settings))
+    write_report_files(settings.out, "modes", result, markdown(result), picture(settings))
 
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
@@ -114,6 +108,4 @@ def picture(settings: Settings) -> bytes:
             path = checkpoints.newest(settings.out / "runs" / f"{system}-{critic}-seed0")
             rows += islice(generated(path, SHOWN, 0, torch.device("cpu")), 1)
     pixels = images.to_uint8(torch.cat(rows).numpy()).repeat(2, axis=1).repeat(2, axis=2)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(images.sheet(pixels, columns=SHOWN))).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(Image.fromarray(np.ascontiguousarray(images.sheet(pixels, columns=SHOWN))))

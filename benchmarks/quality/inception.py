@@ -10,7 +10,6 @@ Each run is trained in stretches; after each, once it has its last resolution, t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from pgsr.errors import PgsrError
-from pgsr.files import make_folder, write_text
+from pgsr.files import make_folder
 from pgsr.trainer.data.cache import load_photographs
 from pgsr.trainer.metrics import features
 from pgsr.trainer.metrics.features import FeatureSet, Value, torchmetrics_ready
@@ -31,7 +30,7 @@ from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.recipe import Recipe
 from pgsr.trainer.step.trainer import Trainer
 
-from ..harness.report import aligned, markdown_table
+from ..harness.report import aligned, plain_page, write_report_files
 from ..harness.runs import opened
 from ..harness.stretches import Look, train_looking
 from .feature_network import Network, open_network
@@ -221,12 +220,5 @@ def text(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """inception.json and .md in a folder. Raises PgsrError if they cannot be written."""
-    write_text(folder / "inception.json", json.dumps(result, indent=1) + "\n")
-    page = [
-        f"# Scores of {result['recipe']} by features (paper 2, Table 3), {result['date']}",
-        "",
-        *markdown_table(lines(result), 1),
-        "",
-        *[f"- {line}" for line in legend(result)],
-    ]
-    write_text(folder / "inception.md", "\n".join(page) + "\n")
+    title = f"Scores of {result['recipe']} by features (paper 2, Table 3), {result['date']}"
+    write_report_files(folder, "inception", result, plain_page(title, [(lines(result), 1)], legend(result)))

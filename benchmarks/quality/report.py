@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pgsr.files import make_folder, replacing, write_bytes, write_text
 from pgsr.images import sheet
 from pgsr.trainer.metrics.score import Score, difference, from_dict
 
-from ..harness.report import aligned, markdown_table
+from ..harness.report import aligned, markdown_table, png
 from ..ladder.measure import stacked
 from .measure import Measured, Quality, as_dict, beaten
 from .sets import Pixels
@@ -230,9 +229,7 @@ def picture(quality: Quality) -> bytes:
     for axes, group in zip(panels, groups, strict=True):
         _bars(axes, group)
     panels[0].set_ylabel("sliced Wasserstein distance × 1000")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _bars(axes: Axes, group: Sequence[Measured]) -> None:

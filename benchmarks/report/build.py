@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def run(settings: Settings, report: Report) -> dict[str, Any]:
     measured or written.
     """
     names = wanted(settings)
+    for name in () if settings.parts else PARTS:
+        if why := lacking(name, settings):
+            report(f"{name}: left out, it {why}")
     folder = make_folder(settings.out / "parts")
     head = _head(settings)
     kept = _require_same(settings.out / "parts" / "report.json", head)
@@ -53,13 +57,22 @@ def wanted(settings: Settings) -> list[str]:
     data."""
     for name in settings.parts:
         check_choice("--part", name, tuple(PARTS))
-        if PARTS[name].needs_data and settings.data is None:
-            raise PgsrError(f"--part {name} measures against photographs: name some with --data")
+        if why := lacking(name, settings):
+            raise PgsrError(f"--part {name} {why}")
     return [
         name
-        for name, part in PARTS.items()
-        if (name in settings.parts or not settings.parts) and (settings.data or not part.needs_data)
+        for name in PARTS
+        if (name in settings.parts or not settings.parts) and not lacking(name, settings)
     ]
+
+
+def lacking(name: str, settings: Settings) -> str:
+    """Why a part cannot be measured, or nothing."""
+    part = PARTS[name]
+    if part.needs_data and settings.data is None:
+        return "needs photographs: name some with --data"
+    absent = [module for module in part.needs if find_spec(module) is None]
+    return f"needs {', '.join(absent)}: pip install 'pgsr[{part.extra}]'" if absent else ""
 
 
 def measured(name: str, settings: Settings, folder: Path, report: Report) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def measured(name: str, settings: Settings, folder: Path, report: Report) -> dic
         "began": began["began"],
         "commit": began["commit"],
         "clock_mhz": began["clock_mhz"],
-        "noise": {**watch.as_dict(), **result.get("noise", {})},
+        "noise": {**watch.as_dict(result.get("controls", ())), **result.get("noise", {})},
         "result": json.loads(json.dumps(result, default=str)),  # keys are strings, as they are in the file
     }
 
@@ -84,6 +97,7 @@ def _head(settings: Settings) -> dict[str, Any]:
         "version": __version__,
         "length": settings.length,
         "data": None if settings.data is None else settings.data.name,
+        "held_out": None if settings.held_out is None else settings.held_out.name,
         "machine": machine.as_dict(),
         "provenance": provenance(),
     }
@@ -98,6 +112,7 @@ def _require_same(path: Path, head: dict[str, Any]) -> dict[str, Any]:
     for what, theirs, ours in (
         ("length", kept.get("length"), head["length"]),
         ("data", kept.get("data"), head["data"]),
+        ("held_out", kept.get("held_out"), head["held_out"]),
         *(
             (key, kept.get("machine", {}).get(key), head["machine"][key])
             for key in ("cpu", "threads", "packages")

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..harness.svg import stylesheet
-from .findings import control_words, disturbances, facts, keys
+from .findings import control_words, disturbances, facts, keys, sentences
 from .parts import PARTS
 from .shown import Figure, Table
 
@@ -61,8 +61,13 @@ def header(report: Mapping[str, Any]) -> str:
         '<span class="vanilla">Vanilla</span> is one 3×3 convolution; <span '
         'class="separable">separable</span> is '
         "a depthwise 3×3 and a pointwise 1×1 in its place.</p>"
-        f'<dl class="keys">{numbers}</dl>{_disturbed(report)}</header>'
+        f'<dl class="keys">{numbers}</dl>{_findings(report)}{_disturbed(report)}</header>'
     )
+
+
+def _findings(report: Mapping[str, Any]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(report))
+    return f'<ol class="findings">{items}</ol>' if items else ""
 
 
 def _disturbed(report: Mapping[str, Any]) -> str:

@@ -48,12 +48,14 @@ class Bar:
 
 
 BAR_HEIGHT, ROW_GAP, LABEL_HEIGHT = 9, 9, 14
+LETTER = 6.4  # units of a label, at most
 
 
 def bars(title: str, subtitle: str, rows: Sequence[tuple[str, Sequence[Bar]]]) -> Panel:
     """Rows of bars from zero, each row's name above them, values at their ends."""
     most = max((b.value for _, marks in rows for b in marks), default=1.0) or 1.0
-    room = WIDTH - 62
+    longest = max((len(b.label) for _, marks in rows for b in marks), default=0)
+    room = WIDTH - max(62.0, 5 + LETTER * longest)
     parts, y = [], float(HEAD)
     for name, marks in rows:
         parts.append(text(0, y + 10, name, "axis"))
@@ -331,6 +333,23 @@ def shipped(result: Row) -> Panel | None:
 
 def _rate(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def opponent(result: Row) -> list[Panel]:
+    """A panel a convolution: theirs and ours, by precision and stage."""
+    panels = []
+    for convolution in dict.fromkeys(row["convolution"] for row in result["rows"]):
+        rows = []
+        for row in result["rows"]:
+            if row["convolution"] != convolution:
+                continue
+            theirs, ours = (row["timings"][name]["images_per_second"] for name in ("theirs", "ours"))
+            said = f"{row['precision']}, {row['stage']}: {row['ratio']:.2f}×, control {row['control']:.2f}×"
+            label = f"{_rate(ours)} ({factor(row['ratio'])})"
+            pair = [Bar("other", theirs, _rate(theirs), said), Bar(convolution, ours, label, said)]
+            rows.append((f"{row['precision']}, {row['stage']}", pair))
+        panels.append(bars(convolution, "images/s; in brackets, to theirs in the same rounds", rows))
+    return panels
 
 
 def training(result: Row, resolution: int) -> Panel:

@@ -11,16 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..conv import measure as conv
+from ..curves import convolutions, growing
+from ..curves import quality as quality_curves
 from ..harness.report import Row
 from ..layers import predicted, roofline, waterfall
+from ..opponent import measure as opponent
 from ..quality import measure as quality
 from ..quality.sets import Settings as QualitySettings
 from ..resample import measure as resample
 from ..rewrites import measure as rewrites
 from ..throughput import measure as throughput
 from ..training import measure as training
-from . import show
+from . import show, trainings
 from .settings import Settings
 from .shown import Measure, Shown
 
@@ -37,6 +42,8 @@ class Part:
     show: Callable[[Row], Shown]
     measures: Callable[[Row], list[Measure]]
     needs_data: bool = False  # photographs, without which it is left out
+    needs: tuple[str, ...] = ()  # modules, without which it is left out
+    extra: str = ""  # that installs them
 
 
 def _conv(settings: Settings, folder: Path, report: Report) -> dict[str, Any]:
@@ -61,6 +68,32 @@ def _throughput(settings: Settings, _folder: Path, report: Report) -> dict[str, 
 
 def _training(settings: Settings, _folder: Path, report: Report) -> dict[str, Any]:
     return training.run(settings.amounts.training, report)
+
+
+def _opponent(settings: Settings, _folder: Path, report: Report) -> dict[str, Any]:
+    """Every row has a control pair of its own; together they are the part's."""
+    result = opponent.run(settings.amounts.opponent, report)
+    return {**result, "controls": [row["control"] for row in result["rows"]]}
+
+
+def _convolutions(settings: Settings, folder: Path, report: Report) -> dict[str, Any]:
+    with throughput.torch_threads(settings.threads):
+        return convolutions.run(settings.convolutions(folder / "convolutions"), report)
+
+
+def _growing(settings: Settings, folder: Path, report: Report) -> dict[str, Any]:
+    """With what separable convolutions change of its third panel."""
+    own = settings.growing(folder / "growing")
+    with throughput.torch_threads(settings.threads):
+        result = growing.run(own, report)
+        report("timing separable steps")
+        separable = growing.throughput(own.final, own.final_maps, torch.device("cpu"), "separable")
+    return {**result, "separable_throughput": separable}
+
+
+def _quality_curves(settings: Settings, folder: Path, report: Report) -> dict[str, Any]:
+    with throughput.torch_threads(settings.threads):
+        return quality_curves.run(settings.quality_curves(folder / "quality-curves"), report)
 
 
 def _rewrites(settings: Settings, _folder: Path, report: Report) -> dict[str, Any]:
@@ -114,6 +147,15 @@ PARTS = {
         show.throughput,
         show.throughput_measures,
     ),
+    "opponent": Part(
+        "A second opponent",
+        "The same networks beside what a good engineer writes in an afternoon.",
+        _opponent,
+        show.opponent,
+        show.opponent_measures,
+        needs=("openvino", "nncf", "cv2"),
+        extra="opponent",
+    ),
     "training": Part(
         "Training steps",
         "What separable convolutions save where second derivatives are taken, too.",
@@ -121,12 +163,35 @@ PARTS = {
         show.training,
         show.training_measures,
     ),
+    "convolutions": Part(
+        "Training by resolution",
+        "What a whole training takes with either convolution (paper 1, Figure 2).",
+        _convolutions,
+        trainings.convolutions,
+        trainings.convolutions_measures,
+        needs_data=True,
+    ),
+    "growing": Part(
+        "Growing or not, to 1024²",
+        "What growing progressively saves (paper 2, Figure 4), and what separable saves on top.",
+        _growing,
+        trainings.growing,
+        trainings.growing_measures,
+        needs_data=True,
+    ),
     "rewrites": Part(
         "Rewrites",
         "What each exact rewrite of the exporter is worth.",
         _rewrites,
         show.rewrites,
         show.rewrites_measures,
+    ),
+    "resample": Part(
+        "Ways to reduce a picture",
+        "The filters that training pictures are made with.",
+        _resample,
+        show.resample,
+        show.resample_measures,
     ),
     "quality": Part(
         "The model that ships",
@@ -136,11 +201,12 @@ PARTS = {
         show.quality_measures,
         needs_data=True,
     ),
-    "resample": Part(
-        "Ways to reduce a picture",
-        "The filters that training pictures are made with.",
-        _resample,
-        show.resample,
-        show.resample_measures,
+    "quality-curves": Part(
+        "What it costs in quality",
+        "Trained with equal images, equal time and equal parameters.",
+        _quality_curves,
+        trainings.quality_curves,
+        trainings.quality_curves_measures,
+        needs_data=True,
     ),
 }

@@ -12,7 +12,13 @@ from pgsr.machine import usable_cores
 
 from ..conv.measure import QUICK
 from ..conv.measure import Settings as ConvSettings
+from ..curves.convolutions import Settings as ConvolutionsSettings
+from ..curves.growing import Settings as GrowingSettings
+from ..curves.quality import Settings as QualityCurvesSettings
 from ..layers.settings import Settings as LayerSettings
+from ..opponent.measure import END_TO_END
+from ..opponent.measure import Settings as OpponentSettings
+from ..quality.feature_network import wished
 from ..resample.measure import Settings as ResampleSettings
 from ..rewrites.measure import Settings as RewriteSettings
 from ..throughput.settings import Settings as ThroughputSettings
@@ -31,8 +37,14 @@ class Length:
     rewrites: RewriteSettings
     resample: ResampleSettings
     quality_images: int
+    opponent: OpponentSettings
+    # Fields of the settings of commands that train: those know their data when they are made.
+    convolutions: Mapping[str, Any]
+    growing: Mapping[str, Any]
+    quality_curves: Mapping[str, Any]
 
 
+FEATURE_SIDE = 64  # pixels that the small images of quality-curves are enlarged to for features
 TINY_WIDTHS = Widths(8, 16, 64, 8, 2, 1, 8)
 
 LENGTHS = {
@@ -47,6 +59,13 @@ LENGTHS = {
         ),
         ResampleSettings(from_size=64, to_size=16, pictures=2, rounds=1),
         64,
+        OpponentSettings(TINY_WIDTHS, precisions=("fp32",), images=2, batch=2, rounds=1),
+        {"resolution": 8, "images": 16, "maps": 4},
+        {
+            **{"resolution": 16, "images": 1000, "maps": 16, "evaluations": 2, "swd_images": 16},
+            **{"final": 64, "final_maps": 16},
+        },
+        {"resolution": 16, "images": 320, "maps": 4, "seeds": 2, "looks": 4, "scored": 16, "rounds": 1},
     ),
     "quick": Length(
         QUICK,
@@ -56,6 +75,13 @@ LENGTHS = {
         RewriteSettings((64,), (64,), 4, 3, each=True, int8=False),
         ResampleSettings(pictures=4, rounds=5),
         1024,
+        OpponentSettings(images=8, rounds=3, stages=(END_TO_END,)),
+        {"images": 80, "maps": 64},
+        {
+            **{"images": 5000, "maps": 16, "rates": 10.0, "evaluations": 8, "swd_images": 256},
+            **{"final": 1024, "final_maps": 512},
+        },
+        {"images": 8000, "looks": 8, "scored": 1024},
     ),
     "full": Length(
         ConvSettings(),
@@ -65,6 +91,10 @@ LENGTHS = {
         RewriteSettings(),
         ResampleSettings(),
         16384,
+        OpponentSettings(),
+        {"images": 160},
+        {"rates": 10.0},
+        {},
     ),
 }
 
@@ -76,7 +106,8 @@ class Settings:
     out: Path
     length: str = "full"  # of LENGTHS
     parts: tuple[str, ...] = ()  # none: all
-    data: Path | None = None  # photographs, for quality and resample
+    data: Path | None = None  # photographs, for the parts that train or judge, and resample
+    held_out: Path | None = None  # others, that quality-curves scores against
     threads: int = 0  # 0: one a usable core
 
     def __post_init__(self) -> None:
@@ -96,15 +127,42 @@ class Settings:
             training=replace(length.training, threads=self.threads),
             rewrites=replace(length.rewrites, threads=self.threads),
             resample=replace(length.resample, data=self.data),
+            opponent=replace(length.opponent, threads=self.threads),
         )
 
     def throughput(self) -> ThroughputSettings:
         """Raises PgsrError as pgsr-bench throughput does."""
         return ThroughputSettings(threads=self.threads, **self.amounts.throughput)
 
+    def convolutions(self, folder: Path) -> ConvolutionsSettings:
+        """Of runs in a folder. Raises PgsrError as pgsr-bench convolutions does."""
+        return ConvolutionsSettings(self._photographs, folder, device="cpu", **self.amounts.convolutions)
+
+    def growing(self, folder: Path) -> GrowingSettings:
+        """Likewise."""
+        return GrowingSettings(self._photographs, folder, device="cpu", **self.amounts.growing)
+
+    def quality_curves(self, folder: Path) -> QualityCurvesSettings:
+        """Likewise; with lite0's features, of small images, where they are installed."""
+        features = wished(Path("auto"), FEATURE_SIDE, "bicubic", "auto")
+        return QualityCurvesSettings(
+            self._photographs,
+            folder,
+            self.held_out,
+            features,
+            device="cpu",
+            **self.amounts.quality_curves,
+        )
+
+    @property
+    def _photographs(self) -> Path:
+        assert self.data is not None  # build.wanted has looked
+        return self.data
+
     @property
     def words(self) -> str:
         """The options that decide what is measured, for commands."""
         quick = " --quick" if self.length == "quick" else ""
         data = "" if self.data is None else f" --data {self.data.name}"
-        return f"{quick}{data} --threads {self.threads}"
+        held_out = "" if self.held_out is None else f" --held-out {self.held_out.name}"
+        return f"{quick}{data}{held_out} --threads {self.threads}"

@@ -10,8 +10,10 @@ from ..conv.report import HEADINGS as CONV_HEADINGS
 from ..conv.report import heat_maps, pays_lines
 from ..conv.report import rows_of as conv_rows
 from ..conv.report import way_name as conv_way
-from ..harness.report import Row, rate
+from ..harness.report import Row, listed, rate
 from ..harness.svg import factor
+from ..opponent.report import NOTES as OPPONENT_NOTES
+from ..opponent.report import lines as opponent_lines
 from ..resample.report import HEADINGS as RESAMPLE_HEADINGS
 from ..resample.report import cells as resample_cells
 from ..throughput.report import HEADINGS as THROUGHPUT_HEADINGS
@@ -23,11 +25,6 @@ from .panels import way_name
 from .shown import Figure, Measure, Shown, Table
 
 BOTH = ("vanilla", "separable")
-
-
-def listed(words: Sequence[str]) -> str:
-    """Joins words as a sentence does."""
-    return " and ".join(", ".join(words).rsplit(", ", 1))
 
 
 def _measured(name: str, spread: Row) -> Measure:
@@ -380,6 +377,52 @@ def throughput_measures(result: Row) -> list[Measure]:
             row["images_per_second"],
             row["images_per_second_min"],
             row["images_per_second_max"],
+        )
+        for row in result["rows"]
+    ]
+
+
+def opponent(result: Row) -> Shown:
+    """Ours beside an afternoon's, by stage and precision."""
+    rows = result["rows"]
+    answers = []
+    for convolution in dict.fromkeys(row["convolution"] for row in rows):
+        own = [r for r in rows if r["convolution"] == convolution and r["stage"] == "end to end"]
+        told = [f"{factor(row['ratio'])} in {row['precision']}" for row in own]
+        if told:
+            answers.append(
+                f"From latents to files, {convolution} networks run {listed(told)} as fast as an "
+                "afternoon's work."
+            )
+    close = [row for row in rows if abs(row["ratio"] - 1) <= abs(row["control"] - 1)]
+    if close:
+        where = listed([f"{r['convolution']} {r['stage']} in {r['precision']}" for r in close])
+        answers.append(f"No more than the control pair allows is to be seen of {where}.")
+    low = [(row, name) for row in rows for name in row["psnr_db"] if row["psnr_db"][name] < LEAST_DB]
+    for row, name in low:
+        answers.append(
+            f"{row['convolution'].capitalize()} {row['stage']} in {row['precision']}: {name} is only "
+            f"{row['psnr_db'][name]:.0f} dB from eager PyTorch's pictures."
+        )
+    return Shown(
+        answers,
+        [Figure("Images a second: theirs in grey, ours in colour with the ratio.", panels.opponent(result))],
+        [Table("Every row", opponent_lines(result), 3, folded=False)],
+        OPPONENT_NOTES,
+    )
+
+
+LEAST_DB = 35.0  # below it pictures are not taken to be the same
+
+
+def opponent_measures(result: Row) -> list[Measure]:
+    """Ratios to the opponent, by how far the control pair is from one."""
+    return [
+        Measure(
+            f"{row['convolution']} {row['stage']} in {row['precision']}, to an afternoon's",
+            row["ratio"],
+            row["ratio"] * (1 - abs(row["control"] - 1)),
+            row["ratio"] * (1 + abs(row["control"] - 1)),
         )
         for row in result["rows"]
     ]

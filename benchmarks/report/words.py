@@ -9,7 +9,7 @@ from typing import Any
 from pgsr.errors import PgsrError
 
 from ..harness.report import aligned, markdown_table
-from .findings import control_words, disturbances, facts, keys
+from .findings import control_words, disturbances, facts, keys, sentences
 from .parts import PARTS
 from .shown import Measure
 
@@ -20,6 +20,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The whole report without its figures."""
     lines = [f"# What separable convolutions buy: {report['machine']['cpu']}", ""]
     lines += [f"- **{key.number}** {key.says}" for key in keys(report)]
+    lines += ["", *(f"{number}. {sentence}" for number, sentence in enumerate(sentences(report), 1))]
     lines += ["", *(f"> Disturbed: {why}" for why in disturbances(report)), ""]
     lines += ["Figures are in [report.html](report.html), every number in [report.json](report.json).", ""]
     for name, part in report["parts"].items():

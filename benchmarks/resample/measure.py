@@ -18,7 +18,6 @@ by the cosine transform, which mirrors edges, and each half is reduced alone.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -259,10 +258,3 @@ def zone_plate(side: int) -> Image.Image:
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     grey = 127.5 + 127.5 * np.cos(np.pi * (x**2 + y**2) / side)
     return Image.fromarray(np.uint8(np.rint(grey))).convert("RGB")
-
-
-def encoded(picture: Image.Image) -> bytes:
-    """Encodes a picture as PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

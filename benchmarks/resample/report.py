@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pgsr.files import make_folder, write_bytes, write_text
-
-from ..harness.report import aligned, machine_lines, markdown_table
-from .measure import PAPER, encoded, reduced, zone_plate
+from ..harness.report import aligned, machine_lines, markdown_table, png, write_report_files
+from .measure import PAPER, reduced, zone_plate
 
 HEADINGS = (
     "filter",
@@ -88,10 +85,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], originals: Sequence[Image.Image], folder: Path) -> None:
     """resample.json, .md and .png. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "resample.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / "resample.md", markdown(result))
-    write_bytes(folder / "resample.png", encoded(picture(originals, result["to"])))
+    drawn = png(picture(originals, result["to"]))
+    write_report_files(folder, "resample", result, markdown(result), drawn)
 
 
 def picture(originals: Sequence[Image.Image], small: int) -> Image.Image:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pgsr.files import make_folder, write_bytes, write_text
-
-from ..harness.report import aligned, machine_lines, markdown_table, rate, times
+from ..harness.report import aligned, machine_lines, markdown_table, png, rate, times, write_report_files
 from .measure import AS_WRITTEN, CHOSEN, EAGER, PLAIN, best
 
 COMMAND = "pgsr-bench rewrites --out REPORT_DIR"
@@ -30,11 +26,8 @@ NOTES = (
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """rewrites.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "rewrites.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / "rewrites.md", markdown(result))
-    if result["speeds"]:
-        write_bytes(folder / "rewrites.png", picture(result))
+    drawn = picture(result) if result["speeds"] else b""
+    write_report_files(folder, "rewrites", result, markdown(result), drawn)
 
 
 def count_lines(result: Mapping[str, Any]) -> list[list[str]]:
@@ -168,9 +161,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
         ax.set_title(f"{panel['convolution']} {panel['resolution']} x {panel['resolution']}", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("images a second, eager PyTorch float32 = 1")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _short(name: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgsr.files import make_folder, write_text
-
-from ..harness.report import aligned, machine_lines, markdown_table, rate
+from ..harness.report import aligned, machine_lines, markdown_table, rate, write_report_files
 
 NAMES = {"pgsr-serve": "pgsr-serve", "plain": "plain FastAPI handler"}
 HEADINGS = ["cores", "", "images/s", "of offline", "p50 ms", "p95", "p99", "half load: p50", "p95", "p99"]
@@ -65,6 +62,4 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """serve.json and serve.md. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "serve.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / "serve.md", markdown(result))
+    write_report_files(folder, "serve", result, markdown(result))

@@ -13,12 +13,12 @@ from PIL import Image
 from pgsr.files import write_bytes, write_text
 from pgsr.images import sheet
 
-from ..harness.report import aligned, markdown_table
+from ..harness.report import aligned, markdown_table, png
 from .cells import OBJECTIVES, Settings
 from .scores import Pixels, TestSet, Trained, claims, row_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 SHOWN = 8  # pictures in a row
@@ -168,12 +168,6 @@ def markdown(result: dict[str, Any]) -> str:
 # Figures.
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray[Any, Any]:
     """The mean of each value and up to `window - 1` before it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -214,7 +208,7 @@ def training_curves(cells: Sequence[Trained]) -> bytes:
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
-    return _png(figure)
+    return png(figure)
 
 
 def comparison(cells: Sequence[Trained], test_set: TestSet) -> bytes:
@@ -245,8 +239,6 @@ def _rows(rows: Sequence[tuple[str, Pixels]]) -> bytes:
         page.paste(Image.fromarray(strip), (left, top))
         figure.text(0.97, 1 - (top + strip.shape[0] / 2) / height, title, ha="right", va="center", fontsize=9)
         top += strip.shape[0]
-    with Image.open(io.BytesIO(_png(figure)), formats=("PNG",)) as titles:
+    with Image.open(io.BytesIO(png(figure)), formats=("PNG",)) as titles:
         page.paste(titles.convert("RGB").resize((left, height)), (0, 0))
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(page)

@@ -42,7 +42,7 @@ from .settings import (
     STEPS_LIMIT,
     Settings,
 )
-from .systems import System, new_system
+from .systems import System, exported_system, new_system
 
 Report = Callable[[str], None]  # gets a line on what is going on
 
@@ -108,8 +108,10 @@ class Bench:
 
     def system(self, convolution: str) -> System:
         self.report(f"exporting the {convolution} networks")
-        folder = self.scratch / convolution
-        result = new_system(self.settings.widths, convolution, folder, self.precisions, self.device)
+        widths, precisions = self.settings.widths, tuple(self.precisions)
+        if self.device == "cpu":
+            return exported_system(widths, convolution, precisions)
+        result = new_system(widths, convolution, self.scratch / convolution, precisions, self.device)
         self.add_engines_to(result.bundle)
         return result
 

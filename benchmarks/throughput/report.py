@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pgsr.files import make_folder, write_bytes, write_text
-
-from ..harness.report import Row, aligned, machine_lines, markdown_table, rate, times
+from ..harness.report import Row, aligned, machine_lines, markdown_table, png, rate, times, write_report_files
 
 HEADINGS = (
     "stage",
@@ -35,10 +31,7 @@ OTHER = "#8a5fb0"
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """throughput.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "throughput.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / "throughput.md", markdown(result))
-    write_bytes(folder / "throughput.png", picture(result))
+    write_report_files(folder, "throughput", result, markdown(result), picture(result))
 
 
 # ----------------------------------------------------------------------------
@@ -163,9 +156,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
     where = f"{machine['cpu']}, threads: {machine['threads']}"
     axes.set_title(where if machine["device"] == "cpu" else machine["device"], fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _label(row: Row) -> str:

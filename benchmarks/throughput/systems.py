@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +110,14 @@ def new_system(
     else:
         eager = Grown(generator, widths.resolution), upscaler
     return System(convolution, eager[0].to(device), eager[1].to(device), exported, counts)
+
+
+@functools.cache
+def exported_system(widths: Widths, convolution: str, precisions: tuple[str, ...]) -> System:
+    """The same on the CPU, for all measurements of a process: in a folder that goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="pgsr-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return new_system(widths, convolution, folder / convolution, precisions)
 
 
 def example(widths: Widths, plan: Plan, count: int = 1) -> Tensor:

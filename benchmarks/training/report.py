@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsr.files import make_folder, write_bytes, write_text
-
-from ..harness.report import Row, aligned, machine_lines, markdown_table, rate, times
+from ..harness.report import Row, aligned, machine_lines, markdown_table, png, rate, times, write_report_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,10 +31,7 @@ COLOURS = {True: "#b3b8c0", False: "#2a6fb5"}  # reference, ours
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """training.json, .md and .png in a folder. Raises PgsrError if they cannot be written."""
-    make_folder(folder)
-    write_text(folder / "training.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / "training.md", markdown(result))
-    write_bytes(folder / "training.png", picture(result))
+    write_report_files(folder, "training", result, markdown(result), picture(result))
 
 
 # ----------------------------------------------------------------------------
@@ -135,9 +128,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
     machine = result["machine"]
     name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
     figure.suptitle(f"Training steps on {name}, threads: {machine['threads']}", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _panel(axes: Axes, title: str, rows: list[Row]) -> None:
