@@ -1,6 +1,7 @@
 # make faces   an environment, the package, and a sheet and a folder of 1000 faces
 # make test    what CI runs: lint, types, tests
 # make lint    ruff and mypy alone
+# make fuzz    five minutes of odd inputs for every reader (docs/fuzzing.md); MINUTES=60 for an hour
 # make triton  the tests of pgsr-export triton in a real server, from a wheel of NVIDIA's (53 MB)
 # make clean   what the above made
 
@@ -9,8 +10,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHON ?= python3
 SEED ?= $(shell date +%s)
+MINUTES ?= 5
 
-.PHONY: faces test lint triton clean
+.PHONY: faces test lint fuzz triton clean
 
 faces: $(VENV)/.runtime
 	$(BIN)/pgsr-generate --count 1000 --out faces
@@ -24,12 +26,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/python tests/types_view.py
 
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz --minutes $(MINUTES)
+
 # An environment of its own: the server's wheel wants numpy 1 and an older protobuf.
 triton: $(VENV)/.dev $(VENV)-triton/.made
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_triton.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton faces build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-triton faces fuzz-found build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("pgsr needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'

@@ -60,9 +60,12 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
     graph = bundle.graph(name, precision)
     try:
         model = onnx.load(bundle.path(graph))
-    except Exception as error:  # protobuf's own errors have no common base
-        raise PgsrError(f"{graph.file} cannot be read as ONNX: {error}") from error
-    layers = read_layers(model, side_of(bundle, graph))
+        layers = read_layers(model, side_of(bundle, graph))
+        held = activation_bytes(model, side_of(bundle, graph))
+    except PgsrError:
+        raise
+    except Exception as error:  # protobuf's own errors have no common base, nor has onnx's inference
+        raise PgsrError(f"{graph.file} cannot be read as ONNX: {error or type(error).__name__}") from error
     return {
         "bundle": str(bundle.folder),
         "graph": graph.name,
@@ -74,7 +77,7 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
         "multiply_adds": sum(layer.multiply_adds for layer in layers),
         "weights": sum(layer.weights for layer in layers),
         "bytes": (bundle.folder / graph.file).stat().st_size,
-        "activation_bytes": activation_bytes(model, side_of(bundle, graph)),
+        "activation_bytes": held,
         "rewrites": {n: REWRITES[n].what if n in REWRITES else "" for n in graph.rewrites},
         "parity": dict(graph.parity),
         "input": _ports(graph),

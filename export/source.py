@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,18 +95,29 @@ def _network(checkpoint: Checkpoint, path: Path) -> tuple[Generator, dict[str, A
     options = checkpoint.config.get("generator")
     if not isinstance(options, dict):
         raise PgsrError(f"{path} does not say what its generator is: it was not written by pgsr-train")
+    weights = checkpoint.under("generator_ema.")
+    with torch.device("meta"):  # without memory, which a few numbers may ask for without end
+        _load(_built(options, path), weights, path, assign=True)
+    network = _built(options, path)
+    _load(network, weights, path)
+    return network, options
+
+
+def _built(options: Mapping[str, Any], path: Path) -> Generator:
     try:
-        network: Generator = build(GENERATORS, options)
+        return build(GENERATORS, options)
     except PgsrError as error:
         raise PgsrError(f"{path}: {error}") from error
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
         raise PgsrError(f"{path}: its options make no network ({error})") from error
+
+
+def _load(network: Generator, weights: Mapping[str, Tensor], path: Path, assign: bool = False) -> None:
     try:
-        network.load_state_dict(checkpoint.under("generator_ema."))
+        network.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:300]
         raise PgsrError(f"the weights of {path} do not fit its recipe: {text}") from error
-    return network, options
 
 
 def _count(checkpoint: Checkpoint, name: str, path: Path) -> int:

@@ -21,7 +21,7 @@ from pgsr import __version__
 from pgsr.errors import PgsrError, missing_package
 from pgsr.files import cannot_write
 from pgsr.machine import keep_to_quota
-from pgsr.schema import shortened
+from pgsr.schema import shortened, visible
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -173,7 +173,7 @@ def short_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.message = _in_one_line(error.message)  # type: ignore[misc]  # there is no other way
+        error.message = in_one_line(error.message)  # type: ignore[misc]  # there is no other way
         raise
 
 
@@ -302,15 +302,18 @@ class Group(Streams, click.Group):
 
 def fail(message: str) -> None:
     """One line on stderr, exit 1."""
-    click.echo(f"error: {_in_one_line(message)}", err=True)
+    click.echo(f"error: {in_one_line(message)}", err=True)
     sys.exit(1)
 
 
 LONGEST_WORD = 500  # letters of a message's: of a path, usually
+LONGEST_LINE = 2000
 
 
-def _in_one_line(message: str) -> str:
-    return " ".join(shortened(word, LONGEST_WORD) for word in message.split())
+def in_one_line(message: str) -> str:
+    """A message of any origin as one line that is not too long."""
+    words = (shortened(word, LONGEST_WORD) for word in visible(" ".join(message.split())).split())
+    return shortened(" ".join(words), LONGEST_LINE)
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:

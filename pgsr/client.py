@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pgsr.errors import PgsrError, missing_package
+from pgsr.schema import shortened
+from pgsr.tars import DAMAGED, Header
 
 if TYPE_CHECKING:
     import httpx
 
 AGAIN = (429, 502, 503, 504)  # answers that mean: later
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds
+NAME = re.compile(r"[0-9]{1,20}\.[a-z]{3,4}")  # of a file in a tar: callers make files of these names
+LARGEST_FILE = 2**29  # bytes of one
 
 
 class Faces:
@@ -58,8 +63,16 @@ class Faces:
 
     def models(self) -> list[dict[str, Any]]:
         """The bundles that are served. Raises PgsrError as all do: for what the server refuses."""
-        found: list[dict[str, Any]] = self._call("GET", "/v1/models").json()["models"]
-        return found
+        response = self._call("GET", "/v1/models")
+        try:
+            return [dict(model) for model in response.json()["models"]]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self._strange("/v1/models", error) from error
+
+    def _strange(self, path: str, error: object) -> PgsrError:
+        return PgsrError(
+            f"{self._http.base_url} answers {path} as no pgsr-serve does: {shortened(str(error))}"
+        )
 
     def image(self, seed: int = 0, index: int = 0, format: str = "png", **look: Any) -> bytes:
         """The file of one face. `look`: truncation, size, stage, quality."""
@@ -78,7 +91,7 @@ class Faces:
                     yield name or f"{start + made:06d}.{_suffix(format)}", data
                     made, broken = made + 1, 0
                 return
-            except (self._broken, tarfile.ReadError) as error:
+            except (self._broken, *DAMAGED) as error:
                 broken += 1
                 if broken > self._retries:
                     raise PgsrError(f"the connection broke {broken} times: {error}") from error
@@ -88,8 +101,11 @@ class Faces:
         """Yields the files of faces, {"seed": ..., "index": ...} or {"latent": [...]} each, or with
         frames=N of the way from one to the next."""
         body = self._with_model({"faces": [dict(face) for face in faces], **options})
-        for _, data in self._files("POST", "/v1/latents", json=body):
-            yield data
+        try:
+            for _, data in self._files("POST", "/v1/latents", json=body):
+                yield data
+        except (self._broken, *DAMAGED) as error:
+            raise PgsrError(f"the connection broke: {error}") from error
 
     def upscale(self, picture: Path | bytes, **options: Any) -> bytes:
         """A picture's file, larger. `options`: format, quality."""
@@ -136,14 +152,19 @@ class Faces:
     def _files(self, method: str, path: str, **options: Any) -> Iterator[tuple[str, bytes]]:
         """Names and pictures of a tar while it comes; of a single picture, no name."""
         with self._answer(method, path, **options) as response:
-            if response.headers["content-type"] != "application/x-tar":
+            if response.headers.get("content-type") != "application/x-tar":
                 yield "", response.read()
                 return
             stream = io.BufferedReader(_Incoming(response.iter_bytes()))
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
+            with tarfile.open(
+                fileobj=stream, mode="r|", bufsize=tarfile.BLOCKSIZE, tarinfo=Header
+            ) as archive:
                 for member in archive:
-                    file = archive.extractfile(member)
-                    if file is not None and not member.name.endswith(".json"):
+                    if not NAME.fullmatch(member.name) or not member.isreg() or member.size > LARGEST_FILE:
+                        raise self._strange(path, f"with {member.name!r} of {member.size:,} bytes")
+                    if not member.name.endswith(".json"):
+                        file = archive.extractfile(member)
+                        assert file is not None
                         yield member.name, file.read()
 
     def close(self) -> None:
@@ -189,7 +210,7 @@ def _wait(attempt: int, asked: float) -> float:
 def _refusal(response: httpx.Response) -> str:
     try:
         text = str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         text = response.reason_phrase
     return f"the server refuses ({response.status_code}): {text}"
 

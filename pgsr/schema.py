@@ -90,6 +90,11 @@ def check(value: Any, rule: Rule) -> None:
     rule(value, "")
 
 
+def visible(text: str) -> str:
+    """A text of any origin for a terminal: what it would obey, or not show, as it is written in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def shortened(text: str, most: int = 60) -> str:
     """A text for a sentence, cut if it is long."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -31,7 +31,7 @@ from pgsr.trainer.data.celebahq import align as facecrop
 from pgsr.trainer.data.celebahq import wild
 from pgsr.trainer.data.celebahq.align import Crop, Pass, align, oriented_crop
 from pgsr.trainer.data.celebahq.cli import main
-from pgsr.trainer.data.celebahq.dataset import run
+from pgsr.trainer.data.celebahq.dataset import read_records, run
 from pgsr.trainer.data.celebahq.enhance import Enhancer
 from pgsr.trainer.data.celebahq.picture import Maker, Settings
 from pgsr.trainer.data.celebahq.sources import Drawn, drawn_file
@@ -704,3 +704,37 @@ def test_the_figure_of_the_steps(tmp_path: Path, command):
     result = command(main, "--figure", tmp_path / "steps.png", "--picture", "absent.jpg")
     assert result.exit_code == 1
     assert "there is no picture absent.jpg" in result.stderr
+
+
+WITHOUT_PASSES = '{"name": "a", "quality": 1}'
+NO_NUMBERS = [f'{{"name": "a", "quality": {quality}, "passes": []}}' for quality in ('"1"', "NaN", "null")]
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[]", "{}", '{"name": 3}', WITHOUT_PASSES, *NO_NUMBERS, "[" * 100_000], ids=lambda v: v[:40]
+)
+def test_records_of_anything_are_a_line(line: str, tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    good = '{"name": "a.jpg", "skipped": "no landmarks"}\n'
+    path.write_text(good)
+    assert read_records(path) == [{"name": "a.jpg", "skipped": "no landmarks"}]
+    path.write_text(f"{good}{line}\n")
+    with pytest.raises(PgsrError, match=r"records\.jsonl is damaged .*: name another --out"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "²\npartition\na.jpg 0\na 1\n",
+        "9" * 5000 + "\npartition\na.jpg 0\n",
+        "id,partition\n" + "a" * 200_000 + ",0\n",
+    ],
+    ids=["two", "large", "long"],
+)
+def test_tables_of_odd_numbers_and_names_are_a_line(text: str, tmp_path: Path):
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(PgsrError, match=r"list\.txt says .* pictures but has|cannot read the annotations in"):
+        celeba.read_table(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("2\npartition\na.jpg 0\nb.jpg 1\n")
+    assert celeba.part_of(celeba.read_table(tmp_path / "list.txt"), "b.jpg") == 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import socket
+import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +169,74 @@ def test_a_set_that_is_always_cut_short_ends(served: Served):
         pytest.raises(PgsrError, match="broke 3 times"),
     ):
         list(faces.images(count=40))
+
+
+# ----------------------------------------------------------------------------
+# Servers that are none of ours.
+
+
+@contextmanager
+def answering(kind: str, body: bytes) -> Iterator[Faces]:
+    """A client of a server that gives one answer to everything."""
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+
+    def run() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall((head if kind else "HTTP/1.1 200 OK\r\n\r\n").encode() + body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=run, daemon=True).start()
+        with Faces(f"http://127.0.0.1:{listening.getsockname()[1]}", retries=0) as faces:
+            yield faces
+
+
+def tar_of(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size, member.type = len(data), kind
+        archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "/etc/x.png", ".bashrc", "x.png", "0.png/../y", "000000.PNG"]
+)
+def test_names_that_lead_elsewhere_are_refused(name: str):
+    """Callers make files of these names."""
+    with answering("application/x-tar", tar_of(name, b"x")) as faces:
+        with pytest.raises(PgsrError, match="as no pgsr-serve does"):
+            list(faces.images())
+        with pytest.raises(PgsrError, match="as no pgsr-serve does"):
+            list(faces.latents([{"seed": 1}]))
+    with answering("application/x-tar", tar_of("000000.png", b"x")) as faces:
+        assert list(faces.images(count=1)) == [("000000.png", b"x")]
+    with (
+        answering("application/x-tar", tar_of("000000.png", b"", tarfile.SYMTYPE)) as faces,
+        pytest.raises(PgsrError, match="as no pgsr-serve does"),
+    ):
+        list(faces.images())
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"models": 3}', b'{"models": [3]}', b"\xff", b"[" * 100_000], ids=len
+)
+def test_answers_of_something_else(body: bytes):
+    with (
+        answering("application/json", body) as faces,
+        pytest.raises(PgsrError, match="as no pgsr-serve does"),
+    ):
+        faces.models()
+    with answering("application/x-tar", body + b"x") as faces:
+        with pytest.raises(PgsrError, match="broke"):
+            list(faces.images())
+        with pytest.raises(PgsrError, match="broke"):
+            list(faces.latents([{"seed": 1}]))
+    with answering("", b"x") as faces:  # without a type
+        assert [data for _, data in faces.images(count=1)] == [b"x"]

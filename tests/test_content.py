@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,23 @@ def test_the_file_is_named_by_its_hash(vgg_file: Path):
     assert content.content_provenance(ObjectiveConfig(content=str(vgg_file))) == {"content": sha256(vgg_file)}
     assert content.content_provenance(ObjectiveConfig(content="lite0")) == {"content": SHA256}
     assert content.content_provenance(ObjectiveConfig(content="critic")) == {}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [torch.zeros(6, 3, 3, 3).to_sparse(), torch.zeros(1, dtype=torch.half).expand(6, 3, 3, 3)],
+    ids=["sparse", "repeated"],
+)
+def test_tensors_that_are_not_what_they_are_stored_as(odd: torch.Tensor, tmp_path: Path):
+    torch.save({**tiny_vgg19(), "features.0.weight": odd}, tmp_path / "vgg.pth")
+    with pytest.raises(PgsrError, match=r"features.0 is no plain tensor"):
+        load_vgg19(tmp_path / "vgg.pth")
+
+
+def test_pickles_of_any_damage_are_one_line(tmp_path: Path):
+    """PyTorch's reader raises KeyError for what a pickle refers to and never made."""
+    out = io.BytesIO()
+    torch.save(tiny_vgg19(), out, _use_new_zipfile_serialization=False)
+    (tmp_path / "vgg.pth").write_bytes(out.getvalue()[:15] + b"\x80\x02h\x05." + out.getvalue()[15:])
+    with pytest.raises(PgsrError, match="cannot be read as weights"):
+        load_vgg19(tmp_path / "vgg.pth")

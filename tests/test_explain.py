@@ -11,12 +11,15 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+import bundles as tiny
 from pgsr import bundle
+from pgsr.errors import PgsrError
 from pgsr.export.cli import main
 from pgsr.export.explain import explained, read_layers
 from pgsr.export.graphs import Chain
 from pgsr.export.lowering import Sum
 from pgsr.export.onnx_file import to_onnx
+from pgsr.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,19 @@ def test_multiply_adds_are_those_that_the_export_counted(shipped: bundle.Bundle,
     assert found["multiply_adds"] == shipped.graph(graph, precision).multiply_adds
     assert sum(layer["share"] for layer in found["layers"]) == pytest.approx(1.0)
     assert sum(found["operations"].values()) == found["nodes"]
+
+
+def test_a_graph_that_fails_in_inference_is_a_line(tmp_path: Path):
+    """A loop without a body, to which onnx's own inference answers with an error of C++'s."""
+    model = tiny.chain_model()
+    model.graph.node[-1].op_type = "Loop"
+    folder = tiny.write_bundle(tmp_path / "b")
+    onnx.save(model, folder / "chain.onnx")
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    manifest["graphs"][0]["sha256"] = sha256(folder / "chain.onnx")
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PgsrError, match=r"chain\.onnx cannot be read as ONNX: "):
+        explained(bundle.read(folder))
 
 
 def test_precision_is_read_from_the_weights(shipped: bundle.Bundle):

@@ -319,6 +319,38 @@ def test_a_tar_header_that_would_fill_the_memory(tmp_path: Path):
             read(path)
 
 
+@pytest.mark.parametrize("size", ["-5", "99999999999999999999999"])
+def test_a_tar_member_of_a_size_that_is_none(size: str, tmp_path: Path):
+    """Python's reader seeks to wherever an extended header says."""
+    path = tmp_path / "x.tar"
+    for name, read in (("0.png", open_pictures), ("data_batch_1.bin", open_native)):
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(png(8)), {"size": size}
+            archive.addfile(member, io.BytesIO(png(8)))
+        with pytest.raises(PgsrError, match=r"is damaged|is cut short"):
+            read(path)
+
+
+def test_members_of_a_zip_that_are_packed_in_odd_ways(tmp_path: Path):
+    """LZMA has an error of its own: a picture that it hits is damaged, another file no picture."""
+    path = write_zip(
+        tmp_path / "x.zip", [("0.png", png(8)), ("1.png", png(8)), ("other", png(8))], zipfile.ZIP_LZMA
+    )
+    data = path.read_bytes()
+    for name in (b"1.png", b"other"):
+        place = data.index(name) + len(name) + 4  # behind a version and the length of the options
+        data = data[:place] + b"\xff" + data[place + 1 :]
+    path.write_bytes(data)
+    pictures = open_pictures(path)
+    assert pictures.names == ("0.png", "1.png")
+    assert left_out(path) == {"other": "no picture of a format that is read (no suffix)"}
+    with reading(pictures) as read:
+        assert read("0.png") == png(8)
+        with pytest.raises(OSError, match="cannot be unpacked"):
+            read("1.png")
+
+
 def test_a_packed_tar_is_not_unpacked_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mnist_cifar, "LARGEST", 10_000)
     tar = write_tar(tmp_path / "x.tar", ("zeros", bytes(20_000)), ("data_batch_1.bin", bytes(3073)))

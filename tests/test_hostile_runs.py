@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -341,6 +342,57 @@ def test_a_checkpoint_of_odd_contents_is_a_line(field: str, value: Any, run: Pat
     assert result.exit_code == 1, result.output
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        (
+            "optimizer.generator.nothing/exp_avg",
+            torch.zeros(3),
+            "nothing/exp_avg .3. does not fit this recipe",
+        ),
+        (
+            "optimizer.generator.{}/exp_avg_sq",
+            torch.zeros(1, 2),
+            "exp_avg_sq .1, 2. does not fit this recipe",
+        ),
+        ("optimizer.generator.{}/step", torch.zeros(2), "step .2. does not fit this recipe"),
+        ("optimizer.generator.{}/exp_avg_sq", None, "optimizer of generator is none of this recipe's kind"),
+        ("optimizer.discriminator.{}/step", None, "optimizer of discriminator is none of this recipe's kind"),
+    ],
+)
+def test_moments_that_do_not_fit_are_a_line(
+    name: str, tensor: torch.Tensor | None, words: str, run: Path, photos: Path, command
+):
+    """With a digest that is right."""
+    path = newest(run)
+    checkpoint = load(path)
+    prefix = ".".join(name.split(".")[:2]) + "."
+    moment = next(n for n in sorted(checkpoint.tensors) if n.startswith(prefix) and n.endswith("/step"))
+    name = name.format(moment.removeprefix(prefix).removesuffix("/step"))
+    tensors = dict(checkpoint.tensors)
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    save(path, replace(checkpoint, tensors=tensors))
+    result = resume(command, run, photos)
+    assert result.exit_code == 1, result.output
+    assert re.search(words, result.stderr.splitlines()[-1]), result.stderr
+
+
+@pytest.mark.parametrize(
+    "data", [None, 3, {}, {"pictures": "6"}, {"pictures": -1}, {"pictures": 10**400}], ids=str
+)
+def test_the_status_of_a_run_whose_checkpoint_tells_no_pictures(data: Any, run: Path):
+    """A schedule of epochs is not known then, and the rest is told."""
+    for path in files_of(run):
+        save(path, replace(load(path), provenance={"data": data}))
+    settings = json.loads((run / "config.json").read_text())
+    settings["schedule"] |= {"stable_epochs": 1.0}
+    (run / "config.json").write_text(json.dumps(settings))
+    assert status_of(run)[0]["total_images"] is None
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "3", '{"images_shown": ' + "9" * 5000 + "}"])

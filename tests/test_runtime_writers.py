@@ -286,6 +286,17 @@ def test_an_error_leaves_the_beginning_alone(suffix: str, tmp_path: Path) -> Non
     assert [data for _, data in members(partial(path))] == [b"abc"]
 
 
+def test_a_member_of_less_than_nothing_ends_a_tar(tmp_path: Path) -> None:
+    """Its end would lie before it, and be read again and again."""
+    header = bytearray(tarfile.TarInfo("000000.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024, in GNU's form
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    whole = archives.tar_entry("000000.png", b"a")
+    (tmp_path / "faces.tar").write_bytes(whole + bytes(header) + whole)
+    assert [(member.name, data) for member, data in members(tmp_path / "faces.tar")] == [("000000.png", b"a")]
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with ArchiveFile(tmp_path / "a.tar"), pytest.raises(PgsrError, match="another process is writing"):
         ArchiveFile(tmp_path / "a.tar")

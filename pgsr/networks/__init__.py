@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pgsr.errors import PgsrError, check_choice
+from pgsr.schema import shortened
 
 from .began import BEGANDiscriminator, BEGANGenerator
 from .interfaces import Discriminator, Generator
@@ -62,7 +63,8 @@ DISCRIMINATORS: dict[str, type[Discriminator]] = {
 Network = TypeVar("Network", bound=nn.Module)
 
 
-LARGEST_OPTION = 2**20  # of channels, pixels or layers
+LARGEST_OPTION = 2**20  # of channels or pixels
+MOST_LAYERS = 2**10  # each of which takes time to make
 
 
 def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,13 +83,13 @@ def resolved(table: Mapping[str, type[nn.Module]], options: Mapping[str, Any]) -
             continue
         if type(value) is not expected:
             description = "a list of integers" if expected is tuple else expected.__name__
-            raise PgsrError(f"option {name} of {kind!r} is {value!r}, but must be {description}")
+            found = shortened(repr(value))
+            raise PgsrError(f"option {name} of {kind!r} is {found}, but must be {description}")
         if expected is int:
             least = min(1, parameters[name].default)  # 0 where it means that there are none
-            if not least <= value <= LARGEST_OPTION:
-                raise PgsrError(
-                    f"option {name} of {kind!r} is {value}, but must be from {least} to {LARGEST_OPTION}"
-                )
+            most = MOST_LAYERS if name in ("blocks", "layers") else LARGEST_OPTION
+            if not least <= value <= most:
+                raise PgsrError(f"option {name} of {kind!r} is {value}, but must be from {least} to {most}")
     return {"kind": kind, **{name: _plain(values.get(name, p.default)) for name, p in parameters.items()}}
 
 

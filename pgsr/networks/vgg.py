@@ -6,13 +6,11 @@ features(images, depth=16)                          # [N, 3, H, W] in [-1, 1] ->
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,6 +65,10 @@ def load_vgg19(path: Path) -> VGG19:
             raise PgsrError(
                 f"{path} has no features.{number}.weight or .bias: it is not VGG19 of torchvision"
             )
+        if not (_is_plain(pair[0]) and _is_plain(pair[1])):
+            raise PgsrError(
+                f"{path}: features.{number} is no plain tensor, or larger than what is stored of it"
+            )
         weights.append((pair[0].float(), pair[1].float()))
     widths = [3, *[len(bias) for _, bias in weights]]
     for number, (inputs, outputs), (weight, bias) in zip(LAYERS, pairwise(widths), weights, strict=True):
@@ -78,6 +80,13 @@ def load_vgg19(path: Path) -> VGG19:
     return VGG19(weights)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what it is stored as: not sparse, elsewhere, or repeated by strides of 0."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
     """Reads a weights file as tensors by name; no code in the file runs."""
     if not path.is_file():
@@ -86,7 +95,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # PyTorch's reader raises nearly any for a pickle that is damaged
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PgsrError(f"{path} cannot be read as weights: {first}") from error
     if not isinstance(tensors, Mapping):

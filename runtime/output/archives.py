@@ -63,7 +63,7 @@ def _tar_members(file: BinaryIO, length: int) -> Iterator[Member]:
             return
         data = start + BLOCK
         end = data + header.size + -header.size % BLOCK
-        if end > length:
+        if header.size < 0 or end > length:
             return
         yield Member(header.name, start, data, header.size, end)
         start = end

@@ -26,6 +26,7 @@ from pgsr.errors import PgsrError
 from pgsr.files import cannot_write, make_folder, remove_leftovers, replacing, temporary_beside
 
 from .listing import LABELS, MANIFEST, UNREADABLE
+from .zips import unpacking
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same pictures make the same archive
 
@@ -55,7 +56,7 @@ def zip_archive(path: Path, suffix: str) -> Iterator[Archive]:
 
 def _is_archive(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, unpacking():
             return "fingerprint" in json.loads(archive.read(MANIFEST))
     except (*UNREADABLE, TypeError):
         return False

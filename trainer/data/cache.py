@@ -22,6 +22,7 @@ from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import ending_cleanly, remove_leftovers, writable_cache
 from pgsr.machine import usable_cores
+from pgsr.schema import visible
 
 from .listing import UNREADABLE, LeftOut, Pictures, fingerprint_of
 from .pixel_file import PixelFile, open_pixels, writing_pixels
@@ -220,7 +221,7 @@ def _decode_all(pictures: Pictures, size: int, reduce: str, width: int, cached: 
         for position, (name, decoded, why) in enumerate(each_picture(pictures, size, pixels, width=width)):
             if decoded is None:
                 file.left_out.append(LeftOut(name, why))
-                print(f"skipped {name}: {why}", file=sys.stderr)
+                print(visible(f"skipped {name}: {why}"), file=sys.stderr)
             else:
                 file.add(position, *decoded)
 

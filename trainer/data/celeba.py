@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgsr.errors import PgsrError, check_choice
+from pgsr.schema import shortened
 
 from .listing import Pictures
 
@@ -100,13 +101,17 @@ def read_table(path: Path) -> Table:
     except (OSError, UnicodeDecodeError) as error:
         raise PgsrError(f"cannot read the annotations in {path}: {error}") from error
     if lines and "," in lines[0]:
-        header, *values = csv.reader(lines)
+        try:
+            header, *values = csv.reader(lines)
+        except csv.Error as error:  # of a field that is too long
+            raise PgsrError(f"cannot read the annotations in {path}: {error}") from error
         return _table(path, header[1:], values)
     words = [line.split() for line in lines if line.strip()]
     if words and len(words[0]) == 1:  # CelebA's own: the number of pictures
         table = _table(path, words[1] if len(words) > 1 else [], words[2:])
-        if not words[0][0].isdigit() or int(words[0][0]) != len(table.rows):
-            raise PgsrError(f"{path} says {words[0][0]} pictures but has {len(table.rows)}: get it again")
+        said = words[0][0]
+        if said.lstrip("0") != str(len(table.rows)):
+            raise PgsrError(f"{path} says {shortened(said)} pictures but has {len(table.rows)}: get it again")
         return table
     return _table(path, ["partition"], words)
 

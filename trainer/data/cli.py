@@ -27,6 +27,7 @@ from PIL import Image
 from pgsr import __version__
 from pgsr.cli import Command, emit, json_option, option, version_option
 from pgsr.errors import PgsrError, check_choice
+from pgsr.schema import visible
 
 from . import procedural
 from .archive_writer import shard_folder, zip_archive
@@ -164,7 +165,7 @@ def prepare(
         for picture in each_encoded(pictures, drawn, settings):
             if picture.files is None:
                 skipped.append({"picture": picture.name, "why": picture.why})
-                print(f"skipped {picture.name}: {picture.why}", file=sys.stderr)
+                print(visible(f"skipped {picture.name}: {picture.why}"), file=sys.stderr)
                 continue
             files = dict(zip(settings.sizes, picture.files, strict=True))
             archive.add(count, files, picture.label if names is not None else None)

@@ -24,6 +24,7 @@ from typing import Any
 
 from pgsr.errors import PgsrError
 from pgsr.pictures import SUFFIXES
+from pgsr.schema import visible
 
 # What reading a member raises where it is damaged, encrypted or packed in a way Python does not know.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -171,7 +172,7 @@ def tell(source: Path, used: int, left_out: Sequence[LeftOut], verbose: bool | N
         return
     if verbose:
         for file in left_out:
-            print(f"left out {file.name}: {file.why}", file=sys.stderr)
+            print(visible(f"left out {file.name}: {file.why}"), file=sys.stderr)
     more = "; --verbose names them" if verbose is False else ""
     print(f"note: {source}: {used} pictures used, {summary(left_out)}{more}", file=sys.stderr)
 

@@ -15,7 +15,6 @@ import io
 import re
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,9 +27,9 @@ from PIL import Image
 
 from pgsr.errors import PgsrError
 from pgsr.files import open_regular, read_regular
+from pgsr.tars import DAMAGED, Header
 
 from .listing import has_picture_suffix
-from .shards import Header
 
 IMAGES = re.compile(r"images[-.]idx3-ubyte(\.gz)?$")
 BATCH = re.compile(r"^(data|test)_batch(_\d+)?\.bin$")
@@ -40,8 +39,6 @@ TAR = re.compile(r"\.(tar|tar\.gz|tgz)$")
 LARGEST = 2**31  # bytes of pixels that a header may promise, and of what a file unpacks to
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green, blue
 CIFAR_NAMES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-
-DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 Read = Callable[[], bytes]
 

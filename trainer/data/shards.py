@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 from pgsr.errors import PgsrError
 from pgsr.first_bytes import HEAD_BYTES, begins_like_picture
+from pgsr.tars import DAMAGED, Header
 
 from .contents import crc32_of_files
 from .listing import (
@@ -39,7 +39,6 @@ from .listing import (
     without_manifest,
 )
 
-LARGEST_NAME = 2**20  # bytes of a member's name or of its extended header
 LONGEST_CHAIN = 16  # links to links
 LABEL = ".cls"
 
@@ -52,18 +51,6 @@ class Member:
 
     name: str
     place: Place
-
-
-class Header(tarfile.TarInfo):
-    """A member's header; one whose name would fill the memory is refused."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        extended = (*b"xgLKX",)
-        if header.type[0] in extended and header.size > LARGEST_NAME:
-            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
-        return header
 
 
 @dataclass(frozen=True)
@@ -243,7 +230,7 @@ def _headers(path: Path) -> list[tarfile.TarInfo]:
                     check_count(path, len(headers))
                 end = archive.offset
             size = os.fstat(file.fileno()).st_size
-            if any(h.isfile() and h.offset_data + h.size > size for h in headers):
+            if any(h.isfile() and not 0 <= h.size <= size - h.offset_data for h in headers):
                 raise PgsrError(f"{path} is cut short: get it again")
             file.seek(end)
             while rest := file.read(2**20):
@@ -252,6 +239,6 @@ def _headers(path: Path) -> list[tarfile.TarInfo]:
                         f"{path} cannot be read beyond byte {end}, after {len(headers)} members: it is "
                         "damaged, or several archives in one"
                     )
-    except (OSError, EOFError, ValueError, RecursionError, tarfile.TarError) as error:
+    except DAMAGED as error:
         raise PgsrError(f"{path} is damaged, or not a tar archive: {error}") from error
     return headers

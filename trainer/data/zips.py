@@ -48,7 +48,7 @@ def list_zip(source: Path) -> Pictures:
 def _list(source: Path, archive: zipfile.ZipFile) -> Pictures:
     members, left_out = [], []
     for member in archive.infolist():
-        if member.is_dir():
+        if member.filename.endswith("/"):  # ZipInfo.is_dir, which fails on a name without letters
             continue
         why = _why_not(archive, member)
         if why is None:
@@ -91,7 +91,7 @@ def _why_not(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str | None:
     if member.flag_bits & ENCRYPTED:
         return "encrypted"
     try:
-        with archive.open(member) as file:
+        with unpacking(), archive.open(member) as file:
             return None if begins_like_picture(file.read(HEAD_BYTES)) else no_picture(name)
     except (*UNREADABLE, NotImplementedError):
         return no_picture(name)
@@ -102,7 +102,19 @@ def _small_member(archive: zipfile.ZipFile, name: str) -> bytes | None:
     member = archive.NameToInfo.get(name)
     if member is None or member.file_size > LARGEST_JSON:
         return None
-    return archive.read(member)
+    with unpacking():
+        return archive.read(member)
+
+
+@contextmanager
+def unpacking() -> Iterator[None]:
+    """Turns what a way of packing raises of its own, as LZMA and Zstandard do, into OSError."""
+    try:
+        yield
+    except UNREADABLE:
+        raise
+    except Exception as error:
+        raise OSError(f"it cannot be unpacked: {error or type(error).__name__}") from error
 
 
 def _labels(
@@ -131,6 +143,7 @@ def reading_zip(pictures: Pictures) -> Iterator[Read]:
             member = archive.getinfo(name)
             if member.file_size > LARGEST_FILE:
                 raise too_large(member.file_size)
-            return archive.read(member)
+            with unpacking():
+                return archive.read(member)
 
         yield read

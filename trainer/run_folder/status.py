@@ -72,7 +72,10 @@ def _schedule(recipe: config.Recipe, files: Sequence[Path]) -> Schedule | None:
 def _pictures(files: Sequence[Path]) -> int | None:
     for path in reversed(files):
         with contextlib.suppress(PgsrError):  # removed since it was listed
-            return int(load_description(path).provenance["data"]["pictures"])
+            data = load_description(path).provenance.get("data")
+            pictures = data.get("pictures") if isinstance(data, dict) else None
+            if type(pictures) is int and 0 < pictures < 2**53:
+                return pictures
     return None
 
 

@@ -137,6 +137,9 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.
 }
 
 
+SQUARES = {torch.optim.Adam: "exp_avg_sq", torch.optim.RMSprop: "square_avg"}  # that each cannot do without
+
+
 def new_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Makes the optimizer of a network's parameters."""
     return OPTIMIZERS[config.kind](network.parameters(), config)
@@ -227,7 +230,7 @@ def restore(
     for critic in state.critics:
         _restore_critic(critic, tensors)
     for name, value in state.augmentation.items():
-        state.augmentation[name] = tensors.get(f"augment.{name}", value).to(value.device)
+        state.augmentation[name] = _fitting(tensors.get(f"augment.{name}", value), value, f"augment.{name}")
     prefix = "loss_scale."
     state.loss_scale.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     state.images_shown, state.learning_rate_scale = images_shown, learning_rate_scale
@@ -241,9 +244,19 @@ def _restore_critic(critic: Critic, tensors: Mapping[str, Tensor]) -> None:
     load_weights(critic.network, tensors, critic.prefix)
     _restore_optimizer(critic.prefix, critic.network, critic.optimizer, tensors)
     for name, value in critic.objective_state.items():
-        if f"{critic.state_prefix}{name}" not in tensors:
+        full = f"{critic.state_prefix}{name}"
+        if full not in tensors:
             raise PgsrError(f"the checkpoint has no {name} of the objective: it was trained with another")
-        critic.objective_state[name] = tensors[f"{critic.state_prefix}{name}"].to(value.device)
+        critic.objective_state[name] = _fitting(tensors[full], value, full)
+
+
+def _fitting(found: Tensor, own: Tensor, name: str) -> Tensor:
+    """A checkpoint's tensor in the place of one's own. Raises PgsrError if it does not fit there."""
+    if found.shape != own.shape or not found.dtype.is_floating_point:
+        raise PgsrError(
+            f"the checkpoint's {name} is {found.dtype} {list(found.shape)}, which does not fit this recipe"
+        )
+    return found.to(own.device)
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
@@ -258,19 +271,26 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -
 def _restore_optimizer(
     name: str, network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """A smaller copy of a checkpoint may lack Adam's first moments and hold the second in another type."""
+    """A smaller copy of a checkpoint may lack Adam's first moments and hold the second in another type.
+
+    Raises PgsrError if moments do not fit the network, or others are missing.
+    """
     optimizer.state.clear()
     parameters = dict(network.named_parameters())
     prefix = f"optimizer.{name}."
     for full, value in tensors.items():
         if full.startswith(prefix):
             parameter_name, _, key = full.removeprefix(prefix).rpartition("/")
-            parameter = parameters[parameter_name]
-            dtype = value.dtype if key == "step" else parameter.dtype
+            parameter = parameters.get(parameter_name)
+            if parameter is None or value.shape != (() if key == "step" else parameter.shape):
+                raise PgsrError(f"the checkpoint's {full} {list(value.shape)} does not fit this recipe")
+            dtype = torch.float32 if key == "step" else parameter.dtype
             tensor = value.to(parameter.device, dtype, copy=True)
             if key != "step" and parameter.dim() == 4:
                 tensor = tensor.to(memory_format=torch.channels_last)
             optimizer.state[parameter][key] = tensor
     for own, moments in optimizer.state.items():
+        if not {"step", SQUARES[type(optimizer)]} <= moments.keys():
+            raise PgsrError(f"the checkpoint's optimizer of {name} is none of this recipe's kind")
         if "exp_avg_sq" in moments:
             moments.setdefault("exp_avg", torch.zeros_like(own))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr import __version__, bundle
+from pgsr import __version__, bundle, schema
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, write_text
@@ -103,7 +103,7 @@ def make_missing(
             ranking.add(record)
             bar.update(1)
             if "skipped" in record:
-                print(f"skipped {record['name']}: {record['skipped']}", file=sys.stderr)
+                print(schema.visible(f"skipped {record['name']}: {record['skipped']}"), file=sys.stderr)
             if record.get("damaged"):
                 damage.count(record["name"])
             since += 1
@@ -220,9 +220,21 @@ def read_records(path: Path) -> list[Record]:
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        records = [schema.parsed_json(line) for line in whole.splitlines()]
+        for record in records:
+            schema.check(record, _record)
+        return records
     except ValueError as error:
         raise PgsrError(f"{path} is damaged ({error}): name another --out") from error
+
+
+def _record(value: Any, where: str) -> None:
+    """Raises Mismatch unless a value has what is asked of a record here."""
+    sound = isinstance(value, dict) and isinstance(value.get("name"), str)
+    if sound and "quality" in value:
+        sound = type(value["quality"]) in (int, float) and isinstance(value.get("passes"), list)
+    if not sound:
+        raise schema.Mismatch(where, value, "what was made of a picture")
 
 
 def remove_others(out: Path, ranking: Ranking) -> None:

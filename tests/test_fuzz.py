@@ -1,0 +1,170 @@
+"""Every seed again, and a few odd inputs for every reader; `make fuzz` goes on for longer."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mutations import changed_bytes
+
+pytest.importorskip("hypothesis")
+pytest.importorskip("lmdb")
+
+from hypothesis import HealthCheck, given, settings
+
+from fuzz import harness, targets
+from fuzz.harness import Case, Defect, Tally, Target, check
+from pgsr.errors import PgsrError
+
+FEW = {"bytes": 25, "built": 5}  # cases of each target in each way
+
+
+@pytest.fixture(scope="module", params=targets.MODULES)
+def module(request: pytest.FixtureRequest) -> list[Target]:
+    return targets.of_module(request.param)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """As with the commands, nobody is told what Pillow says of damage."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+def answered(target: Target, data: bytes) -> bool:
+    try:
+        return check(target, data)
+    except Defect as defect:
+        pytest.fail(f"{target.name} {data[:200]!r}: {defect}")
+
+
+def test_valid_inputs_are_read(module: list[Target]):
+    """Else the targets would try nothing but the first bytes."""
+    for target in module:
+        refused = [data[:60] for data in target.valid() if not answered(target, data)]
+        assert not refused, target.name
+
+
+def test_what_was_answered_wrongly_once(module: list[Target]):
+    for target in module:
+        for path in target.kept:
+            answered(target, path.read_bytes())
+
+
+def test_changed_bytes(module: list[Target]):
+    for target in module:
+        seeds = target.seeds()
+        for number in range(FEW["bytes"]):
+            draw = random.Random(f"{target.name} {number}")
+            answered(target, changed_bytes(draw.choice(seeds), draw))
+
+
+def test_odd_inputs_that_are_sound_outside(module: list[Target]):
+    for target in module:
+        if target.built is not None:
+            _try_built(target)
+
+
+def _try_built(target: Target) -> None:
+    assert target.built is not None
+    inputs = target.built()
+
+    @settings(
+        database=None,
+        deadline=None,
+        derandomize=True,
+        max_examples=FEW["built"],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(inputs)
+    def one(data: bytes) -> None:
+        answered(target, data)
+
+    one()
+
+
+def test_every_kept_input_belongs_to_a_target():
+    names = {target.name for name in targets.MODULES for target in targets.of_module(name)}
+    assert {path.name for path in harness.SEEDS.iterdir() if path.is_dir()} <= names
+
+
+# ----------------------------------------------------------------------------
+# The harness notices what it is for.
+
+
+def takes_long(data: bytes) -> None:
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+
+
+def takes_memory(data: bytes) -> None:
+    bytearray(b"x" * 80 * 2**20)
+
+
+def says_much(data: bytes) -> None:
+    raise PgsrError("")
+
+
+def fails(data: bytes) -> None:
+    raise KeyError(data)
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [(takes_long, r"0\.\d seconds"), (takes_memory, "MB"), (says_much, "letters"), (fails, "KeyError at")],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_a_defect_is_noticed(read, words: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "SECONDS", 0.03 if read is takes_long else 60)
+    monkeypatch.setattr(harness, "BYTES", 40 * 2**20)
+    with pytest.raises(Defect, match=words):
+        check(Target("x", read, lambda: []), b"x")
+
+
+def test_a_refusal_is_none():
+    def refuses(data: bytes) -> None:
+        if data:
+            raise PgsrError("no")
+
+    target = Target("x", refuses, lambda: [])
+    assert check(target, b"")
+    assert not check(target, b"a")
+
+
+def test_one_input_of_each_defect_is_kept_and_all_are_counted(tmp_path: Path):
+    tally = Tally(tmp_path / "counts")
+    case = Case(Target("x", fails, lambda: []), tally, tmp_path / "found")
+    for data in (b"a", b"b", b"c"):
+        case(data)
+    assert tally.counts == [0, 0, 3, 1]
+    assert Tally(tmp_path / "counts").counts == [0, 0, 3, 1]  # as another process sees it
+    (kept,) = (tmp_path / "found" / "x").iterdir()
+    assert kept.read_bytes() == b"a"
+    assert "KeyError at tests/test_fuzz.py" in (tmp_path / "found" / "defects.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path):
+    """Both ways, guided by coverage where atheris is."""
+    program = Path(__file__).parent / "fuzz"
+    command = [
+        sys.executable,
+        str(program),
+        "--cases",
+        "100",
+        "--found",
+        str(tmp_path / "found"),
+        "seed-list",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "| seed-list | bytes | 100 |" in done.stdout
+    assert "| seed-list | built |" in done.stdout
