@@ -550,3 +550,28 @@ def test_threads_that_begin_at_once_do_not_wait_for_each_other(tmp_path: Path):
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
+
+
+CLOSED_IN_ORDER = """
+import os, signal, sys, threading
+from pathlib import Path
+from pgsr.runtime import Synthesizer
+model = Path(sys.argv[1])
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled", flush=True))
+two = [Synthesizer(model, device="cpu", backend="openvino") for _ in range(2)]
+for one in two:
+    one.images(count=2)
+two.pop(0).__exit__(None, None, None)
+thread = threading.Thread(target=lambda: two.pop().__exit__(None, None, None))
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_openvino_is_closed_in_any_order_on_any_thread(small: Bundle):
+    """Its plugin takes the stack of signal handlers along when it is freed."""
+    command = [sys.executable, "-c", CLOSED_IN_ORDER, str(small.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

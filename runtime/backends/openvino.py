@@ -7,9 +7,11 @@ with it; parts run one after the other with all cores (LATENCY), or several at o
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +116,25 @@ def _settle(openvino: Any) -> None:
     openvino.Tensor(np.zeros((1, 1), np.float32)).data[:] = 0.0
 
 
+_core_lock = threading.Lock()
+
+
+def _core(openvino: Any) -> Any:
+    """One for the process, which is never freed.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers (sigaltstack(2)), and frees that
+    with itself: on another thread, or before a plugin that was loaded later, it leaves the first one with a
+    stack that is gone, and the next signal, Ctrl-C say, ends the process with SIGSEGV.
+    """
+    with _core_lock:
+        return _new_core(openvino)
+
+
+@functools.cache
+def _new_core(openvino: Any) -> Any:
+    return openvino.Core()
+
+
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:
     """Raises ImportError without openvino, PgsrError if the file or the precision cannot be used."""
     path = str(bundle.path(graph))
@@ -121,7 +142,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
         import openvino.frontend
     _settle(openvino)
 
-    core = openvino.Core()
+    core = _core(openvino)
     hint = _precision(core, graph.precision)
     if _any_size(graph):
         return _open(openvino, core, path, graph, settings, hint, MODES["latency"])
