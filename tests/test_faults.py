@@ -1,5 +1,5 @@
-"""Every command under every fault: nothing half-written has a result's name, nothing is lost that was done, and
-the same command again ends with the bytes of one that nothing disturbed.
+"""Every command under every fault: nothing half-written has a result's name, nothing is lost that was done,
+and the same command again ends with the bytes of one that nothing disturbed.
 
 The table of what is promised is tests/faults.py. Instants are random, from a seed that is the test's name.
 """
@@ -490,7 +490,9 @@ def test_two_processes_on_one_output(bench: Bench, name: str, command: Callable[
     process.ended(random.Random(name).uniform(0.0, 0.6) * bench.seconds)
     other = COMMANDS[name]
     again = other.again if any(place.iterdir()) else ()
-    result = command(importlib.import_module(other.module).main, *other.arguments(bench.inputs, place), *again)
+    result = command(
+        importlib.import_module(other.module).main, *other.arguments(bench.inputs, place), *again
+    )
     assert result.exit_code in (0, 1), result.output
     if result.exit_code:
         assert result.stderr.splitlines()[-1].startswith("error: ")

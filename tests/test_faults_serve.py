@@ -99,7 +99,11 @@ def test_little_memory(served: Served):
     pages = int(Path(f"/proc/{served.process.pid}/statm").read_text().split()[0])
     large = upscaling.file_of(Image.new("RGB", (1500, 1500)))
     with Limited(served.process.pid, resource.RLIMIT_AS, (pages + 64) * resource.getpagesize()):
-        answers = [served.post("/v1/upscale", content=large), served.get(FACE), served.get("/v1/images?count=20")]
+        answers = [
+            served.post("/v1/upscale", content=large),
+            served.get(FACE),
+            served.get("/v1/images?count=20"),
+        ]
     assert {answer.status_code for answer in answers} <= {200, 413, 500, 503}
     assert all("error" in answer.json() for answer in answers if answer.status_code != 200)
     assert "Traceback" not in "".join(answer.text for answer in answers if answer.status_code != 200)
@@ -136,7 +140,7 @@ def test_a_bundle_that_is_removed(tmp_path: Path, model: Path):
 def test_bundles_are_opened_again_and_again_while_faces_are_asked_for(
     backend: str, model: Path, tmp_path: Path
 ):
-    """What was freed is not missed by the next signal (OpenVINO's CPU plugin takes a stack for signals away)."""
+    """What was freed is not missed by the next signal: OpenVINO's CPU plugin took its stack along."""
     with serving(tmp_path, "--model", model, "--backend", backend) as served:
         expected = served.get(FACE).content
         for count in range(1, 5):

@@ -6,9 +6,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import faults
+import pytest
 
 TESTS = Path(__file__).parent
 

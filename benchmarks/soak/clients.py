@@ -59,7 +59,9 @@ def _pages(connection: http.client.HTTPConnection, number: int) -> int:
 
 
 def _wrong(connection: http.client.HTTPConnection, number: int) -> int:
-    return _got(connection, (f"/v1/images/0/{number}.bmp", "/v1/images?count=0", f"/none/{number}")[number % 3])
+    return _got(
+        connection, (f"/v1/images/0/{number}.bmp", "/v1/images?count=0", f"/none/{number}")[number % 3]
+    )
 
 
 def _cut(connection: http.client.HTTPConnection, number: int) -> int:

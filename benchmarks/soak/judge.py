@@ -1,11 +1,11 @@
 """Whether what was sampled over time stays where it was.
 
-The first fifth of the time is left out: caches fill, allocators settle. The rest is cut into blocks of equal
-time, of which the median counts, so that one high sample moves nothing. Their slope is Theil and Sen's, the
-median of the slopes between all pairs of blocks, with the interval that Kendall's statistic gives it (Sen,
-Journal of the American Statistical Association 63, 1968, section 3). It is flat where even the interval's upper
-end is within the limit, and growing where its lower end is above zero and its slope above the limit. What is
-neither cannot be told from so short a time.
+The first fifth of the samples is left out: caches fill, allocators settle. The rest is cut into blocks of as
+many samples each, of which the median counts, so that one high sample moves nothing. Their slope is Theil and
+Sen's, the median of the slopes between all pairs of blocks, with the interval that Kendall's statistic gives
+(Sen, Journal of the American Statistical Association 63, 1968, section 3). It is flat where even the upper
+end of the interval is within the limit, and growing where the lower end is above zero and the slope above the
+limit. What is neither cannot be told from so short a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WARMING_UP = 0.2  # of the time
+WARMING_UP = 0.2  # of the samples
 BLOCKS = 16
 NORMAL_95 = 1.96  # standard deviations of a normal distribution within which 95% lie
 HOUR = 3600.0
@@ -65,14 +65,11 @@ def slope_of(times: Sequence[float], values: Sequence[float], share: float, leas
 
 def _blocks(times: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]] | None:
     """Median time and value of each block behind the warming up."""
-    if not times:
+    first = int(WARMING_UP * len(times))
+    ends = [first + (len(times) - first) * number // BLOCKS for number in range(BLOCKS + 1)]
+    if len(times) - first < 2 * BLOCKS:
         return None
-    start = times[0] + WARMING_UP * (times[-1] - times[0])
-    width = (times[-1] - start) / BLOCKS
-    blocks: list[list[tuple[float, float]]] = [[] for _ in range(BLOCKS)]
-    for time, value in zip(times, values, strict=True):
-        if time >= start and width > 0:
-            blocks[min(BLOCKS - 1, int((time - start) / width))].append((time, value))
-    if any(len(block) < 2 for block in blocks):
-        return None
-    return [tuple(statistics.median(part) for part in zip(*block, strict=True)) for block in blocks]  # type: ignore[misc]
+    return [
+        (statistics.median(times[start:end]), statistics.median(values[start:end]))
+        for start, end in itertools.pairwise(ends)
+    ]

@@ -33,7 +33,9 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
             slope[key] / _unit(name) for key in ("median", "an_hour", "lower", "upper", "limit")
         )
         interval = f"{lower:+.2f} to {upper:+.2f}"
-        rows.append([NAMES[name], f"{median:.1f}", f"{growth:+.2f}", interval, f"{limit:.2f}", slope["verdict"]])
+        rows.append(
+            [NAMES[name], f"{median:.1f}", f"{growth:+.2f}", interval, f"{limit:.2f}", slope["verdict"]]
+        )
     return rows
 
 
@@ -50,7 +52,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         each = growth["an_hour"] * result["minutes"] / 60 / result["done"]
         lines.append(f"{each:+.1f} bytes a piece of work, by that slope")
     if told:
-        lines.append(f"answers {told['answers']}, {told['reloads']} reloads, failures {told['failures'] or 0}")
+        lines.append(
+            f"answers {told['answers']}, {told['reloads']} reloads, failures {told['failures'] or 0}"
+        )
     lines.append(f"{result['machine']['cpu']}, {result['machine']['cores']} core(s), {result['date']}")
     return lines
 
@@ -80,9 +84,11 @@ def picture(result: Mapping[str, Any]) -> bytes:
         values = [sample[name] / _unit(name) for sample in result["samples"]]
         ax.plot(minutes, values, linewidth=1, color="#2a6fb5")
         ax.set_ylim(0, max(1.0, 1.15 * max(values)))
-        ax.axvspan(0, WARMING_UP * minutes[-1], color="0.93", zorder=0)
+        ax.axvspan(0, minutes[int(WARMING_UP * len(minutes))], color="0.93", zorder=0)
         slope = result["slopes"].get(name)
-        words = "" if slope is None else f": {slope['verdict']}, {slope['an_hour'] / _unit(name):+.2f} an hour"
+        words = (
+            "" if slope is None else f": {slope['verdict']}, {slope['an_hour'] / _unit(name):+.2f} an hour"
+        )
         ax.set_title(f"{title}{words}", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("minutes", fontsize=8)

@@ -1,4 +1,6 @@
-"""What pgsr-bench soak watches, each in a process of its own: python -m pgsr.benchmarks.soak.work WHAT FOLDER
+"""What pgsr-bench soak watches, each in a process of its own.
+
+    python -m pgsr.benchmarks.soak.work generate FOLDER
 
 It works until its standard input ends, and writes a line for each piece of work, with how many there were.
 Every piece must give what the first gave: the same bytes of faces, the same weights of a run.
