@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ def _samples(worker: Worker, temporary: Path, minutes: float, say: Say) -> Itera
 
 
 def state_of(process: int, temporary: Path) -> dict[str, int]:
-    """Memory, handles and threads of a process (proc(5)), and the files in a folder."""
+    """Memory, handles and threads of a process (proc(5)), and the files and folders in a folder."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
         handles = len(os.listdir(f"/proc/{process}/fd"))
@@ -146,11 +147,12 @@ def state_of(process: int, temporary: Path) -> dict[str, int]:
 
 
 def _size(path: Path) -> int | None:
-    """None of a file that has gone meanwhile."""
+    """Bytes of a file, 0 of a folder, None of what has gone meanwhile."""
     try:
-        return path.lstat().st_size
+        state = path.lstat()
     except OSError:
         return None
+    return 0 if stat.S_ISDIR(state.st_mode) else state.st_size
 
 
 # ----------------------------------------------------------------------------

@@ -156,6 +156,11 @@ def weights_of(run: Path) -> dict[str, bytes]:
 WORK: dict[str, Callable[[Path, Path | None], Iterator[int]]] = {"generate": generated, "resume": resumed}
 
 
+def _wait_for_the_end(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
+
+
 @click.command()
 @click.argument("what", type=click.Choice(sorted(WORK)))
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -165,7 +170,7 @@ def main(what: str, folder: Path, model: Path | None) -> None:
     with open(os.dup(1), "w", buffering=1) as counts, open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 1)  # what the commands say is not asked for
         ended = threading.Event()
-        threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+        threading.Thread(target=_wait_for_the_end, args=(ended,), daemon=True).start()
         try:
             for done in WORK[what](folder, model):
                 counts.write(f"{done}\n")
