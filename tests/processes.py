@@ -52,11 +52,15 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        return self.output.with_suffix(".out").read_text()
+        return self._said(".out")
 
     @property
     def stderr(self) -> str:
-        return self.output.with_suffix(".err").read_text()
+        return self._said(".err")
+
+    def _said(self, suffix: str) -> str:
+        path = self.output.with_suffix(suffix)
+        return path.read_text() if path.exists() else ""  # killed before it had opened it
 
 
 class Server:

@@ -35,7 +35,7 @@ MODULES = (
     *("pgsr.runtime.upscale.cli", "pgsr.runtime.upscale.run"),
 )
 ALIKE = ("--device", "cpu", "--backend", "onnxruntime", "--threads", "1")
-FACES = 600
+FACES = 400
 
 
 @dataclass(frozen=True)
@@ -515,7 +515,7 @@ def test_the_kernel_kills_for_want_of_memory(bench: Bench, name: str, memory_gro
     killed = 0
     for _ in range(5):
         process = bench.start(place)
-        limit = int(random_.uniform(2, 30)) * 2**20
+        limit = int(random_.uniform(1, 8)) * 2**20
         (memory_group / "memory.limit_in_bytes").write_text(str(limit))
         with suppress(ProcessLookupError):
             (memory_group / "cgroup.procs").write_text(str(process.id))
