@@ -47,7 +47,6 @@ F, S = "test_faults.py::", "test_faults_serve.py::"
 
 AGAIN = "what was whole; the same command again ends with the same bytes"
 NOTHING = "nothing; nothing was asked to be"
-FACES = "what was there; the same command again makes the rest"
 
 TABLE: dict[str, tuple[Row, ...]] = {}
 
@@ -64,28 +63,49 @@ def without(names: tuple[str, ...], *others: str) -> tuple[str, ...]:
 
 
 row(
-    "SIGKILL, the machine's power",
+    "SIGKILL",
     Row(
         ("train",),
         "ends at once",
         "the newest checkpoint; --resume ends with the same weights, log and samples",
         (f"{F}test_a_signal", f"{F}test_200_kills", "test_kill.py::test_20_kills_at_random_instants"),
+        "by hand: 40 kills",
     ),
     Row(
         ("tar", "zip"),
         "ends at once",
         f"the faces so far, as .partial.NAME; {AGAIN}",
         (f"{F}test_a_signal", f"{F}test_200_kills", "test_pipeline.py::test_killed_at_random_instants"),
+        "by hand: 200 kills each",
     ),
     Row(
-        without(OFFLINE, "train", "tar", "zip"),
+        ("data", "folder", "stdout", "upscale"),
         "ends at once",
         f"{AGAIN}, and removes what was half written",
+        (f"{F}test_a_signal", f"{F}test_200_kills"),
+        "by hand: 200 kills each",
+    ),
+    Row(
+        ("celeba-hq",),
+        "ends at once, its workers too",
+        f"{AGAIN}, and removes what was half written",
+        (
+            f"{F}test_a_signal",
+            f"{F}test_200_kills",
+            "test_celebahq.py::test_a_killed_process_leaves_no_workers_and_a_folder_that_goes_on",
+        ),
+        "by hand: 40 kills",
+    ),
+    Row(
+        ("export", "bench"),
+        "ends at once",
+        f"the bundle before, what was measured; {AGAIN}, and removes what was half written",
         (
             f"{F}test_a_signal",
             f"{F}test_200_kills",
             "test_bundle_folder.py::test_a_kill_at_any_instant_leaves_a_bundle",
         ),
+        "by hand: 5 kills each",
     ),
     Row(
         ("serve",),

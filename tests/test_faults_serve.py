@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -37,12 +38,12 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(model: Path, temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Without a cache that can be written, and with temporary files in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PGSR_CACHE", "/proc/none")
-        patch.setenv("TMPDIR", str(temporary))
-        with serving(tmp_path_factory.mktemp("logs"), "--model", model) as found:
-            yield found
+    """With temporary files in a folder of its own."""
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", str(temporary))
+            found = stack.enter_context(serving(tmp_path_factory.mktemp("logs"), "--model", model))
+        yield found
 
 
 class Limited:
@@ -73,8 +74,15 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 # ----------------------------------------------------------------------------
 
 
-def test_a_cache_that_cannot_be_written(served: Served):
-    assert served.get(FACE).status_code == 200
+def test_a_cache_that_cannot_be_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """OpenVINO's way is measured, and remembered among the temporary files."""
+    monkeypatch.setenv("PGSR_CACHE", "/proc/none")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving(tmp_path, "--model", model, "--backend", "openvino") as served:
+        assert served.get(FACE).status_code == 200
+    (log,) = tmp_path.glob("serve-*.log")
+    assert "note: no cache (/proc/none" in log.read_text()
+    assert list((tmp_path / f"pgsr-{os.getuid()}" / "measured").iterdir())
 
 
 def test_few_handles(served: Served):
