@@ -105,7 +105,7 @@ row(
             f"{F}test_200_kills",
             "test_bundle_folder.py::test_a_kill_at_any_instant_leaves_a_bundle",
         ),
-        "by hand: 5 kills each",
+        "by hand: 5 kills of export, none of bench",
     ),
     Row(
         ("serve",),

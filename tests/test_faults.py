@@ -227,7 +227,7 @@ def assert_a_line(process: Process) -> None:
 
 def assert_ended_well(process: Process, *codes: int) -> None:
     """With one of these codes, or 0; without a traceback."""
-    code = process.wait(60)
+    code = process.wait()
     assert code in (0, *codes), (code, process.stderr)
     assert "Traceback" not in process.stderr
     assert "Exception ignored" not in process.stderr

@@ -267,8 +267,8 @@ class Model:
 
 
 def _give_memory_back() -> None:
-    """Lets the C library return what was freed: it keeps that, for each thread that has ever worked, and after
-    some bundles that were opened again a server would hold the memory of several."""
+    """Lets the C library return what was freed: it keeps that, for each thread that has ever worked, and a
+    server that has opened its bundles again would hold the memory of several."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
 
