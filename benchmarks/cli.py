@@ -693,6 +693,26 @@ def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) ->
 
 
 @main.command()
+@click.option("--what", required=True, metavar="serve|generate|resume", help="The work that is watched.")
+@click.option("--minutes", type=float, default=60.0, show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option("--clients", type=int, default=6, show_default=True, help="Of the server.")
+@click.option("--pause", type=float, default=0.02, show_default=True, help="Seconds between their requests.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for soak-WHAT.json and .png.")
+@json_option
+def soak(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Watch memory, handles, threads and temporary files while faces are served or made, or runs resumed."""
+    with packages("measuring", "bench"), packages("pgsr-serve", "serve"):
+        from .soak.measure import Settings, run
+        from .soak.report import text, write_report
+    result = run(Settings(**options), lambda line: click.echo(line, err=True))
+    if out is not None:
+        with packages("the report's picture", "bench"):
+            write_report(result, out)
+    emit(result, text(result), as_json)
+
+
+@main.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
 @click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")

@@ -19,7 +19,7 @@ import click
 
 from pgsr import __version__
 from pgsr.errors import PgsrError, missing_package
-from pgsr.files import cannot_write
+from pgsr.files import cannot_write, ending_cleanly
 from pgsr.machine import keep_to_quota
 from pgsr.schema import shortened, visible
 
@@ -60,16 +60,20 @@ class Streams(click.Command):
     """A command that works with standard streams that are closed, full or of a narrow encoding."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        open_streams()
-        warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF and the like, which is not used
-        keep_to_quota()
         try:
+            open_streams()
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF and the like, which is not used
+            keep_to_quota()
             try:
-                return super().main(*args, **options)
+                with ending_cleanly():
+                    return super().main(*args, **options)
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:
             _discard_stdout()
+            sys.exit(1)
+        except KeyboardInterrupt:  # where click does not look: before it begins, and a second one
+            click.echo("Aborted!", err=True)
             sys.exit(1)
         except OSError as error:
             if error.filename is not None or error.errno not in UNWRITABLE:
@@ -255,6 +259,8 @@ class Mode(Command):
 
 
 NO_THREADS = ("can't start new thread", "can't start new thread at interpreter shutdown")
+# What PyTorch says in a RuntimeError where others raise MemoryError; the second is oneDNN's.
+NO_MEMORY = ("can't allocate memory", "could not create a primitive", "bad_alloc", "Cannot allocate memory")
 
 
 @contextmanager
@@ -269,6 +275,8 @@ def errors_as_lines() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except RuntimeError as error:
+        if any(words in str(error) for words in NO_MEMORY):
+            fail(f"there is not enough memory for this ({shortened(str(error), 200)})")
         if str(error) not in NO_THREADS:
             raise
         fail("no more threads can be started here: give fewer --threads, or raise the limit (ulimit -u)")

@@ -141,6 +141,7 @@ class Finisher:
         self._latest: Future[list[tuple[int, Any]]] | None = None
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pgsr-encoder")
         self._line: Queue[Future[list[tuple[int, Any]]] | None] = Queue()  # as long as there are slots
+        self._all_done = threading.Event()
         self._writer = threading.Thread(target=self._write_in_order, name="pgsr-writer", daemon=True)
         self._writer.start()
 
@@ -192,6 +193,7 @@ class Finisher:
                 self._error = self._error or error
             finally:
                 self._slots.release()
+        self._all_done.set()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -203,8 +205,21 @@ class Finisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
-        self._line.put(None)
-        self._writer.join(ABANDONED_AFTER if error is not None and self._may_hang else None)
+        try:
+            self._wait(hurried=error is not None)
+        except BaseException:  # a signal meanwhile
+            self._wait(hurried=True)
+            raise
         if error is None:
             self._raise_error()
+
+    def _wait(self, hurried: bool) -> None:
+        """Until what is in work is done; all that waits too, unless `hurried`.
+
+        Not for the threads to end: Python 3.11 takes a thread for ended when a signal interrupts who joins it
+        (bpo-45274), and would end with a picture half written.
+        """
+        self._pool.shutdown(wait=False, cancel_futures=hurried)
+        self._line.put(None)
+        if self._all_done.wait(ABANDONED_AFTER if hurried and self._may_hang else None):
+            self._pool.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""Real pgsr-train processes that start in no time: a server that has imported everything forks them.
+"""Real processes of pgsr's commands that start in no time: a server that has imported everything forks them.
 
 Run as a script, this file is the server: a JSON line on stdin starts a process, its id comes back, and
 when it has ended its exit code.
@@ -7,21 +7,23 @@ when it has ended its exit code.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import resource
 import select
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 
 class Process:
-    """One pgsr-train."""
+    """One command."""
 
     def __init__(self, server: subprocess.Popen[bytes], output: Path, job: Mapping[str, Any]) -> None:
         assert server.stdin is not None
@@ -50,11 +52,15 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        return self.output.with_suffix(".out").read_text()
+        return self._said(".out")
 
     @property
     def stderr(self) -> str:
-        return self.output.with_suffix(".err").read_text()
+        return self._said(".err")
+
+    def _said(self, suffix: str) -> str:
+        path = self.output.with_suffix(suffix)
+        return path.read_text() if path.exists() else ""  # killed before it had opened it
 
 
 class Server:
@@ -64,28 +70,46 @@ class Server:
         self.folder, self.server, self.count = folder, server, 0
         self.last: Process | None = None
 
-    def start(self, *arguments: Any, file_bytes: int = 0, privileged: bool = True) -> Process:
-        """pgsr-train with these arguments; with no file longer than `file_bytes`; without root's privilege
-        to write where permissions forbid it."""
+    def start(
+        self,
+        *arguments: Any,
+        command: str = "pgsr.trainer.cli",  # the module of its `main`
+        file_bytes: int = 0,  # no file may be longer
+        memory_bytes: int = 0,  # no more addresses than the server has and so many
+        handles: int = 0,  # no more files open than the server has and so many
+        privileged: bool = True,  # if not, without root's privilege to write where permissions forbid it
+        stdout: str = "",  # where its standard output goes; the server reads it if it is not said
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        """A command with these arguments."""
         if self.last is not None:  # of a test that failed
             self.last.send(9)
             self.last.wait()
         self.count += 1
         output = self.folder / f"{self.count:04d}"
         job = {
+            "command": command,
             "arguments": [str(a) for a in arguments],
             "output": str(output),
+            "stdout": stdout or f"{output}.out",
             "file_bytes": file_bytes,
+            "memory_bytes": memory_bytes,
+            "handles": handles,
             "privileged": privileged,
+            "environment": dict(environment or {}),
         }
         self.last = Process(self.server, output, job)
         return self.last
 
 
+TRAINING = ("torch._dynamo", "pgsr.trainer.start")
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """A server; what its processes print goes to files in a folder."""
-    command = [sys.executable, str(Path(__file__).resolve())]
+def serving(folder: Path, modules: Sequence[str] = TRAINING) -> Iterator[Server]:
+    """A server, which imports these modules so that no process has to; what they print goes to files in a
+    folder."""
+    command = [sys.executable, str(Path(__file__).resolve()), *modules]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
@@ -174,10 +198,8 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 def _serve() -> None:
-    import torch._dynamo  # noqa: F401
-
-    import pgsr.trainer.start  # noqa: F401 (what a run imports, so that no process has to)
-
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:
         process = os.fork()
@@ -188,25 +210,43 @@ def _serve() -> None:
 
 
 def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
-    from pgsr.trainer import cli
-
     code: Any = 70
     try:
-        for number, suffix in ((1, ".out"), (2, ".err")):
-            os.dup2(os.open(job["output"] + suffix, os.O_WRONLY | os.O_CREAT, 0o666), number)
-        if job["file_bytes"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
+        main = importlib.import_module(job["command"]).main
+        for number, path in ((1, job["stdout"]), (2, job["output"] + ".err")):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        os.environ.update(job["environment"])
+        _limit(job)
         if not job["privileged"] and os.geteuid() == 0:
             _obey_permissions()
-        sys.argv = ["pgsr-train", *job["arguments"]]
-        cli.main(job["arguments"])
+        sys.argv = [NAMES.get(job["command"], job["command"]), *job["arguments"]]
+    except KeyboardInterrupt:  # a Python that has hardly begun would show where
+        os._exit(130)
+    try:
+        main(job["arguments"])
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
         traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: the threads of pools are waited for
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+NAMES = {"pgsr.trainer.cli": "pgsr-train"}  # as the command to go on with is called
+
+
+def _limit(job: Mapping[str, Any]) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = {
+        resource.RLIMIT_FSIZE: job["file_bytes"],
+        resource.RLIMIT_AS: job["memory_bytes"] and job["memory_bytes"] + pages * resource.getpagesize(),
+        resource.RLIMIT_NOFILE: job["handles"] and job["handles"] + len(os.listdir("/proc/self/fd")),
+    }
+    for limit, value in limits.items():
+        if value:
+            resource.setrlimit(limit, (value, value))
 
 
 def _obey_permissions() -> None:

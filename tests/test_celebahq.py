@@ -491,6 +491,7 @@ def test_a_killed_process_leaves_no_workers_and_a_folder_that_goes_on(whole: Pat
     while workers & living().keys():
         assert time.monotonic() < end
         time.sleep(0.05)
+    (out / f".settings.json.{process.pid}.tmp").touch()  # as a kill while it is written leaves
     run(Drawn(10), SMALL, out, keep=4)
     assert files(out) == files(whole)
 

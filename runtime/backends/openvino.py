@@ -7,6 +7,7 @@ with it; parts run one after the other with all cores (LATENCY), or several at o
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import tempfile
@@ -115,20 +116,23 @@ def _settle(openvino: Any) -> None:
     openvino.Tensor(np.zeros((1, 1), np.float32)).data[:] = 0.0
 
 
-_CORES: list[Any] = []
-_CORES_LOCK = threading.Lock()
+_core_lock = threading.Lock()
 
 
 def _core(openvino: Any) -> Any:
-    """The one core of this process, which is never freed.
+    """One for the process, which is never freed.
 
-    Its CPU plugin gives the thread that loads it a stack for signals, and frees that with itself, on whatever
-    thread: the next signal of the first one would end the process (SIGSEGV).
+    Its CPU plugin gives the thread that loads it a stack for signal handlers (sigaltstack(2)), and frees that
+    with itself: on another thread, or before a plugin that was loaded later, it leaves the first one with a
+    stack that is gone, and the next signal, Ctrl-C say, ends the process with SIGSEGV.
     """
-    with _CORES_LOCK:
-        if not _CORES:
-            _CORES.append(openvino.Core())
-        return _CORES[0]
+    with _core_lock:
+        return _new_core(openvino)
+
+
+@functools.cache
+def _new_core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunner:

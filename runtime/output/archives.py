@@ -201,6 +201,16 @@ class ArchiveFile:
         except OSError as error:
             self._file.close()
             raise PgsrError(f"another process is writing {path}: name another --out") from error
+        if not self._is_there():
+            self._file.close()
+            raise PgsrError(f"another process has just written {path}: run the same command again")
+
+    def _is_there(self) -> bool:
+        """Whether what is locked is still the beginning, and not the archive that somebody made of it."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._partial))
+        except OSError:
+            return False
 
     def keep(self, length: int) -> None:
         """Cuts off what stands behind so many bytes."""

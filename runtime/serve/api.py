@@ -18,7 +18,7 @@ from pgsr.errors import PgsrError
 from .batcher import Busy
 from .face_routes import add_faces
 from .film_routes import add_films
-from .guard import Doorkeeper, Guard, Refusal, answer, visit_of
+from .guard import FAILURE, Doorkeeper, Guard, Refusal, answer, visit_of
 from .metrics import CONTENT_TYPE
 from .models import Models, opened
 from .page import load
@@ -100,6 +100,15 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(PgsrError)
     async def failed(request: Request, error: PgsrError) -> Response:
         return respond(request, Refusal(500, sentence(error), "failure"))
+
+    @app.exception_handler(MemoryError)
+    async def no_memory(request: Request, error: MemoryError) -> Response:
+        return respond(request, Refusal(503, "there is not enough memory for this now", "memory", 1.0))
+
+    @app.exception_handler(Exception)  # it is raised again behind this; the guard logs and counts it
+    async def unexpected(request: Request, error: Exception) -> Response:
+        headers, body = answer(Refusal(500, FAILURE, "failure"), visit_of(request.scope).id)
+        return Response(body, 500, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

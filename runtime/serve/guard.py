@@ -20,6 +20,7 @@ from collections.abc import Hashable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 OPEN_TO_ALL = ("/healthz", "/readyz")  # which tell nothing but that
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+FAILURE = "the server failed; its log has the request's id"
 GONE = 499  # as nginx counts a client that went
 CLIENTS = 10_000  # whose rates are remembered
 
@@ -236,7 +238,7 @@ class Guard:
 
     async def _failed(self, error: BaseException, out: _Answer, id: str) -> BaseException | None:
         """Answers with what went wrong, if there is no answer yet; gives back what is left to raise."""
-        if isinstance(error, ClientGone):
+        if isinstance(error, (ClientGone, ClientDisconnect)):
             out.status, out.ended = GONE, True
             self._metrics.gone.inc()
             return None
@@ -248,7 +250,7 @@ class Guard:
         if not isinstance(error, Refusal):
             if isinstance(error, Exception):
                 log.error("failed", exc_info=error, extra={"fields": {"id": id}})
-            error = Refusal(500, "the server failed; its log has the request's id", "failure")
+            error = Refusal(500, FAILURE, "failure")
         self._metrics.refused.labels(error.reason).inc()
         if out.status:
             return error

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 from collections.abc import Iterator
+from types import FrameType
 
 import click
 import uvicorn
@@ -43,6 +45,11 @@ class Server(uvicorn.Server):
         task = asyncio.get_running_loop().create_task(self.service.models.reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # a second Ctrl-C: what breaks off now was asked to
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.ready = False

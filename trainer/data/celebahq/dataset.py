@@ -77,7 +77,8 @@ def run(
     if is_held(out):
         raise PgsrError(f"another process is at work in {out}: stop it first")
     with holding_lock(out):
-        remove_leftovers(out / PICTURES)
+        for folder in (out, out / PICTURES):
+            remove_leftovers(folder)
         check_settings(source, settings, out)
         ranking = Ranking(keep, read_records(out / RECORDS))
         for record in ranking.best():

@@ -1,0 +1,1 @@
+"""pgsr-bench soak: whether an hour's work leaves anything behind."""
