@@ -190,7 +190,6 @@ def _precision(core: Any, precision: str) -> str:
 def _open(
     openvino: Any, core: Any, path: str, graph: Graph, settings: Settings, hint: str, mode: Mode
 ) -> OpenVinoRunner:
-    rows = 0 if _any_size(graph) else min(_rows(graph, mode), settings.batch)
     options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
     if settings.cpu_threads:
         options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
@@ -198,6 +197,7 @@ def _open(
         model = read_model(openvino, core, path, hint)
         cut = split(openvino, model, hint == "bf16")
         model, tail = cut or (model, None)
+        rows = 0 if _any_size(graph) else min(_rows(graph, mode, tail is not None), settings.batch)
         if rows:
             model.reshape([rows, *graph.inputs[0].shape[1:]])
         compiled = core.compile_model(model, "CPU", options)
@@ -213,8 +213,11 @@ def _open(
     return OpenVinoRunner(requests, graph.outputs[0], rows, f"OpenVINO CPU {hint}{several}{last}")
 
 
-def _rows(graph: Graph, mode: Mode) -> int:
-    """The images of a part: fewer of large ones, which fill the cores by themselves."""
+def _rows(graph: Graph, mode: Mode, tailed: bool) -> int:
+    """The images of a part: fewer of large ones, which fill the cores by themselves; one where many maps
+    of it go to our kernel and should still be in the cache."""
+    if tailed and mode.hint == "THROUGHPUT":
+        return 1
     values = math.prod(side for side in graph.outputs[0].shape[1:] if isinstance(side, int))
     return min(mode.rows, max(1, 3 * PART_PIXELS // values))
 
