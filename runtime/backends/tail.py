@@ -123,7 +123,10 @@ def _read(model: Any) -> tuple[Any, Weights] | None:
     """The last PixelShuffle and the weights behind it."""
     if len(model.outputs) != 1:
         return None
-    pixels = model.outputs[0].get_element_type().get_type_name() == "u8"
+    made = model.outputs[0].get_element_type().get_type_name()
+    if made not in ("u8", "f32"):
+        return None
+    pixels = made == "u8"
     kinds = (*PIXELS, *IMAGES) if pixels else IMAGES
     steps = [step for step, _ in zip(_upwards(model.get_results()[0]), kinds, strict=False)]
     if tuple(step.get_type_name() for step in steps) != kinds:
