@@ -10,8 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pgsr import bundle as contract
 from pgsr import draws
-from pgsr.benchmarks.throughput.systems import System, Widths, new_system
+from pgsr.benchmarks.throughput.systems import Widths, example
+from pgsr.bundle import Bundle
+from pgsr.export.bundle_builder import Choice, convert, plans
+from pgsr.export.source import Source
+from pgsr.networks import GENERATORS, build
 from pgsr.runtime.backends import open_runner, tail
 
 openvino = pytest.importorskip("openvino", reason="pip install 'pgsr[openvino]'")
@@ -83,55 +88,69 @@ def test_the_kernel_computes_the_layers(maps: int, height: int, width: int, pixe
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    """A small chain to 32 x 32 as pgsr-export --target openvino writes it."""
-    widths = Widths(8, latent_size=16, feature_base=64, feature_max=16, sr_blocks=1, sr_features=16)
-    precisions = ("fp32", "bf16") if kernel.usable(True) else ("fp32",)
-    return new_system(widths, "separable", tmp_path_factory.mktemp("tail"), precisions, target="openvino")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small chain to 16 x 16 as pgsr-export --target openvino writes it, and its upscaler in float32."""
+    widths = Widths(4, latent_size=16, feature_base=64, feature_max=16, sr_blocks=1, sr_features=16)
+    networks = {
+        "generator": build(GENERATORS, widths.generator("separable"), seed=0),
+        "upscaler": build(GENERATORS, widths.upscaler("separable"), seed=1),
+    }
+    sources = {
+        "generator": Source(networks["generator"].eval(), "generator", 16, 4, 1, {}),
+        "upscaler": Source(networks["upscaler"].eval(), "upscaler", 0, 0, 4, {}),
+    }
+    _, upscaler, chain = plans(sources)
+    wanted = [(upscaler, "fp32"), (chain, "fp32"), *([(chain, "bf16")] if kernel.usable(True) else [])]
+    made = [convert(plan, name, example(widths, plan, 2), Choice("openvino")) for plan, name in wanted]
+    folder = tmp_path_factory.mktemp("tail")
+    for one in made:
+        (folder / one.graph.file).write_bytes(one.model)
+    graphs = tuple(one.graph for one in made)
+    contract.write(Bundle(folder, "tail", "0", 16, 4, 4, graphs=graphs, licence="random weights"))
+    return contract.read(folder)
 
 
 def made(
-    system: System, values: np.ndarray, backend: str = "openvino", **options: Any
+    model: Bundle, values: np.ndarray, backend: str = "openvino", **options: Any
 ) -> tuple[np.ndarray, str]:
     options = {"precision": "fp32", "graph": "chain", "threads": 1, **options}
-    with open_runner(system.bundle, "cpu", backend=backend, **options) as runner:
+    with open_runner(model, "cpu", backend=backend, **options) as runner:
         return runner.run(values), runner.provider
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_chain_ends_with_it(system: System, precision: str):
+def test_the_chain_ends_with_it(model: Bundle, precision: str):
     latents = draws.latents(5, range(5), 16)
-    images, provider = made(system, latents, precision=precision)
+    images, provider = made(model, latents, precision=precision)
     assert OURS in provider
-    error = images.astype(int) - made(system, latents, "onnxruntime")[0]
+    error = images.astype(int) - made(model, latents, "onnxruntime")[0]
     assert np.abs(error).max() <= (1 if precision == "fp32" else 4)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 23)])
-def test_an_upscaler_of_any_size_ends_with_it(system: System, height: int, width: int, precision: str):
+def test_an_upscaler_of_any_size_ends_with_it(model: Bundle, height: int, width: int):
     small = np.tanh(draw(6, 2, 3, height, width))
-    large, provider = made(system, small, graph="upscaler", precision=precision)
+    large, provider = made(model, small, graph="upscaler")
     assert OURS in provider
-    wanted = made(system, small, "onnxruntime", graph="upscaler")[0]
+    wanted = made(model, small, "onnxruntime", graph="upscaler")[0]
     assert large.shape == wanted.shape == (2, 3, 4 * height, 4 * width)
-    assert np.abs(large - wanted).max() < (1e-5 if precision == "fp32" else 0.01)
+    assert np.abs(large - wanted).max() < 1e-5
 
 
-def test_bytes_do_not_depend_on_the_batch(system: System):
+def test_bytes_do_not_depend_on_the_batch(model: Bundle):
     latents = draws.latents(7, range(9), 16)
-    whole, _ = made(system, latents)
+    whole, _ = made(model, latents)
     for batch in (1, 2, 4):
-        assert np.array_equal(made(system, latents, batch=batch)[0], whole)
+        assert np.array_equal(made(model, latents, batch=batch)[0], whole)
 
 
-def test_without_llvmlite_openvino_computes_all(system: System, monkeypatch: pytest.MonkeyPatch):
+def test_without_llvmlite_openvino_computes_all(model: Bundle, monkeypatch: pytest.MonkeyPatch):
     latents = draws.latents(8, range(3), 16)
-    ours, provider = made(system, latents)
+    ours, provider = made(model, latents)
     monkeypatch.delitem(sys.modules, "pgsr.runtime.backends.tail_kernel")
     monkeypatch.delattr("pgsr.runtime.backends.tail_kernel")
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    theirs, other = made(system, latents)
+    theirs, other = made(model, latents)
     assert OURS in provider
     assert OURS not in other
     assert np.abs(ours.astype(int) - theirs).max() <= 1
