@@ -144,7 +144,6 @@ class Emitter:
             column = self.sum(first, j)
             inside = self.b.icmp_unsigned("<", column, self.width)
             column = self.b.select(inside, column, I64(0))
-            used = self.b.select(inside, F32(1), F32(0))
             low = self.times(self.sum(self.times(pair, self.width), column), 4 * self.maps)
             with self.loop(0, self.blocks) as block:
                 for right in (0, 1):
@@ -152,13 +151,13 @@ class Emitter:
                         self.activated(
                             self.sum(low, (2 * down + right) * self.maps, self.times(block, LANES)),
                             slope,
-                            used,
+                            inside,
                         )
                         for down in (0, 1)
                     ]
                     self.keep(values, start, block, self.sum(self.times(j, 2), right))
 
-    def activated(self, offset: Any, slope: Any, used: Any) -> Any:
+    def activated(self, offset: Any, slope: Any, inside: Any) -> Any:
         """PReLU of 16 maps, 0 outside the picture."""
         if self.bf16:
             halves = self.load(self.x, offset, HALVES)
@@ -167,9 +166,9 @@ class Emitter:
             )
         else:
             value = self.load(self.x, offset)
-        positive = self.b.fcmp_ordered(">", value, ir.Constant(VECTOR, [0.0] * LANES))
+        positive = self.b.fcmp_ordered(">", value, of(0.0))
         value = self.b.select(positive, value, self.b.fmul(value, slope))
-        return self.b.fmul(value, self.spread(used))
+        return self.b.select(inside, value, of(0.0))
 
     def keep(self, values: list[Any], start: Any, block: Any, column: Any) -> None:
         if self.bf16:  # pairs of values, the upper row's in the lower half
@@ -190,7 +189,7 @@ class Emitter:
 
     def two_rows(self, pair: Any, left: Any) -> None:
         """Two output rows of a strip: sums over 16 maps at a time, then across the lanes."""
-        nothing = ir.Constant(VECTOR, [0.0] * LANES)
+        nothing = of(0.0)
         with self.loop(0, 2 * STRIP * 3 * LANES, LANES) as i:
             self.store(nothing, self.sums, i)
         slots = [self.slot(self.sum(pair, q - 2)) for q in range(PAIRS)]
@@ -203,7 +202,7 @@ class Emitter:
         """The depthwise convolution of 16 maps at two rows of BLOCK columns."""
         kinds = 2 * PAIRS if self.bf16 else SIDE
         weights = self.at(self.depthwise, self.times(block, kinds * SIDE * LANES))
-        sums: list[list[Any]] = [[ir.Constant(VECTOR, [0.0] * LANES)] * BLOCK for _ in range(2)]
+        sums: list[list[Any]] = [[of(0.0)] * BLOCK for _ in range(2)]
         steps = PAIRS if self.bf16 else 2 * PAIRS
         for step in range(steps):  # a pair of input rows, or one of them
             q, down = (step, 0) if self.bf16 else divmod(step, 2)
