@@ -17,7 +17,7 @@ FOLDERS = ("pgsr", "trainer", "export", "runtime", "benchmarks")
 
 TORCH = ("torch", "torchvision", "safetensors", "tensorboard")
 ONNX = ("onnx", "onnxscript", "onnx_ir")
-ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "cuda", "pycuda")
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "llvmlite", "cuda", "pycuda")
 PARTS = tuple(f"pgsr.{folder}" for folder in FOLDERS[1:])
 NETWORKS = ("pgsr.networks", "pgsr.checkpoint")  # the core that needs torch
 
@@ -101,7 +101,7 @@ def test_the_rest_of_the_core_needs_no_torch(path: Path):
 def test_each_engine_has_one_file_in_the_runtime():
     users = {
         engine: {p.name for p in sources("runtime") if any(within(m, (engine,)) for m, _ in imports(p))}
-        for engine in ("onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "pycuda")
+        for engine in ("onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "llvmlite", "pycuda")
     }
     assert all(len(files) <= 1 for files in users.values()), users
     for files in users.values():

@@ -41,6 +41,21 @@ NETWORKS: dict[str, tuple[dict, set[str]]] = {
             "divide-in-norm",
         },
     ),
+    "wide": (
+        {**PROGAN, "feature_base": 4096, "feature_max": 256},
+        {
+            "remove-alpha",
+            "fold-gains",
+            "merge-first-layer",
+            "upsample-convolution-nine",
+            "upsample-convolution",
+            "upsample-convolution-four",
+            "upsample-convolution-transposed",
+            "winograd",
+            "norm-behind-rgb",
+            "divide-in-norm",
+        },
+    ),
     "separable": (
         SEPARABLE,
         {
@@ -194,6 +209,43 @@ def test_upsampled_convolutions_multiply_four_ninths_as_much():
     assert counted["fold-gains"] - counted["upsample-convolution-four"] == blocks * 5 // 9
     one = multiply_adds(rewritten(network, (*NEEDS, "upsample-convolution"))[0], z)
     assert one - counted["upsample-convolution-four"] == 4 * 4 * 24 * 16 * (25 - 16)
+
+
+def test_wide_convolutions_multiply_a_quarter_and_four_ninths():
+    """An upsampled one 9 of 36 a low pixel, without its differences' rim, and another 16 of 36."""
+    up, layer = nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(256, 256, 3, padding=1)
+    steps, x = nn.Sequential(up, layer, nn.LeakyReLU(0.2), layer), torch.randn(1, 256, 4, 4)
+    made, applied = rewritten(steps, ("upsample-convolution-nine", "winograd"))
+    assert applied == ("upsample-convolution-nine", "winograd")
+    a_pixel = 256 * 256
+    nine = a_pixel * (4 * 4 + 2 * 2 * 4 * 5 + 4 * 5 * 5)
+    assert multiply_adds(made, x) == nine + a_pixel * 16 * 4 * 4
+    assert multiply_adds(steps, x) == 2 * a_pixel * 9 * 8 * 8
+    torch.testing.assert_close(made(x), steps(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["few maps", "odd sides", "unknown sides"])
+def test_no_convolution_by_winograd_of_few_maps_or_perhaps_odd_sides(changed: str):
+    layer = nn.Conv2d(256, 128 if changed == "few maps" else 256, 3, padding=1)
+    before = {
+        "few maps": [nn.Upsample(scale_factor=2.0, mode="nearest")],
+        "odd sides": [nn.Upsample(scale_factor=3.0, mode="nearest")],
+        "unknown sides": [nn.LeakyReLU(0.2)],
+    }[changed]
+    assert rewritten(nn.Sequential(*before, layer), ("winograd",))[1] == ()
+
+
+def test_the_graphs_of_fewer_products_are_exact():
+    import onnxruntime
+
+    torch.manual_seed(0)
+    up = nn.Upsample(scale_factor=2.0, mode="nearest")
+    steps = nn.Sequential(up, nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, 256, 3, padding=1))
+    network, _ = rewritten(steps, ["upsample-convolution-nine", "winograd"])
+    x = torch.randn(2, 256, 3, 5)
+    session = onnxruntime.InferenceSession(to_onnx(network, x, "x", "y", {0: "batch"}, 20, ""))
+    (made,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(made), steps(x), rtol=1e-4, atol=1e-5)
 
 
 def test_pointwise_before_upsampling_multiplies_a_quarter():
@@ -353,6 +405,11 @@ def test_chosen_are_in_order_and_switchable():
     assert transposed in choose_rewrites("openvino")
     assert transposed not in choose_rewrites("openvino", precision="int8")
     assert transposed in choose_rewrites("openvino", also=[transposed], precision="int8")
+    for name in ("winograd", "upsample-convolution-nine"):
+        assert name in choose_rewrites("openvino")
+        assert name in choose_rewrites("openvino", precision="bf16")
+        assert name not in choose_rewrites("openvino", precision="int8")
+        assert name not in choose_rewrites("openvino", precision="fp16")
 
 
 def test_no_transposed_depthwise_convolution_in_bf16_unless_asked_for():

@@ -21,6 +21,7 @@ from pgsr.errors import PgsrError
 
 from ..lowering import as_steps
 from .folding import dense_first, fold_gains, fold_norm, merge_first, new_branch
+from .products import upsampled_nine, winograd
 from .reordering import before_shuffle, blocks_first, dividing, norm_behind
 from .rules import Rewrite, Rule, apply_rule
 from .upsampling import (
@@ -52,6 +53,7 @@ REWRITES: dict[str, Rewrite] = {
     "merge-first-layer": Rewrite(_by(merge_first), "dense layer, 4 x 4 places and bias: one matrix product"),
     "dense-first-layer": Rewrite(_by(dense_first), "the same for a separable one: 16 times the weights"),
     "pointwise-before-upsampling": Rewrite(_by(pointwise_first), "1 x 1 convolutions, a quarter the work"),
+    "upsample-convolution-nine": Rewrite(_by(upsampled_nine), "upsample + 3 x 3 of wide maps: nine products"),
     "upsample-convolution": Rewrite(_by(upsampled_one), "upsample + 3 x 3: one 2 x 2 with 4 times the maps"),
     "upsample-convolution-four": Rewrite(_by(upsampled_four), "upsample + 3 x 3: four 2 x 2, interleaved"),
     "upsample-convolution-transposed": Rewrite(
@@ -61,6 +63,7 @@ REWRITES: dict[str, Rewrite] = {
     "upsample-depthwise-transposed": Rewrite(
         _by(depthwise_transposed), "upsample + depthwise: 4 x 4, stride 2"
     ),
+    "winograd": Rewrite(_by(winograd), "3 x 3 of wide maps: 16 products for 2 x 2 pixels, not 36"),
     "balance-separable": Rewrite(_elsewhere, "depthwise maps of like size, in int8 (export/int8.py)"),
     "convolution-before-shuffle": Rewrite(_by(before_shuffle), "9 x 9 after PixelShuffle: 5 x 5 before it"),
     "shuffle-blocks-first": Rewrite(
@@ -90,16 +93,19 @@ _USUAL = (
 )
 
 
+_FEWER_PRODUCTS = ("upsample-convolution-nine", "winograd")
+
+
 # What wins on each backend, as `pgsr-bench rewrites` measured it (docs/export.md).
 TARGETS: dict[str, tuple[str, ...]] = {
     "onnxruntime": _USUAL,
-    "openvino": (*_USUAL, "upsample-depthwise-transposed"),
+    "openvino": (*_USUAL, "upsample-depthwise-transposed", *_FEWER_PRODUCTS),
     "tensorrt": _USUAL,
 }
 
 
-# Not exact in half: W x may be infinite where W (x / l) is not.
-NOT_IN_HALF = ("norm-behind-rgb",)
+# Not exact in half: W x may be infinite where W (x / l) is not, and sums of weights and maps are rounded.
+NOT_IN_HALF = ("norm-behind-rgb", *_FEWER_PRODUCTS)
 
 
 NOT_IN_BF16 = ("upsample-depthwise-transposed",)  # OpenVINO has no fast kernel: five times as slow
@@ -108,7 +114,8 @@ NOT_IN_BF16 = ("upsample-depthwise-transposed",)  # OpenVINO has no fast kernel:
 IN_INT8 = ("balance-separable",)  # and nowhere else
 
 
-NOT_IN_INT8 = ("upsample-depthwise-transposed",)  # transposed convolutions are not quantized
+# Transposed convolutions are not quantized, and differences of maps would have scales of their own.
+NOT_IN_INT8 = ("upsample-depthwise-transposed", *_FEWER_PRODUCTS)
 
 
 def choose_rewrites(

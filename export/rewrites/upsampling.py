@@ -58,7 +58,7 @@ def four_by_four(weight: Tensor) -> Tensor:
 def upsampled_one(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """One 2 x 2 convolution with four times the maps over the padded image: its value (p, q) holds pixel
     (2p, 2q) and what belongs to places before it, so that the interleaved image lacks no crop but its rim."""
-    if not _is_upsampled(steps, i, 3):
+    if not is_upsampled(steps, i, 3):
         return None
     layer: Any = steps[i + 1]
     kernels = four_kernels(layer.weight)[::-1]  # a value's last place is its own pixel's first
@@ -69,7 +69,7 @@ def upsampled_one(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 def upsampled_four(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Computes nearest upsampling and a 3 x 3 convolution as four 2 x 2 convolutions, interleaved."""
-    if not _is_upsampled(steps, i, 3):
+    if not is_upsampled(steps, i, 3):
         return None
     layer: Any = steps[i + 1]
     return 2, [Phases(convolution(k, layer.bias, 0) for k in four_kernels(layer.weight))]
@@ -77,7 +77,7 @@ def upsampled_four(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 def upsampled_transposed(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Computes nearest upsampling and a 3 x 3 convolution as one transposed 4 x 4 convolution of stride 2."""
-    if not _is_upsampled(steps, i, 3):
+    if not is_upsampled(steps, i, 3):
         return None
     layer: Any = steps[i + 1]
     return 2, [_transposed(four_by_four(layer.weight).transpose(0, 1), layer.bias, 1)]
@@ -90,7 +90,8 @@ def _transposed(weight: Tensor, bias: Tensor | None, groups: int) -> nn.ConvTran
     return with_values(layer, weight.contiguous(), bias)
 
 
-def _is_upsampled(steps: Steps, i: int, side: int, depthwise: bool = False) -> bool:
+def is_upsampled(steps: Steps, i: int, side: int, depthwise: bool = False) -> bool:
+    """Returns whether a doubling and such a convolution stand there."""
     return i + 1 < len(steps) and _is_doubling(steps[i]) and is_convolution(steps[i + 1], side, depthwise)
 
 
@@ -99,7 +100,7 @@ def _is_upsampled(steps: Steps, i: int, side: int, depthwise: bool = False) -> b
 def depthwise_four(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Computes upsampling and a depthwise convolution as four, interleaved behind what acts on single
     pixels."""
-    if not _is_upsampled(steps, i, 3, depthwise=True):
+    if not is_upsampled(steps, i, 3, depthwise=True):
         return None
     layer: Any = steps[i + 1]
     after: Steps = []
@@ -113,7 +114,7 @@ def depthwise_four(steps: Steps, i: int) -> tuple[int, Steps] | None:
 
 def depthwise_transposed(steps: Steps, i: int) -> tuple[int, Steps] | None:
     """Computes upsampling and a depthwise convolution as one transposed convolution."""
-    if not _is_upsampled(steps, i, 3, depthwise=True):
+    if not is_upsampled(steps, i, 3, depthwise=True):
         return None
     layer: Any = steps[i + 1]
     return 2, [_transposed(four_by_four(layer.weight), layer.bias, layer.groups)]

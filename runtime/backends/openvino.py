@@ -13,7 +13,8 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,8 @@ from pgsr.privacy import silent_openvino
 from .. import measured
 from . import Settings, checked
 from .choice import CLEARLY, example
-from .lanes import Lanes
+from .lanes import Lane, Lanes
+from .tail import Tail, split
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,42 @@ class Request:
         self._request = None
 
 
+class TailedRequest:
+    """A compiled trunk's request and our tail behind it, on a thread of its own: OpenVINO computes the next
+    part meanwhile."""
+
+    def __init__(self, request: Request, tail: Tail) -> None:
+        self._request, self._tail = request, tail
+        self._buffers = tail.buffers()
+        self._thread = ThreadPoolExecutor(1, "pgsr-tail")
+        self._result: Future[NDArray[Any]] | None = None
+
+    def start(self, values: NDArray[np.float32]) -> None:
+        self._result = self._thread.submit(self._computed, values)
+
+    def _computed(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        self._request.start(values)
+        return self._tail.run(self._request.finish(), self._buffers)
+
+    def finish(self) -> NDArray[Any]:
+        assert self._result is not None
+        return self._result.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._request.close()
+
+
 class OpenVinoRunner:
     """A compiled model and its requests."""
 
     calls = 3  # one is computed, one waits in OpenVINO's queue, one's result is fetched under Python's lock
 
-    def __init__(self, requests: list[Any], output: Port, rows: int, provider: str) -> None:
+    def __init__(self, requests: Sequence[Lane], output: Port, rows: int, provider: str) -> None:
         self.provider = provider
         self._output = output
         self._rows = rows  # images in a part; 0 where the graph takes any shape
-        self._lanes = Lanes([Request(request, rows) for request in requests])
+        self._lanes = Lanes(requests)
         self.rows_at_once = len(requests) * rows
 
     def run(self, values: NDArray[np.float32]) -> NDArray[Any]:
@@ -140,6 +168,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
     path = str(bundle.path(graph))
     with silent_openvino():
         import openvino.frontend
+        import openvino.opset13
     _settle(openvino)
 
     core = _core(openvino)
@@ -182,27 +211,34 @@ def _precision(core: Any, precision: str) -> str:
 def _open(
     openvino: Any, core: Any, path: str, graph: Graph, settings: Settings, hint: str, mode: Mode
 ) -> OpenVinoRunner:
-    rows = 0 if _any_size(graph) else min(_rows(graph, mode), settings.batch)
     options: dict[str, Any] = {"PERFORMANCE_HINT": mode.hint, "INFERENCE_PRECISION_HINT": hint}
     if settings.cpu_threads:
         options["INFERENCE_NUM_THREADS"] = settings.cpu_threads
     try:
         model = read_model(openvino, core, path, hint)
+        cut = split(openvino, model, hint == "bf16")
+        model, tail = cut or (model, None)
+        rows = 0 if _any_size(graph) else min(_rows(graph, mode, tail is not None), settings.batch)
         if rows:
             model.reshape([rows, *graph.inputs[0].shape[1:]])
         compiled = core.compile_model(model, "CPU", options)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # One more than run at once waits in OpenVINO, so that no core does while Python fetches a result.
         room = max(1, settings.at_once // max(1, rows)) if settings.at_once else count + 1
-        requests = [compiled.create_infer_request() for _ in range(min(count + 1, room))]
+        plain = [Request(compiled.create_infer_request(), rows) for _ in range(min(count + 1, room))]
+        requests = [TailedRequest(request, tail) for request in plain] if tail else plain
     except Exception as error:  # its exceptions have no common base but this one
         raise PgsrError(f"OpenVINO {openvino.__version__} cannot open {path}: {_last_line(error)}") from error
     several = f", {count} requests at once" if count > 1 else ""
-    return OpenVinoRunner(requests, graph.outputs[0], rows, f"OpenVINO CPU {hint}{several}")
+    last = ", last layers by our kernel" if tail else ""
+    return OpenVinoRunner(requests, graph.outputs[0], rows, f"OpenVINO CPU {hint}{several}{last}")
 
 
-def _rows(graph: Graph, mode: Mode) -> int:
-    """The images of a part: fewer of large ones, which fill the cores by themselves."""
+def _rows(graph: Graph, mode: Mode, tailed: bool) -> int:
+    """The images of a part: fewer of large ones, which fill the cores by themselves; one where many maps
+    of it go to our kernel and should still be in the cache."""
+    if tailed and mode.hint == "THROUGHPUT":
+        return 1
     values = math.prod(side for side in graph.outputs[0].shape[1:] if isinstance(side, int))
     return min(mode.rows, max(1, 3 * PART_PIXELS // values))
 
