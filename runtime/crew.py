@@ -16,6 +16,7 @@ import os
 import platform
 import secrets
 import statistics
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,8 @@ def connected(address: str) -> Iterator[Any]:
             f"({words})"
         ) from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what died; stdout is for results
+            yield ray
     finally:
         ray.shutdown()
 
