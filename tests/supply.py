@@ -199,6 +199,7 @@ def compiled(*options: str, source: str = "pyproject.toml") -> str:
     return done.stdout
 
 
+@cache
 def resolved(extra: str | None) -> dict[str, str]:
     """Names and newest versions of all packages that an extra brings on Linux."""
     lines = compiled(*(["--extra", extra] if extra else []))
@@ -276,9 +277,20 @@ def write_lock() -> None:
     LOCK.write_text(head + text)
 
 
+TESTING = ("pytest", "pytest-randomly", "pytest-xdist", "jsonschema")  # at CI's versions
+BUILDING_BUNDLES = "onnx"  # what tests make small bundles with
+
+
 def oldest(extras: Iterable[str] = RUNTIME) -> str:
-    """Lowest versions of what pyproject.toml asks for, one a line; below them, what comes with those."""
-    return compiled("--resolution", "lowest-direct", *(f"--extra={extra}" for extra in extras))
+    """Lowest versions of what pyproject.toml asks for, a line each, and the newest of what they bring."""
+    (onnx,) = (str(one) for one in required(["export"]) if one.name == BUILDING_BUNDLES)
+    source = ROOT / ".oldest.in"
+    source.write_text("\n".join([onnx, *(f"{name}=={pins()[name]}" for name in TESTING)]))
+    try:
+        options = ["--resolution", "lowest-direct", *(f"--extra={extra}" for extra in extras)]
+        return compiled(*options, "pyproject.toml", source=source.name)
+    finally:
+        source.unlink()
 
 
 UPPER = ("torch", "pgsr.trainer", "pgsr.export", "pgsr.benchmarks", "pgsr.networks", "pgsr.checkpoint")
@@ -301,6 +313,7 @@ def imported(file: Path) -> frozenset[str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names |= set(re.findall(r"pgsr\.(?:trainer|export|benchmarks)\b", node.value))
+            names |= {"torch"} if node.value == "torch" or "import torch" in node.value else set()
     found = {upper for upper in UPPER for name in names if name == upper or name.startswith(f"{upper}.")}
     helpers = [file.with_name(f"{name}.py") for name in names]
     return frozenset(found.union(*(imported(helper) for helper in helpers if helper.is_file())))

@@ -312,3 +312,89 @@ def test_a_zip_record_beyond_4_gib() -> None:
     info.file_size = info.compress_size = 3
     info._decodeExtra(*([0] if "filename_crc" in zipfile.ZipInfo._decodeExtra.__code__.co_varnames else []))  # type: ignore[attr-defined]
     assert info.header_offset == 2**32 + 5
+
+
+def test_the_64_bit_end_of_a_zip_by_the_specification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """APPNOTE.TXT 6.3, sections 4.3.14 to 4.3.16, field by field."""
+    monkeypatch.setattr(archives, "FULL_16", 2)
+    monkeypatch.setattr(archives, "FULL_32", 600)
+    path = tmp_path / "many.zip"
+    fill(path, MEMBERS, LENGTHS)
+    data = path.read_bytes()
+    end = len(data) - archives.END.size
+    locator = end - archives.LOCATOR_64.size
+    end_64 = locator - archives.END_64.size
+    where = sum(archives.LOCAL.size + len(n) + length for n, length in zip(MEMBERS, LENGTHS, strict=True))
+    size = end_64 - where
+    assert struct.unpack_from("<4s4H2LH", data, end) == (b"PK\5\6", 0, 0, 2, 2, size, 600, 0)
+    assert size < 600
+    assert struct.unpack_from("<4sLQL", data, locator) == (b"PK\6\7", 0, end_64, 1)
+    expected = (b"PK\6\6", 44, 45, 45, 0, 0, 5, 5, size, where)
+    assert struct.unpack_from("<4sQ2H2L4Q", data, end_64) == expected
+
+
+@pytest.mark.parametrize(
+    ("full_16", "full_32", "wide"), [(6, 10**9, False), (5, 10**9, True), (6, 400, True)]
+)
+def test_the_64_bit_end_is_there_from_the_limit_on(
+    full_16: int, full_32: int, wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "FULL_16", full_16)
+    monkeypatch.setattr(archives, "FULL_32", full_32)
+    path = tmp_path / "a.zip"
+    fill(path, MEMBERS, [10] * 5)
+    assert (b"PK\6\6" in path.read_bytes()) == wide
+
+
+@pytest.mark.parametrize("start", [2**32 - 2, 2**32 - 1, 2**32])
+def test_records_of_a_zip_by_the_specification(start: int) -> None:
+    """APPNOTE.TXT 6.3, section 4.3.12 and, from 4 GiB less one on, the field of section 4.5.3."""
+    record = archives._zip_record(archives.Member("a.png", start, start + 35, 3, start + 38, 7))
+    far = start >= 2**32 - 1
+    version, extra = (45, struct.pack("<2HQ", 1, 8, start)) if far else (20, b"")
+    fields = (b"PK\1\2", 3 << 8 | version, version, 0, 0, 0, 0x21, 7, 3, 3, 5, len(extra), 0, 0, 0)
+    expected = struct.pack("<4s6H3L5H2L", *fields, 0o100644 << 16, min(start, 2**32 - 1))
+    assert record == expected + b"a.png" + extra
+
+
+def test_headers_of_archives_say_what_others_look_at(tmp_path: Path) -> None:
+    """Rights, times and versions, by Python's modules."""
+    for suffix in ARCHIVES:
+        fill(tmp_path / f"a{suffix}", MEMBERS, LENGTHS)
+    with zipfile.ZipFile(tmp_path / "a.zip") as packed:
+        for info in packed.infolist():
+            assert info.date_time == (1980, 1, 1, 0, 0, 0)
+            assert info.external_attr >> 16 == 0o100644
+            assert (info.create_system, info.create_version, info.extract_version) == (3, 20, 20)
+            assert (info.compress_type, info.flag_bits, info.volume, info.internal_attr) == (0, 0, 0, 0)
+    local = struct.unpack_from("<4s5H3L2H", (tmp_path / "a.zip").read_bytes(), 0)
+    assert local == (b"PK\3\4", 20, 0, 0, 0, 0x21, 0, 0, 0, 8, 0)
+    with tarfile.open(tmp_path / "a.tar") as file:
+        for member in file.getmembers():
+            assert (member.mode, member.mtime, member.uid, member.gid, member.type) == (0o644, 0, 0, 0, b"0")
+    assert (tmp_path / "a.tar").stat().st_size % 10_240 == 0
+
+
+@pytest.mark.parametrize("length", [0, 512, 8_704, 9_216, 9_728, 10_240])
+def test_the_end_of_a_tar(length: int) -> None:
+    """Two empty blocks at least, up to a whole record."""
+    end = archives.tar_end(length)
+    assert not any(end)
+    assert 1024 <= len(end) < 1024 + 10_240
+    assert (length + len(end)) % 10_240 == 0
+
+
+def test_members_that_are_too_large_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert archives.LARGEST_MEMBER == 512 * 2**20
+    fill(tmp_path / "a.zip", ["a.x"], [100])
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 7)
+    ((member, data),) = members(tmp_path / "a.zip")
+    assert (member.size, data) == (100, bytes(range(7)))
+
+
+def test_archives_by_their_names() -> None:
+    assert archives.form_of(Path("a.TAR")) is ARCHIVES[".tar"]
+    assert archives.form_of(Path("a.b.zip")) is ARCHIVES[".zip"]
+    assert archives.form_of(Path("a.tar.gz")) is archives.form_of(Path("zip")) is None
