@@ -401,7 +401,9 @@ def score(name: str, tree: Path, sample: int, seed: int, results: Path, again: b
     every = mutants(source)
     chosen = every
     if 0 < sample < len(every):
-        chosen = [every[i] for i in sorted(random.Random(seed).sample(range(len(every)), sample))]
+        numbers = list(range(len(every)))
+        random.Random(seed).shuffle(numbers)  # so that a larger sample holds a smaller one
+        chosen = [every[i] for i in sorted(numbers[:sample])]
     verdicts = known(results, name)
     if again:
         verdicts = {mutant: found for mutant, found in verdicts.items() if found in KILLED}

@@ -231,6 +231,21 @@ def test_the_digest_is_over_everything():
     assert checkpoint._digest({"w": tensor}, {"config": "{}"}) == expected.hexdigest()
 
 
+def test_the_order_of_keys_does_not_matter(tmp_path: Path):
+    other = example()
+    backwards = Checkpoint(
+        other.tensors, dict(reversed(other.config.items())), other.progress, other.provenance
+    )
+    save(tmp_path / "one", example())
+    save(tmp_path / "two", backwards)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_the_format_keeps_its_name():
+    """Files of earlier versions have it."""
+    assert FORMAT == "pgsr-checkpoint-1"
+
+
 def test_a_runs_checkpoints_are_those_named_by_images(tmp_path: Path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
