@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from pgsr.errors import PgsrError
 from pgsr.runtime.generate import cli
-from pgsr.runtime.output import archives
+from pgsr.runtime.output import archives, writers
 from pgsr.runtime.output.archives import ARCHIVES, ArchiveFile, members, partial
 from pgsr.runtime.output.encoders import (
     ENCODERS,
@@ -129,6 +130,130 @@ def test_other_things_are_not_whole(tmp_path: Path) -> None:
     (tmp_path / "webp").write_bytes(Encoding("webp").encode(picture(), NOTE))
     for path in (tmp_path / "text", tmp_path / "webp", tmp_path / "absent", tmp_path):
         assert not Encoding("png").is_whole(path, SIZE)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_the_bounds_of_quality(name: str) -> None:
+    assert [Encoding(name, quality).quality for quality in (1, 100)] == [1, 100]
+    assert Encoding(name).quality == {"jpeg": 95, "webp": 90}[name]
+    for quality in (0, 101):
+        with pytest.raises(PgsrError, match=f"--quality {quality} is not between 1 and 100"):
+            Encoding(name, quality)
+
+
+@pytest.mark.parametrize("name", ["png", "jxl"])
+def test_lossless_formats_have_no_quality(name: str) -> None:
+    assert Encoding(name).quality is None
+    with pytest.raises(PgsrError, match=f"--quality is not for {name}"):
+        Encoding(name, 90)
+
+
+def test_an_encoding_is_png_unless_told() -> None:
+    assert (Encoding().format, Encoding().encoder) == ("png", "auto")
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"), [(0, 6), (999_999, 6), (1_000_000, 7), (2**64 - 1, writers.MOST_DIGITS)]
+)
+def test_names_have_as_many_digits_as_the_last(number: int, digits: int) -> None:
+    assert writers.digits_of(number) == digits == max(6, len(str(number)))
+    name = Encoding("jpeg").name(number, digits)
+    assert name == f"{str(number).zfill(digits)}.jpg"
+    assert Encoding("jpeg").path(Path("f"), 7, digits) == Path("f", "7".zfill(digits) + ".jpg")
+
+
+def test_names_without_digits_have_six() -> None:
+    assert [Encoding(name).name(42) for name in FORMATS] == [
+        f"000042.{x}" for x in ("png", "jpg", "webp", "jxl")
+    ]
+    assert Encoding().path(Path("f"), 42) == Path("f/000042.png")
+
+
+# ----------------------------------------------------------------------------
+# Sinks.
+
+
+def faces(digits: int = 6) -> writers.Faces:
+    return writers.Faces(lambda position: 10 + position, lambda position: {"z": 1, "index": position}, digits)
+
+
+def test_a_folder_holds_a_file_for_each_position(tmp_path: Path) -> None:
+    sink = writers.FolderSink(tmp_path, Encoding("png"), faces(8))
+    assert not sink.ordered
+    sink.write(3, sink.encode(3, picture()))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000013.png"]
+    with Image.open(tmp_path / "00000013.png") as found:
+        assert np.array_equal(np.asarray(found), picture())
+        assert found.text == {"pgsr:z": "1", "pgsr:index": "3"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_archive_holds_a_picture_and_its_note(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with ArchiveFile(path) as archive:
+        sink = writers.ArchiveSink(archive, Encoding("png"), faces())
+        assert sink.ordered
+        for position in (0, 1):
+            sink.write(position, sink.encode(position, picture()))
+    found = held(path)
+    assert list(found) == ["000010.png", "000010.json", "000011.png", "000011.json"]
+    assert found["000011.json"] == b'{"index": 1, "z": 1}'
+    assert Encoding("png").is_whole_data(found["000011.png"], SIZE)
+    assert writers.sample_names(Encoding("webp"), 5, 7) == ("0000005.webp", "0000005.json")
+
+
+@pytest.mark.parametrize("kind", [writers.FolderSink, writers.ArchiveSink])
+def test_an_encoder_that_is_not_here_is_told_at_once(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(PgsrError, match=r"pip install 'pgsr\[jxl\]'"):
+        kind(tmp_path, Encoding("jxl"), faces())
+
+
+class Slow(io.RawIOBase):
+    """A stream that takes seven bytes at a time, and now and then none."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.flushed = 0
+
+    def fileno(self) -> int:
+        return 1  # always ready
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        if len(self.taken) % 3 == 2:
+            self.taken.append(b"")
+            return None
+        self.taken.append(bytes(data[:7]))
+        return len(self.taken[-1])
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def test_raw_pixels_go_on_where_the_stream_stopped() -> None:
+    stream = Slow()
+    sink = writers.RawSink(stream)
+    assert sink.ordered
+    turned = picture().transpose(1, 0, 2)  # not in one piece
+    data = sink.encode(0, turned)
+    assert (data.nbytes, data.format, data.ndim) == (SIZE * SIZE * 3, "B", 1)
+    sink.write(0, data)
+    assert b"".join(stream.taken) == turned.tobytes()
+    assert stream.flushed == 1
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "gone"), OSError(28, "No space left on device")])
+def test_a_stream_that_fails(error: OSError) -> None:
+    class Failing(Slow):
+        def write(self, data: Any) -> int | None:  # type: ignore[override]
+            raise error
+
+    expected = BrokenPipeError if isinstance(error, BrokenPipeError) else PgsrError
+    sink = writers.RawSink(Failing())
+    with pytest.raises(expected, match="gone" if expected is BrokenPipeError else "no space left for -"):
+        sink.write(0, sink.encode(0, picture()))
 
 
 # ----------------------------------------------------------------------------
