@@ -223,7 +223,10 @@ def rows(pythons: Iterable[str], folder: Path) -> list[list[str]]:
     table = []
     for i, (name, python, threads, changes) in enumerate(runs):
         checkpoint = max((first / "run" / "checkpoints").glob("*.safetensors")) if i else None
-        run(python, folder / str(i), threads, changes, checkpoint)
+        done = folder / str(i) / "done"
+        if not done.exists():
+            run(python, folder / str(i), threads, changes, checkpoint)
+            done.touch()
         if i:
             table.append([name, *compared(first, folder / str(i))])
             print("  ".join(table[-1]), file=sys.stderr, flush=True)
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--python", action="append", default=[], help="another interpreter with pgsr's packages"
     )
+    parser.add_argument("--keep", type=Path, help="runs lie here; those that are there are not made again")
     options = parser.parse_args()
     if options.what == "measure":
         measure(options.folder, options.threads, options.checkpoint)
@@ -266,7 +270,7 @@ def main() -> None:
     from supply import marked
 
     with tempfile.TemporaryDirectory(prefix="determinism-") as folder:
-        table = page(rows(options.python, Path(folder)))
+        table = page(rows(options.python, (options.keep or Path(folder)).resolve()))
     print(table)
     PAGE.write_text(marked(PAGE.read_text(), "determinism", table))
 
