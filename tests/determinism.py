@@ -97,6 +97,7 @@ def export(folder: Path, checkpoint: Path) -> None:
 def generate(folder: Path, threads: int) -> None:
     """Draws faces of the model that ships: `latents.npz`, and pixels by each backend that is here."""
     from pgsr import draws
+    from pgsr.errors import PgsrError
     from pgsr.runtime import Synthesizer
 
     latents = draws.latents(0, range(4096), 128)
@@ -104,8 +105,11 @@ def generate(folder: Path, threads: int) -> None:
     for backend in ("onnxruntime", "openvino"):
         if find_spec(backend) is None:
             continue
-        with Synthesizer(device="cpu", backend=backend, batch=4, threads=threads) as synthesizer:
-            np.savez(folder / f"{backend}.npz", pixels=synthesizer.images(seed=0, count=FACES))
+        try:
+            with Synthesizer(device="cpu", backend=backend, batch=4, threads=threads) as synthesizer:
+                np.savez(folder / f"{backend}.npz", pixels=synthesizer.images(seed=0, count=FACES))
+        except PgsrError as error:  # OpenVINO below AVX2
+            (folder / f"{backend}.npz.refused").write_text(str(error))
 
 
 def encode(folder: Path) -> None:
@@ -198,7 +202,9 @@ def compared(first: Path, other: Path) -> list[str]:
     cells = []
     for name, compare in COMPARED.values():
         there = (first / name).exists() and (other / name).exists()
-        cells.append(compare(first / name, other / name) if there else "–")
+        refused = (other / f"{name}.refused").exists()
+        absent = "cannot be opened" if refused else "–"
+        cells.append(compare(first / name, other / name) if there else absent)
     return cells
 
 

@@ -7,7 +7,7 @@
 A mutant is a module with one small change: a comparison turned, a number one more, a call left out. Tests
 that pass all the same have not looked at what was changed. Each mutant is written into a copy of the tree and
 meets only the tests that run its lines, the quickest first, in a fork of a process with the libraries loaded.
-Not changed: annotations, docstrings, decorators, and the words of errors.
+Not changed: annotations, docstrings, decorators, the words of errors, and zip's `strict`, a guard.
 
 Not mutmut, which names a module after its file (`trainer/step/schedule.py` installs as
 `pgsr.trainer.step.schedule`), nor cosmic-ray, which starts an interpreter, and so PyTorch, for every mutant.
@@ -138,7 +138,7 @@ def changed(node: ast.AST) -> Iterator[ast.AST | str]:
             test, ast.Compare | ast.UnaryOp | ast.BoolOp | ast.Constant
         ):
             yield ast.UnaryOp(ast.Not(), test)
-        case ast.Return(ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        case ast.Return(ast.expr() as value) if not (isinstance(value, ast.Constant) and not value.value):
             yield "return None"
         case ast.Expr(ast.Call()) | ast.Raise():
             yield "pass"
@@ -147,13 +147,15 @@ def changed(node: ast.AST) -> Iterator[ast.AST | str]:
         case ast.Break():
             yield "continue"
         case ast.Call(function, arguments, keywords):
-            for keyword in keywords:
+            for keyword in [] if getattr(function, "id", "") == "zip" else keywords:
                 yield ast.Call(function, arguments, [k for k in keywords if k is not keyword])
 
 
 def children(node: ast.AST, words: bool) -> Iterator[tuple[ast.AST, bool]]:
     """The nodes below that may be changed, and whether they are words of an error or a picture of a value."""
     skipped: list[Any] = []
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip":
+        skipped += node.keywords
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         skipped += node.decorator_list
     if isinstance(node, ast.FunctionDef):

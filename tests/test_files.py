@@ -165,6 +165,15 @@ def test_leftovers_of_one_path_alone(tmp_path: Path):
     assert os.listdir(tmp_path / f".e.{dead}.tmp") == ["file"]
 
 
+def test_no_handle_stays_open(path: Path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        files.write_bytes(path, b"new")
+        files.sha256(path)
+        files.read_regular(path, 10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_what_need_not_last_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch):
     waited: list[int] = []
     monkeypatch.setattr(os, "fsync", waited.append)

@@ -129,7 +129,7 @@ def test_other_things_are_not_whole(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no picture")
     (tmp_path / "webp").write_bytes(Encoding("webp").encode(picture(), NOTE))
     for path in (tmp_path / "text", tmp_path / "webp", tmp_path / "absent", tmp_path):
-        assert not Encoding("png").is_whole(path, SIZE)
+        assert Encoding("png").is_whole(path, SIZE) is False
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp"])
@@ -509,6 +509,17 @@ def test_the_end_of_a_tar(length: int) -> None:
     assert not any(end)
     assert 1024 <= len(end) < 1024 + 10_240
     assert (length + len(end)) % 10_240 == 0
+
+
+def test_an_empty_member_at_the_very_end_is_whole(tmp_path: Path) -> None:
+    """As a killed process may leave it: nothing follows its header."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(archives.tar_entry("a.x", b""))
+    ((member, data),) = members(path)
+    assert member == archives.Member("a.x", 0, 512, 0, 512)
+    assert (member.crc, data) == (0, b"")
+    path.write_bytes(archives.tar_entry("a.x", b"")[:-1])
+    assert list(members(path)) == []
 
 
 def test_members_that_are_too_large_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
