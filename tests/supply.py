@@ -117,10 +117,10 @@ def licence(name: str) -> str:
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
         return NVIDIA if NVIDIAS.match(name) else UNKNOWN
-    if expression := metadata.get("License-Expression"):
-        return expression
-    classifiers = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier", []) if "License" in c]
-    words = [*classifiers, metadata.get("License") or ""]
+    if expressions := metadata.get_all("License-Expression"):
+        return str(expressions[0])
+    classifiers = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier") or [] if "License" in c]
+    words = [*classifiers, *(metadata.get_all("License") or [])]
     for text in words:
         if found := NAMES.get(text.strip().lower()):
             return found

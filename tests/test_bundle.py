@@ -393,6 +393,13 @@ def test_graphs_that_read_other_files_are_refused(change: Callable[[Path], None]
         bundle.path(graph)
 
 
+def test_an_engines_name_is_found_at_the_very_beginning(folder: Path):
+    (folder / "chain.onnx").write_bytes(bundles.CONTEXT + b" and more")
+    graph = rehashed(folder, "chain.onnx")
+    with pytest.raises(PgsrError, match="in other files"):
+        bundles.read(folder).path(graph)
+
+
 @pytest.mark.parametrize("field", [b"\x0a\x08", b"\x0a\x88\0", b"\x8a\0\x08", b"\x8a\x80\0\x88\x80\x80\0"])
 def test_keys_are_found_however_protobuf_writes_them(field: bytes):
     assert onnx.StringStringEntryProto.FromString(field + b"location").key == "location"
