@@ -101,8 +101,8 @@ def answered(command: str, folder: Path) -> tuple[int, str]:
     up = "ip link set lo up; " if command.startswith(LOOPBACK) else ""
     if command.startswith("pgsr-serve"):
         ask = f"{sys.executable} -c {shlex.quote(ASKED)} 2>/dev/null"
-        asks = f"for i in $(seq 60); do sleep 1; {ask} && break; done"
-        command = f"{command} --port 8000 & server=$!; {asks}; kill $server; wait $server"
+        asks = f"for i in $(seq 90); do sleep 1; {ask} && break; done; answered=$?"
+        command = f"{command} --port 8000 & server=$!; {asks}; kill $server; wait $server; exit $answered"
     shell = f"{up}! ip -brief address | grep -vw lo || exit 99; {command}"
     line = ["unshare", "--map-root-user", "--net", "bash", "-c", shell]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
