@@ -82,9 +82,8 @@ def train(folder: Path) -> None:
     prepare([], folder / "toy.zip", Settings((16, 8, 4), "lanczos", "png", 95), drawn=64)
     words = [folder / "tiny.toml", "--data", folder / "toy.zip", "--out", folder / "run", "--device", "cpu"]
     main([*map(str, words), "--set", "run.precision=float32"], standalone_mode=False)
-    np.savez(
-        folder / "training.npz", **{k: v.numpy() for k, v in load(newest(folder / "run")).tensors.items()}
-    )
+    tensors: dict[str, Any] = {k: v.numpy() for k, v in load(newest(folder / "run")).tensors.items()}
+    np.savez(folder / "training.npz", **tensors)
 
 
 def export(folder: Path, checkpoint: Path) -> None:

@@ -125,7 +125,7 @@ def licence(name: str) -> str:
         if found := NAMES.get(text.strip().lower()):
             return found
         if text.strip() and set(terms(text)) <= ALLOWED:
-            return text.strip()
+            return str(text).strip()
     return UNKNOWN
 
 
