@@ -173,7 +173,7 @@ def mutants(source: bytes) -> list[Mutant]:
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = []
+    found: list[Mutant] = []
 
     def visit(node: ast.AST, words: bool) -> None:
         if isinstance(node, ast.Assign) and any(getattr(t, "id", "") in ("T", "R") for t in node.targets):

@@ -535,3 +535,22 @@ def test_critic_terms_leave_the_given_images_alone():
 def test_losses_of_half_precision_scores_are_float32():
     half = critic_terms(ObjectiveConfig(drift=1.0), lambda x: linear(x).half(), REALS, FAKES, BLEND, 0)
     assert {term.dtype for term in half.values()} == {torch.float32}
+
+
+def test_what_objectives_need_and_carry():
+    """Which compare real with fake, which are zero-sum, and that states keep their form."""
+    assert {name for name, one in OBJECTIVES.items() if one.compares} == {
+        "ra-hinge",
+        "ra-lsgan",
+        "ra-wgan-gp",
+    }
+    assert {name for name, one in OBJECTIVES.items() if one.zero_sum} == {"wgan-gp"}
+    carried = {name: set(one.initial_state) for name, one in OBJECTIVES.items() if one.initial_state}
+    noise = {"certainty", "noise"}
+    assert carried == {"lsgan-adaptive": noise, "lsgan": noise, "began": {"k", "M"}}
+    for name, one in OBJECTIVES.items():
+        assert set(one.initial_state.values()) <= {0.0}
+        state = {key: torch.tensor(value) for key, value in one.initial_state.items()}
+        score = torch.tensor(0.75)
+        following = one.next_state(state, ObjectiveConfig(adversarial=name), score, score, score)
+        assert set(following) == set(one.initial_state)
