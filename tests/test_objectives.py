@@ -554,3 +554,20 @@ def test_what_objectives_need_and_carry():
         score = torch.tensor(0.75)
         following = one.next_state(state, ObjectiveConfig(adversarial=name), score, score, score)
         assert set(following) == set(one.initial_state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"content": "critic", "adversarial": "none"}, "'critic' needs a critic: set objective.adversarial"),
+        ({"content_depth": -1}, "objective.content_depth is -1, but must be at least 0"),
+    ],
+)
+def test_contents_that_cannot_be(settings: dict[str, Any], words: str):
+    with pytest.raises(PgsrError, match=words):
+        ObjectiveConfig(**settings)
+
+
+def test_contents_that_can_be():
+    assert ObjectiveConfig(content="critic", content_depth=0).content == "critic"
+    assert ObjectiveConfig(content="lite0", adversarial="none").content == "lite0"
