@@ -571,3 +571,20 @@ def test_contents_that_cannot_be(settings: dict[str, Any], words: str):
 def test_contents_that_can_be():
     assert ObjectiveConfig(content="critic", content_depth=0).content == "critic"
     assert ObjectiveConfig(content="lite0", adversarial="none").content == "lite0"
+
+
+def test_labels_without_logits_and_logits_without_labels():
+    """Only both together are compared."""
+    images, labels = torch.ones(2, 3, 4, 4), torch.tensor([0, 1])
+
+    def plain(x: Any) -> Tensor:
+        return x.mean(dim=(1, 2, 3))
+
+    def with_logits(x: Any) -> Tensor:
+        return plain(x)[:, None].repeat(1, 3)
+
+    found = [
+        set(objectives.adversarial_terms(ObjectiveConfig(), score, images, labels=given).losses)
+        for score, given in ((plain, labels), (with_logits, None), (with_logits, labels))
+    ]
+    assert found == [{"generator"}, {"generator"}, {"generator", "labels"}]

@@ -522,6 +522,17 @@ def test_an_empty_member_at_the_very_end_is_whole(tmp_path: Path) -> None:
     assert list(members(path)) == []
 
 
+def test_a_members_extra_field_is_stepped_over(tmp_path: Path) -> None:
+    """As zips of others have them."""
+    extra = struct.pack("<2H4s", 0x5455, 4, b"time")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("a.x", "b.x"):
+            info = zipfile.ZipInfo(name)
+            info.extra = extra
+            packed.writestr(info, name * 3)
+    assert [data for _, data in members(tmp_path / "a.zip")] == [b"a.xa.xa.x", b"b.xb.xb.x"]
+
+
 def test_members_that_are_too_large_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert archives.LARGEST_MEMBER == 512 * 2**20
     fill(tmp_path / "a.zip", ["a.x"], [100])
