@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 import tarfile
@@ -177,9 +178,10 @@ def faces(digits: int = 6) -> writers.Faces:
     return writers.Faces(lambda position: 10 + position, lambda position: {"z": 1, "index": position}, digits)
 
 
-def test_a_folder_holds_a_file_for_each_position(tmp_path: Path) -> None:
+def test_a_folder_holds_a_file_for_each_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = writers.FolderSink(tmp_path, Encoding("png"), faces(8))
     assert not sink.ordered
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("a face is waited for"))
     sink.write(3, sink.encode(3, picture()))
     assert [path.name for path in tmp_path.iterdir()] == ["00000013.png"]
     with Image.open(tmp_path / "00000013.png") as found:
