@@ -19,7 +19,7 @@ import bundles as tiny
 from pgsr import bundle as bundles
 from pgsr.errors import PgsrError
 from pgsr.files import sha256
-from pgsr.schema import DEEPEST, LONGEST_DOCUMENT, read_json
+from pgsr.schema import DEEPEST, LONGEST_DOCUMENT, Mismatch, check, read_json
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,116 @@ def test_the_shipped_bundle_is_within_the_table():
     assert [bundle.path(graph) for graph in bundle.graphs]
 
 
+# ----------------------------------------------------------------------------
+# The table's bounds: what is at one is read, what is beyond it is not.
+
+NUMBERS: dict[tuple[Any, ...], tuple[int, int]] = {
+    ("latent_size",): (0, 2**16),
+    ("resolution",): (0, 2**16),
+    ("scale",): (1, 4096),
+    ("scales", 0): (1, 64),
+    ("graphs", 0, "opset"): (1, 1000),
+    ("graphs", 0, "multiply_adds"): (0, 2**63),
+    ("graphs", 0, "activation_bytes"): (0, 2**50),
+    ("graphs", 0, "inputs", 0, "shape", 1): (1, 2**16),
+    ("provenance", "generator", "label"): (0, 2**31),
+    ("provenance", "upscaler-8", "label"): (0, 2**31),
+}
+LETTERS: dict[tuple[Any, ...], tuple[str, int]] = {  # what a text may end with, and how many letters it has
+    ("name",): ("", 255),
+    ("version",): ("", 255),
+    ("licence",): ("", 2**16),
+    ("graphs", 0, "file"): (".onnx", 200),
+    ("graphs", 0, "rewrites", 0): ("", 255),
+    ("graphs", 0, "inputs", 0, "name"): ("", 255),
+    ("graphs", 0, "inputs", 0, "range"): ("", 255),
+    ("graphs", 0, "inputs", 0, "shape", 0): ("", 64),
+}
+LISTS: dict[tuple[Any, ...], tuple[int, int]] = {
+    ("graphs",): (1, 40),
+    ("scales",): (2, 8),
+    ("graphs", 0, "inputs"): (1, 1),
+    ("graphs", 0, "outputs"): (1, 1),
+    ("graphs", 0, "inputs", 0, "shape"): (2, 4),
+    ("graphs", 0, "rewrites"): (0, 100),
+}
+
+
+def table_takes(folder: Path, keys: tuple[Any, ...], value: Any) -> bool:
+    """Whether a manifest with one value changed is within the table, whatever its sizes say together."""
+    data = json.loads((folder / bundles.MANIFEST).read_text())
+    labels = {"generator": {"label": 0}, "upscaler-8": {"label": None}}
+    data |= {"scales": [2, 2], "provenance": labels}
+    data["graphs"][0] |= {"rewrites": ["x"], "activation_bytes": 1}
+    check(data, bundles.BUNDLE)
+    put(*keys, value=value)(data)
+    try:
+        check(data, bundles.BUNDLE)
+    except Mismatch:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("keys", NUMBERS, ids=lambda keys: ".".join(map(str, keys)))
+def test_the_bounds_of_numbers(keys: tuple[Any, ...], original: Path):
+    least, most = NUMBERS[keys]
+    tried = [table_takes(original, keys, value) for value in (least - 1, least, most, most + 1)]
+    assert tried == [False, True, True, False]
+
+
+@pytest.mark.parametrize("keys", LETTERS, ids=lambda keys: ".".join(map(str, keys)))
+def test_the_bounds_of_texts(keys: tuple[Any, ...], original: Path):
+    end, most = LETTERS[keys]
+    assert table_takes(original, keys, "n" * (most - len(end)) + end)
+    assert not table_takes(original, keys, "n" * (most + 1 - len(end)) + end)
+    assert not table_takes(original, keys, f"n\x07{end}")
+    assert table_takes(original, keys, f"n\n{end}") == (keys == ("licence",))
+    empty = table_takes(original, keys, "")
+    assert empty != (keys[-1] in ("file", 0) or keys[-3:] == ("inputs", 0, "name")) or keys[-2] == "rewrites"
+
+
+@pytest.mark.parametrize("keys", LISTS, ids=lambda keys: ".".join(map(str, keys)))
+def test_the_bounds_of_lists(keys: tuple[Any, ...], original: Path):
+    least, most = LISTS[keys]
+    data: Any = json.loads((original / bundles.MANIFEST).read_text()) | {"scales": [2, 2]}
+    data["graphs"][0]["rewrites"] = ["x"]
+    for key in keys:
+        data = data[key]
+    tried = [table_takes(original, keys, data[:1] * count) for count in (least, most, most + 1)]
+    assert tried == [True, True, False]
+    assert least == 0 or not table_takes(original, keys, data[:1] * (least - 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "allowed"),
+    [
+        ("chain-fp16.onnx", True),
+        ("9.onnx", True),
+        ("_x.onnx", False),
+        ("a b.onnx", False),
+        ("x.onnx2", False),
+    ],
+)
+def test_names_of_files(file: str, allowed: bool, original: Path):
+    assert table_takes(original, ("graphs", 0, "file"), file) == allowed
+
+
+@pytest.mark.parametrize(
+    ("digest", "allowed"), [("0f" * 32, True), ("0F" * 32, False), ("g" * 64, False), ("0" * 63, False)]
+)
+def test_hashes(digest: str, allowed: bool, original: Path):
+    assert table_takes(original, ("graphs", 0, "sha256"), digest) == allowed
+
+
+def test_names_of_graphs_and_precisions(original: Path):
+    names = ["generator", "upscaler", *(f"upscaler-{i}" for i in range(2, 9)), "chain"]
+    assert list(bundles.GRAPHS) == names
+    for key, values in {"name": names, "precision": ["fp32", "fp16", "bf16", "int8"]}.items():
+        assert all(table_takes(original, ("graphs", 0, key), value) for value in values)
+    assert not table_takes(original, ("graphs", 0, "name"), "upscaler-9")
+    assert not table_takes(original, ("graphs", 0, "name"), "upscaler-1")
+
+
 def test_an_upscaler_alone_has_no_resolution(folder: Path):
     """And one for pictures of one size says by how much they grow."""
     path = folder / bundles.MANIFEST
@@ -281,6 +391,13 @@ def test_graphs_that_read_other_files_are_refused(change: Callable[[Path], None]
     graph = rehashed(folder, "chain.onnx")
     with pytest.raises(PgsrError, match="in other files, for which its hash does not vouch"):
         bundle.path(graph)
+
+
+def test_an_engines_name_is_found_at_the_very_beginning(folder: Path):
+    (folder / "chain.onnx").write_bytes(bundles.CONTEXT + b" and more")
+    graph = rehashed(folder, "chain.onnx")
+    with pytest.raises(PgsrError, match="in other files"):
+        bundles.read(folder).path(graph)
 
 
 @pytest.mark.parametrize("field", [b"\x0a\x08", b"\x0a\x88\0", b"\x8a\0\x08", b"\x8a\x80\0\x88\x80\x80\0"])

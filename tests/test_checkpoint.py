@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pgsr.checkpoint import FORMAT, Checkpoint, load, save
+from pgsr import checkpoint
+from pgsr.checkpoint import FORMAT, Checkpoint, files_of, load, load_description, newest, save
 from pgsr.errors import PgsrError
 from pictures import flipped
 
@@ -184,3 +187,80 @@ def test_a_failed_save_leaves_the_old_file(path: Path):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
     with pytest.raises(PgsrError, match="cannot write"):
         save(tmp_path / "absent" / "x.safetensors", example())
+
+
+# ----------------------------------------------------------------------------
+# Descriptions, and the files of a run.
+
+
+def with_metadata(path: Path, **changes: str | None) -> None:
+    """The example with some of its texts replaced, or left out, under a digest that is right."""
+    texts = {name: json.dumps(getattr(example(), name)) for name in ("config", "progress", "provenance")}
+    texts = {name: text for name, text in (texts | changes).items() if text is not None}
+    metadata = {"format": FORMAT, "digest": checkpoint._digest(example().tensors, texts), **texts}
+    save_file(example().tensors, path, metadata=metadata)
+
+
+def test_a_description_is_everything_but_the_tensors(path: Path):
+    save(path, example())
+    found = load_description(path)
+    assert found.tensors == {}
+    assert (found.config, found.progress) == (example().config, example().progress)
+    assert found.provenance == example().provenance
+    path.write_bytes(flipped(path.read_bytes(), path.stat().st_size - 1))
+    assert load_description(path) == found  # nothing but its header is looked at
+
+
+@pytest.mark.parametrize("name", ["config", "progress", "provenance"])
+@pytest.mark.parametrize("read", [load, load_description])
+def test_damaged_texts_are_named(path: Path, name: str, read: Callable[[Path], Checkpoint]):
+    for text in (None, "", "{", "[" * 100_000):
+        with_metadata(path, **{name: text})
+        with pytest.raises(PgsrError, match=f"{path} is damaged: its {name} cannot be read"):
+            read(path)
+    for text in ("[]", "null", "3", '"text"'):
+        with_metadata(path, **{name: text})
+        with pytest.raises(PgsrError, match=f"{path} is damaged: its {name} is no table"):
+            read(path)
+
+
+def test_the_digest_is_over_everything():
+    """sha256 by hand of one tensor and one text."""
+    tensor = torch.tensor([[1.0, 2.0]])
+    expected = hashlib.sha256(b"w torch.float32 [1, 2]\n" + tensor.numpy().tobytes() + b"config {}\n")
+    assert checkpoint._digest({"w": tensor}, {"config": "{}"}) == expected.hexdigest()
+
+
+def test_the_order_of_keys_does_not_matter(tmp_path: Path):
+    other = example()
+    backwards = Checkpoint(
+        other.tensors, dict(reversed(other.config.items())), other.progress, other.provenance
+    )
+    save(tmp_path / "one", example())
+    save(tmp_path / "two", backwards)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_the_format_keeps_its_name():
+    """Files of earlier versions have it."""
+    assert FORMAT == "pgsr-checkpoint-1"
+
+
+def test_a_runs_checkpoints_are_those_named_by_images(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    own = ["000000064", "000001600", "123456789012345"]
+    others = ["00000064", "1234567890123456", "best", "000000064-copy", "00000006x"]
+    for name in [*own, *others]:
+        (folder / f"{name}.safetensors").touch()
+    (folder / "000009999.safetensors").mkdir()
+    (folder / "000009998.tmp").touch()
+    assert [path.stem for path in files_of(tmp_path)] == own
+    assert newest(tmp_path) == folder / "123456789012345.safetensors"
+    assert newest(folder / "best.safetensors") == folder / "best.safetensors"
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(PgsrError, match=f"{path} holds no checkpoint: train it first"):
+            newest(path)

@@ -70,6 +70,15 @@ def test_a_latent_does_not_depend_on_its_batch(size: int):
     assert whole.tobytes() == one_by_one.tobytes() == backwards.tobytes()
 
 
+@pytest.mark.parametrize("index", [0, 5, 2**63, 2**64 - 1])
+def test_rows_are_the_streams_of_their_indices(index: int):
+    """The largest index, too, is a whole number and no rounded one."""
+    rows = draws.uniform_rows(3, "swd", [7, index, 2], 5)
+    assert rows.shape == (3, 5)
+    assert rows[1].tolist() == draws.uniforms(3, "swd", index, 5).tolist()
+    assert draws.uniforms(3, "swd", index, 5).tolist() != draws.uniforms(3, "swd", index ^ 1, 5).tolist()
+
+
 def test_no_latents_is_an_empty_array():
     assert draws.latents(0, [], 8).shape == (0, 8)
 

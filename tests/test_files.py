@@ -6,10 +6,12 @@ import errno
 import hashlib
 import os
 import pwd
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +163,150 @@ def test_leftovers_of_one_path_alone(tmp_path: Path):
     files.remove_leftovers(tmp_path, of=tmp_path / "f")
     assert os.listdir(tmp_path) == [f".e.{dead}.tmp"]
     assert os.listdir(tmp_path / f".e.{dead}.tmp") == ["file"]
+
+
+def test_no_handle_stays_open(path: Path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        files.write_bytes(path, b"new")
+        files.sha256(path)
+        files.read_regular(path, 10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_need_not_last_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch):
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    files.write_bytes(path, b"new", durable=False)
+    assert path.read_bytes() == b"new"
+    assert waited == []
+
+
+def test_temporary_names(tmp_path: Path):
+    """.NAME.PROCESS.tmp; a name for which that is too long is hashed: 255 bytes are the most."""
+    end = f".{os.getpid()}.tmp"
+    for length in (255 - len(end) - 2, 255 - len(end) - 1):
+        found = files.temporary_beside(tmp_path / ("n" * length))
+        assert found.parent == tmp_path
+        assert found.name == f".{'n' * length}{end}"
+    long = "n" * (255 - len(end))
+    found = files.temporary_beside(tmp_path / long)
+    assert found.name == f".{hashlib.sha256(long.encode()).hexdigest()}{end}"
+    assert files.is_temporary(found.name)
+    assert files.is_temporary(".a.1.tmp")
+    for name in (".a.0.tmp", ".a.01.tmp", ".a.tmp", "..1.tmp", "a.1.tmp", ".a.1.tmpx", ".a.x.tmp"):
+        assert not files.is_temporary(name)
+
+
+def test_a_process_with_a_number_that_none_has(tmp_path: Path):
+    (tmp_path / f".a.{10**30}.tmp").touch()
+    files.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_of_another_user_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(process: int, number: int) -> None:
+        assert number == 0
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / f".a.{os.getpid()}.tmp").touch()
+    files.remove_leftovers(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+# ----------------------------------------------------------------------------
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_block_as_an_exception_does(
+    number: signal.Signals, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def stopped() -> None:
+        with files.ending_cleanly(), files.replacing(path) as temporary:
+            temporary.write_text("half")
+            signal.raise_signal(number)
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            stopped()
+        assert end.value.code == 128 + number
+        assert signal.getsignal(number) == signal.SIG_DFL
+        assert list(path.parent.iterdir()) == [path]
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_of_others_are_left_alone():
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with files.ending_cleanly():
+            assert signal.getsignal(signal.SIGTERM) is mine
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+
+def test_other_threads_set_no_handlers():
+    """Python lets none but the first."""
+    seen: list[object] = []
+
+    def work() -> None:
+        with files.ending_cleanly():
+            seen.append("inside")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == ["inside"]
+
+
+# ----------------------------------------------------------------------------
+# Reading.
+
+
+def test_a_file_may_be_as_long_as_is_said(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"12345")
+    assert files.read_regular(tmp_path / "x", 5) == files.read_regular(tmp_path / "x", 6) == b"12345"
+    with pytest.raises(PgsrError, match=f"{tmp_path / 'x'} is longer than 4 bytes"):
+        files.read_regular(tmp_path / "x", 4)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PgsrError, match=f"{tmp_path} is a folder, not a file"):
+        files.open_regular(tmp_path)
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(PgsrError, match=f"{path} is a pipe or a device"):
+            files.open_regular(path)
+    with pytest.raises(PgsrError, match="No such file or directory"):
+        files.open_regular(tmp_path / "absent")
+    with pytest.raises(PgsrError, match=r"cannot read .*: embedded null"):
+        files.open_regular(tmp_path / "a\0b")
+
+
+def test_files_are_not_inherited(tmp_path: Path):
+    (tmp_path / "x").touch()
+    with files.open_regular(tmp_path / "x") as file:
+        assert not os.get_inheritable(file.fileno())
+
+
+def test_errors_of_the_system_are_sentences(tmp_path: Path):
+    path = tmp_path / "x"
+    denied = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert str(files.cannot_write(path, denied)) == f"cannot write {path}: Permission denied"
+    assert str(files.cannot_read(path, denied)) == f"cannot read {path}: Permission denied"
+    assert str(files.cannot_write(path, OSError("odd"))) == f"cannot write {path}: odd"
+    full = str(files.cannot_write(path, OSError(errno.ENOSPC, "full")))
+    assert full == f"no space left for {path}: free some disk space and run the same command again"
 
 
 # ----------------------------------------------------------------------------

@@ -535,3 +535,56 @@ def test_critic_terms_leave_the_given_images_alone():
 def test_losses_of_half_precision_scores_are_float32():
     half = critic_terms(ObjectiveConfig(drift=1.0), lambda x: linear(x).half(), REALS, FAKES, BLEND, 0)
     assert {term.dtype for term in half.values()} == {torch.float32}
+
+
+def test_what_objectives_need_and_carry():
+    """Which compare real with fake, which are zero-sum, and that states keep their form."""
+    assert {name for name, one in OBJECTIVES.items() if one.compares} == {
+        "ra-hinge",
+        "ra-lsgan",
+        "ra-wgan-gp",
+    }
+    assert {name for name, one in OBJECTIVES.items() if one.zero_sum} == {"wgan-gp"}
+    carried = {name: set(one.initial_state) for name, one in OBJECTIVES.items() if one.initial_state}
+    noise = {"certainty", "noise"}
+    assert carried == {"lsgan-adaptive": noise, "lsgan": noise, "began": {"k", "M"}}
+    for name, one in OBJECTIVES.items():
+        assert set(one.initial_state.values()) <= {0.0}
+        state = {key: torch.tensor(value) for key, value in one.initial_state.items()}
+        score = torch.tensor(0.75)
+        following = one.next_state(state, ObjectiveConfig(adversarial=name), score, score, score)
+        assert set(following) == set(one.initial_state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"content": "critic", "adversarial": "none"}, "'critic' needs a critic: set objective.adversarial"),
+        ({"content_depth": -1}, "objective.content_depth is -1, but must be at least 0"),
+    ],
+)
+def test_contents_that_cannot_be(settings: dict[str, Any], words: str):
+    with pytest.raises(PgsrError, match=words):
+        ObjectiveConfig(**settings)
+
+
+def test_contents_that_can_be():
+    assert ObjectiveConfig(content="critic", content_depth=0).content == "critic"
+    assert ObjectiveConfig(content="lite0", adversarial="none").content == "lite0"
+
+
+def test_labels_without_logits_and_logits_without_labels():
+    """Only both together are compared."""
+    images, labels = torch.ones(2, 3, 4, 4), torch.tensor([0, 1])
+
+    def plain(x: Any) -> Tensor:
+        return x.mean(dim=(1, 2, 3))
+
+    def with_logits(x: Any) -> Tensor:
+        return plain(x)[:, None].repeat(1, 3)
+
+    found = [
+        set(objectives.adversarial_terms(ObjectiveConfig(), score, images, labels=given).losses)
+        for score, given in ((plain, labels), (with_logits, None), (with_logits, labels))
+    ]
+    assert found == [{"generator"}, {"generator"}, {"generator", "labels"}]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 
 from pgsr.errors import PgsrError
 from pgsr.runtime.generate import cli
-from pgsr.runtime.output import archives
+from pgsr.runtime.output import archives, writers
 from pgsr.runtime.output.archives import ARCHIVES, ArchiveFile, members, partial
 from pgsr.runtime.output.encoders import (
     ENCODERS,
@@ -128,7 +130,132 @@ def test_other_things_are_not_whole(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no picture")
     (tmp_path / "webp").write_bytes(Encoding("webp").encode(picture(), NOTE))
     for path in (tmp_path / "text", tmp_path / "webp", tmp_path / "absent", tmp_path):
-        assert not Encoding("png").is_whole(path, SIZE)
+        assert Encoding("png").is_whole(path, SIZE) is False
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_the_bounds_of_quality(name: str) -> None:
+    assert [Encoding(name, quality).quality for quality in (1, 100)] == [1, 100]
+    assert Encoding(name).quality == {"jpeg": 95, "webp": 90}[name]
+    for quality in (0, 101):
+        with pytest.raises(PgsrError, match=f"--quality {quality} is not between 1 and 100"):
+            Encoding(name, quality)
+
+
+@pytest.mark.parametrize("name", ["png", "jxl"])
+def test_lossless_formats_have_no_quality(name: str) -> None:
+    assert Encoding(name).quality is None
+    with pytest.raises(PgsrError, match=f"--quality is not for {name}"):
+        Encoding(name, 90)
+
+
+def test_an_encoding_is_png_unless_told() -> None:
+    assert (Encoding().format, Encoding().encoder) == ("png", "auto")
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"), [(0, 6), (999_999, 6), (1_000_000, 7), (2**64 - 1, writers.MOST_DIGITS)]
+)
+def test_names_have_as_many_digits_as_the_last(number: int, digits: int) -> None:
+    assert writers.digits_of(number) == digits == max(6, len(str(number)))
+    name = Encoding("jpeg").name(number, digits)
+    assert name == f"{str(number).zfill(digits)}.jpg"
+    assert Encoding("jpeg").path(Path("f"), 7, digits) == Path("f", "7".zfill(digits) + ".jpg")
+
+
+def test_names_without_digits_have_six() -> None:
+    assert [Encoding(name).name(42) for name in FORMATS] == [
+        f"000042.{x}" for x in ("png", "jpg", "webp", "jxl")
+    ]
+    assert Encoding().path(Path("f"), 42) == Path("f/000042.png")
+
+
+# ----------------------------------------------------------------------------
+# Sinks.
+
+
+def faces(digits: int = 6) -> writers.Faces:
+    return writers.Faces(lambda position: 10 + position, lambda position: {"z": 1, "index": position}, digits)
+
+
+def test_a_folder_holds_a_file_for_each_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = writers.FolderSink(tmp_path, Encoding("png"), faces(8))
+    assert not sink.ordered
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("a face is waited for"))
+    sink.write(3, sink.encode(3, picture()))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000013.png"]
+    with Image.open(tmp_path / "00000013.png") as found:
+        assert np.array_equal(np.asarray(found), picture())
+        assert found.text == {"pgsr:z": "1", "pgsr:index": "3"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_archive_holds_a_picture_and_its_note(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with ArchiveFile(path) as archive:
+        sink = writers.ArchiveSink(archive, Encoding("png"), faces())
+        assert sink.ordered
+        for position in (0, 1):
+            sink.write(position, sink.encode(position, picture()))
+    found = held(path)
+    assert list(found) == ["000010.png", "000010.json", "000011.png", "000011.json"]
+    assert found["000011.json"] == b'{"index": 1, "z": 1}'
+    assert Encoding("png").is_whole_data(found["000011.png"], SIZE)
+    assert writers.sample_names(Encoding("webp"), 5, 7) == ("0000005.webp", "0000005.json")
+
+
+@pytest.mark.parametrize("kind", [writers.FolderSink, writers.ArchiveSink])
+def test_an_encoder_that_is_not_here_is_told_at_once(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(PgsrError, match=r"pip install 'pgsr\[jxl\]'"):
+        kind(tmp_path, Encoding("jxl"), faces())
+
+
+class Slow(io.RawIOBase):
+    """A stream that takes seven bytes at a time, and now and then none."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.flushed = 0
+
+    def fileno(self) -> int:
+        return 1  # always ready
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        if len(self.taken) % 3 == 2:
+            self.taken.append(b"")
+            return None
+        self.taken.append(bytes(data[:7]))
+        return len(self.taken[-1])
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def test_raw_pixels_go_on_where_the_stream_stopped() -> None:
+    stream = Slow()
+    sink = writers.RawSink(stream)
+    assert sink.ordered
+    turned = picture().transpose(1, 0, 2)  # not in one piece
+    data = sink.encode(0, turned)
+    assert (data.nbytes, data.format, data.ndim) == (SIZE * SIZE * 3, "B", 1)
+    sink.write(0, data)
+    assert b"".join(stream.taken) == turned.tobytes()
+    assert stream.flushed == 1
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "gone"), OSError(28, "No space left on device")])
+def test_a_stream_that_fails(error: OSError) -> None:
+    class Failing(Slow):
+        def write(self, data: Any) -> int | None:  # type: ignore[override]
+            raise error
+
+    expected = BrokenPipeError if isinstance(error, BrokenPipeError) else PgsrError
+    sink = writers.RawSink(Failing())
+    with pytest.raises(expected, match="gone" if expected is BrokenPipeError else "no space left for -"):
+        sink.write(0, sink.encode(0, picture()))
 
 
 # ----------------------------------------------------------------------------
@@ -323,3 +450,111 @@ def test_a_zip_record_beyond_4_gib() -> None:
     info.file_size = info.compress_size = 3
     info._decodeExtra(*([0] if "filename_crc" in zipfile.ZipInfo._decodeExtra.__code__.co_varnames else []))  # type: ignore[attr-defined]
     assert info.header_offset == 2**32 + 5
+
+
+def test_the_64_bit_end_of_a_zip_by_the_specification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """APPNOTE.TXT 6.3, sections 4.3.14 to 4.3.16, field by field."""
+    monkeypatch.setattr(archives, "FULL_16", 2)
+    monkeypatch.setattr(archives, "FULL_32", 600)
+    path = tmp_path / "many.zip"
+    fill(path, MEMBERS, LENGTHS)
+    data = path.read_bytes()
+    end = len(data) - archives.END.size
+    locator = end - archives.LOCATOR_64.size
+    end_64 = locator - archives.END_64.size
+    where = sum(archives.LOCAL.size + len(n) + length for n, length in zip(MEMBERS, LENGTHS, strict=True))
+    size = end_64 - where
+    assert struct.unpack_from("<4s4H2LH", data, end) == (b"PK\5\6", 0, 0, 2, 2, size, 600, 0)
+    assert size < 600
+    assert struct.unpack_from("<4sLQL", data, locator) == (b"PK\6\7", 0, end_64, 1)
+    expected = (b"PK\6\6", 44, 45, 45, 0, 0, 5, 5, size, where)
+    assert struct.unpack_from("<4sQ2H2L4Q", data, end_64) == expected
+
+
+@pytest.mark.parametrize(
+    ("full_16", "full_32", "wide"), [(6, 10**9, False), (5, 10**9, True), (6, 400, True)]
+)
+def test_the_64_bit_end_is_there_from_the_limit_on(
+    full_16: int, full_32: int, wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "FULL_16", full_16)
+    monkeypatch.setattr(archives, "FULL_32", full_32)
+    path = tmp_path / "a.zip"
+    fill(path, MEMBERS, [10] * 5)
+    assert (b"PK\6\6" in path.read_bytes()) == wide
+
+
+@pytest.mark.parametrize("start", [2**32 - 2, 2**32 - 1, 2**32])
+def test_records_of_a_zip_by_the_specification(start: int) -> None:
+    """APPNOTE.TXT 6.3, section 4.3.12 and, from 4 GiB less one on, the field of section 4.5.3."""
+    record = archives._zip_record(archives.Member("a.png", start, start + 35, 3, start + 38, 7))
+    far = start >= 2**32 - 1
+    version, extra = (45, struct.pack("<2HQ", 1, 8, start)) if far else (20, b"")
+    fields = (b"PK\1\2", 3 << 8 | version, version, 0, 0, 0, 0x21, 7, 3, 3, 5, len(extra), 0, 0, 0)
+    expected = struct.pack("<4s6H3L5H2L", *fields, 0o100644 << 16, min(start, 2**32 - 1))
+    assert record == expected + b"a.png" + extra
+
+
+def test_headers_of_archives_say_what_others_look_at(tmp_path: Path) -> None:
+    """Rights, times and versions, by Python's modules."""
+    for suffix in ARCHIVES:
+        fill(tmp_path / f"a{suffix}", MEMBERS, LENGTHS)
+    with zipfile.ZipFile(tmp_path / "a.zip") as packed:
+        for info in packed.infolist():
+            assert info.date_time == (1980, 1, 1, 0, 0, 0)
+            assert info.external_attr >> 16 == 0o100644
+            assert (info.create_system, info.create_version, info.extract_version) == (3, 20, 20)
+            assert (info.compress_type, info.flag_bits, info.volume, info.internal_attr) == (0, 0, 0, 0)
+    local = struct.unpack_from("<4s5H3L2H", (tmp_path / "a.zip").read_bytes(), 0)
+    assert local == (b"PK\3\4", 20, 0, 0, 0, 0x21, 0, 0, 0, 8, 0)
+    with tarfile.open(tmp_path / "a.tar") as file:
+        for member in file.getmembers():
+            assert (member.mode, member.mtime, member.uid, member.gid, member.type) == (0o644, 0, 0, 0, b"0")
+    assert (tmp_path / "a.tar").stat().st_size % 10_240 == 0
+
+
+@pytest.mark.parametrize("length", [0, 512, 8_704, 9_216, 9_728, 10_240])
+def test_the_end_of_a_tar(length: int) -> None:
+    """Two empty blocks at least, up to a whole record."""
+    end = archives.tar_end(length)
+    assert not any(end)
+    assert 1024 <= len(end) < 1024 + 10_240
+    assert (length + len(end)) % 10_240 == 0
+
+
+def test_an_empty_member_at_the_very_end_is_whole(tmp_path: Path) -> None:
+    """As a killed process may leave it: nothing follows its header."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(archives.tar_entry("a.x", b""))
+    ((member, data),) = members(path)
+    assert member == archives.Member("a.x", 0, 512, 0, 512)
+    assert (member.crc, data) == (0, b"")
+    path.write_bytes(archives.tar_entry("a.x", b"")[:-1])
+    assert list(members(path)) == []
+
+
+def test_a_members_extra_field_is_stepped_over(tmp_path: Path) -> None:
+    """As zips of others have them."""
+    extra = struct.pack("<2H4s", 0x5455, 4, b"time")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("a.x", "b.x"):
+            info = zipfile.ZipInfo(name)
+            info.extra = extra
+            packed.writestr(info, name * 3)
+    assert [data for _, data in members(tmp_path / "a.zip")] == [b"a.xa.xa.x", b"b.xb.xb.x"]
+
+
+def test_members_that_are_too_large_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert archives.LARGEST_MEMBER == 512 * 2**20
+    fill(tmp_path / "a.zip", ["a.x"], [100])
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 7)
+    ((member, data),) = members(tmp_path / "a.zip")
+    assert (member.size, data) == (100, bytes(range(7)))
+
+
+def test_archives_by_their_names() -> None:
+    assert archives.form_of(Path("a.TAR")) is ARCHIVES[".tar"]
+    assert archives.form_of(Path("a.b.zip")) is ARCHIVES[".zip"]
+    assert archives.form_of(Path("a.tar.gz")) is archives.form_of(Path("zip")) is None

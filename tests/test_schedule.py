@@ -156,3 +156,53 @@ def test_images_at_a_resolution_count_from_its_fade():
     plan = build(ScheduleConfig(16, fade_images=80, stable_images=160, batch=8))
     counted = [plan.at(shown).images_at_resolution for shown in (0, 152, 160, 240, 392, 400, 472)]
     assert counted == [0, 152, 0, 80, 232, 0, 72]
+
+
+# ----------------------------------------------------------------------------
+# Epochs.
+
+EPOCHS = ScheduleConfig(
+    resolution=16,
+    fade_epochs=0.5,
+    stable_epochs=2.0,
+    batch=4,
+    at={"8": Override(fade_epochs=1.5, stable_images=24), "16": Override(stable_epochs=0.25)},
+)
+
+
+def test_epochs_are_passes_over_the_pictures():
+    """Of the schedule or of one resolution, whose images go before the schedule's epochs."""
+    phases = build(EPOCHS, pictures=40).phases
+    assert [(p.name, p.images) for p in phases] == [
+        ("stable 4", 80),
+        ("fade 8", 60),
+        ("stable 8", 24),
+        ("fade 16", 20),
+        ("stable 16", 12),  # 10, in whole steps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (ScheduleConfig(16, fade_epochs=1.0), "fade"),
+        (ScheduleConfig(16, stable_epochs=1.0), "stable"),
+        (ScheduleConfig(16, at={"8": Override(fade_epochs=1.0)}), "fade"),
+        (ScheduleConfig(16, at={"8": Override(stable_epochs=1.0)}), "stable"),
+    ],
+)
+def test_epochs_of_nobody_knows_what(config: ScheduleConfig, name: str):
+    with pytest.raises(PgsrError, match=f"schedule.{name}_epochs counts passes over the data"):
+        build(config)
+
+
+def test_steps_of_a_phase_are_its_images_by_those_of_a_step():
+    schedule = build(SMALL, critic_steps=3)
+    assert [schedule.steps(phase) for phase in schedule.phases] == [1, 3, 2, 2, 6, 4]
+
+
+def test_alpha_stays_one_between_the_last_step_and_the_end_of_a_fade():
+    """A run may be asked about any number of images, such as one that another batch has left."""
+    schedule = build(SMALL)
+    fade = next(phase for phase in schedule.phases if phase.fading)
+    assert [schedule.at(fade.end - k).alpha for k in (8, 7, 1)] == [1.0, 1.0, 1.0]

@@ -12,6 +12,7 @@ from typing import IO, Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
+from python_multipart.exceptions import FormParserError
 
 from ..generate.video import VideoJob
 from ..output.writers import Encoding
@@ -157,11 +158,14 @@ def add_films(app: FastAPI, service: Service) -> None:
 async def _picture(request: Request) -> bytes:
     """The uploaded file. Its name is not looked at. Raises Refusal if there is none."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with request.form(max_files=1, max_fields=1) as form:
-            field = form.get("picture")
-            if field is None or isinstance(field, str):
-                raise Refusal(400, "the form has no file in its field `picture`", "body")
-            data = await field.read()
+        try:
+            async with request.form(max_files=1, max_fields=1) as form:
+                field = form.get("picture")
+                if field is None or isinstance(field, str):
+                    raise Refusal(400, "the form has no file in its field `picture`", "body")
+                data = await field.read()
+        except FormParserError as error:  # newer versions of Starlette answer it themselves
+            raise Refusal(400, f"the form is damaged ({error})", "body") from error
     else:
         data = await request.body()
     if not data:

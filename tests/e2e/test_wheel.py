@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
-import venv
+import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 
+import building
 from pgsr import bundle
 from serving import CPU, serving
 
@@ -32,17 +36,7 @@ def run(*command: object, cwd: Path, check: bool = True) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the tracked files, so that no build folder is left in the checkout."""
-    out = tmp_path_factory.mktemp("wheel")
-    source = out / "source"
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", out, source, cwd=out)
-    (built,) = out.glob("*.whl")
-    return built
+    return building.wheel(tmp_path_factory.mktemp("wheel"))
 
 
 REPORTS = ROOT / "benchmarks" / "reports"  # measurements that were made, which no one installs
@@ -51,22 +45,13 @@ REPORTS = ROOT / "benchmarks" / "reports"  # measurements that were made, which 
 @pytest.fixture(scope="module")
 def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that holds the wheel with [cpu] and nothing else."""
-    return environment_of(wheel, "cpu", tmp_path_factory.mktemp("environment"))
-
-
-def environment_of(wheel: Path, extras: str, folder: Path) -> Path:
-    """Makes an environment there that holds the wheel with these extras: its bin folder."""
-    venv.create(folder, with_pip=True)
-    constraints = ROOT / "constraints.txt"
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints]
-    run(*pip, f"{wheel}[{extras}]", cwd=folder)
-    return folder / "bin"
+    return building.environment(wheel, tmp_path_factory.mktemp("environment")).parent
 
 
 @pytest.fixture(scope="module")
 def serve_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that holds the wheel with [cpu,serve]."""
-    return environment_of(wheel, "cpu,serve", tmp_path_factory.mktemp("serve"))
+    return building.environment(wheel, tmp_path_factory.mktemp("serve"), "cpu,serve").parent
 
 
 def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
@@ -84,6 +69,26 @@ def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"pgsr"}
 
 
+@pytest.mark.slow  # a second build
+def test_the_wheel_is_the_same_in_another_folder_at_another_time(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a user whose files are nobody else's, in another time zone, on another day by the files' times."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    before = os.umask(0o077)
+    try:
+        time.sleep(2.1)  # the steps of a zip's times
+        again = building.wheel(tmp_path / "again")
+    finally:
+        os.umask(before)
+    assert again.read_bytes() == wheel.read_bytes()
+    infos = zipfile.ZipFile(again).infolist()
+    assert all(info.external_attr >> 16 & 0o044 == 0o044 for info in infos)
+    assert len({info.date_time for info in infos}) == 1
+
+
 def test_the_wheel_holds_the_servers_page(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
     program = "import sys; sys.path.insert(0, 'unpacked'); from pgsr.runtime.serve import page; "
@@ -98,6 +103,24 @@ def test_environment_is_without_torch_and_small(empty_environment: Path, tmp_pat
     names = {entry["name"].lower() for entry in json.loads(listed)}
     assert "onnxruntime" in names
     assert not names & {"torch", "onnx", "tensorboard", "matplotlib", "safetensors"}
+
+
+@pytest.mark.slow  # an inventory takes seconds
+def test_the_bill_of_materials_names_what_is_installed(empty_environment: Path, tmp_path: Path) -> None:
+    file = building.bill(empty_environment / "python", tmp_path / "pgsr.cdx.json")
+    bill = json.loads(file.read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert (
+        JsonStrictValidator(SchemaVersion.from_version(bill["specVersion"])).validate_str(file.read_text())
+        is None
+    )
+    told = {(entry["name"].lower(), entry["version"]) for entry in bill["components"]}
+    listed = run(empty_environment / "python", "-m", "pip", "list", "--format=json", cwd=tmp_path).stdout
+    held = {(entry["name"].lower(), entry["version"]) for entry in json.loads(listed)}
+    assert bill["metadata"]["component"]["name"] == "pgsr"
+    assert {entry for entry in held if entry[0] != "pgsr"} == {entry for entry in told if entry[0] != "pgsr"}
+    again = building.bill(empty_environment / "python", tmp_path / "again.cdx.json")
+    assert again.read_bytes() == file.read_bytes()
 
 
 def test_the_runtime_takes_less_than_150_mb(empty_environment: Path) -> None:

@@ -83,8 +83,7 @@ class Schedule:
         alpha = (images shown in the fade, this step's included) / n, so a fade's last step has 1.
         """
         starts = [phase.start for phase in self.phases]
-        last = len(self.phases) - 1
-        phase = self.phases[min(bisect.bisect_right(starts, images_shown) - 1, last)]
+        phase = self.phases[bisect.bisect_right(starts, images_shown) - 1]
         within = images_shown - phase.start
         shown_a_step = phase.batch * self.images_per_step
         alpha = min(1.0, (within + shown_a_step) / phase.images) if phase.fading else 1.0
