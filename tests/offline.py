@@ -31,6 +31,7 @@ UPSCALE += " --set schedule.stable_images=64 --set schedule.batch=8"
 # Of a command: what stands there -> what stands there instead.
 LESS = {
     "my-bundle --count 1000 --out faces": "my-bundle --count 8 --out own",  # faces/ is another model's
+    "--count 10000000 --out s3://bucket/faces --ray auto": "--count 8 --shard-size 4 --out sets --ray local",
     "--count 1000": "--count 8",
     "--count 100000": "--count 12",
     "--count 64": "--count 6",

