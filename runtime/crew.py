@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import secrets
+import socket
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ from .metric_names import LOST, WAITING, WORKERS
 log = logging.getLogger(__name__)
 
 MOST_WORKERS = 2**16
+LONGEST_KNOCK = 10.0  # seconds
 TICK = 0.5  # seconds between looks at the cluster
 REST = 2.0  # seconds that a worker waits after its first failure; twice as long after the next
 MOST_FAILURES = 3  # of a worker in a row, before it gets no more work
@@ -83,6 +85,7 @@ def connected(address: str) -> Iterator[Any]:
         raise missing_package("--ray", "ray", error) from error
     own = {"include_dashboard": False} if address == "local" else {}
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # of many kinds
         words = " ".join(str(error).split())[:200]
@@ -95,6 +98,14 @@ def connected(address: str) -> Iterator[Any]:
             yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens at HOST:PORT, or ray://HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=LONGEST_KNOCK):
+            pass
 
 
 # ----------------------------------------------------------------------------
@@ -212,7 +223,7 @@ class Crew:
         self._attempts: Counter[int] = Counter()  # by task
         self._deaths: Counter[int | None] = Counter()  # by the task at hand; None: at the start
         self._error: PgsrError | None = None
-        self._looked = float("-inf")  # when the cluster was looked at
+        self._looked = self._told = float("-inf")  # when at the cluster, and when it was told
         self.summary = Summary()
         self._gauges = Gauges()
 
@@ -247,7 +258,8 @@ class Crew:
                 self._hire()
                 self._hand_out()
                 self._check_hope()
-                self._tell()
+                if time.perf_counter() - self._told >= TICK:  # it counts the images of all that waits
+                    self._tell()
                 ready, _ = self._ray.wait(list(self._calls), timeout=TICK) if self._calls else ([], [])
                 if not self._calls:
                     time.sleep(TICK)
@@ -260,6 +272,7 @@ class Crew:
         self._tell()
 
     def _tell(self) -> None:
+        self._told = time.perf_counter()
         working = sum(worker.task is not None for worker in self._hired)
         self.summary.workers = max(self.summary.workers, working)
         self._gauges(self.images(self._queue), working)

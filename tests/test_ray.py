@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_shards import s3_server
 
 from bundles import write_bundle
 from pgsr.benchmarks.cluster import kills
@@ -34,19 +35,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A disk of 256 kB, of a node's own."""
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A disk of 256 kB, of a node's own; None where none may be mounted."""
     folder = tmp_path_factory.mktemp("small")
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
+        yield None
+        return
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    with local_cluster(NODES) as started:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder behind s3://bucket, of a server that all processes know by their environment."""
+    pytest.importorskip("s3fs")
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    with s3_server(folder) as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_settings(address).items():
+            patch.setenv(name, value)
+        yield folder / "bucket"
+
+
+@pytest.fixture(scope="module")
+def cluster(small_disk: Path | None, bucket: Path) -> Iterator[LocalCluster]:
+    """One for all tests, since a second one's end would take the first along. A node has a small disk of its
+    own, which matters where shards go to object stores."""
+    with local_cluster(NODES, [{"TMPDIR": str(small_disk)} if small_disk else {}, {}]) as started:
         yield started
 
 
@@ -126,21 +142,15 @@ def test_a_worker_that_stands_still_is_passed(
 
 
 @pytest.mark.slow
-def test_a_node_whose_disk_is_full_gives_its_work_away(model: Path, small_disk: Path, tmp_path: Path):
+def test_a_node_whose_disk_is_full_gives_its_work_away(
+    model: Path, small_disk: Path | None, bucket: Path, cluster: LocalCluster, tmp_path: Path
+):
     """What goes to S3 is made on the node's own disk first; that of one node is too small for a shard."""
-    from test_shards import s3_server
-
-    pytest.importorskip("s3fs")
-    bucket = tmp_path / "s3/bucket"
-    bucket.mkdir(parents=True)
+    if small_disk is None:
+        pytest.skip("mounting a small disk is not allowed here")
     arguments = ("--count", 10_000, "--shard-size", 1000, "--backend", "onnxruntime", "--model", model)
     result(start(*arguments, "--out", tmp_path / "alone"))
-    with s3_server(tmp_path / "s3") as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_settings(address).items():
-            patch.setenv(name, value)
-        with local_cluster(NODES, [{"TMPDIR": str(small_disk)}, {}]) as cluster:
-            process = cluster.generate(*arguments, "--out", "s3://bucket/faces")
-            report = result(process)
+    report = result(cluster.generate(*arguments, "--out", "s3://bucket/faces"))
     assert report["failed"] >= 1
     assert report["lost"] == 0
     assert kills.files(bucket / "faces") == kills.files(tmp_path / "alone")
