@@ -28,6 +28,7 @@ from pgsr.files import sha256
 from pgsr.gpu import Gpu
 from pgsr.runtime import measured as remembered
 from pgsr.runtime.backends import BACKENDS, Backend, Settings, choice, listing, open_runner, ort
+from pgsr.runtime.backends.openvino import one_core
 from pgsr.runtime.generate.cli import main
 
 openvino = pytest.importorskip("openvino", reason="pip install 'pgsr[openvino]'")
@@ -97,7 +98,7 @@ def test_bfloat16_where_the_cpu_has_it(
     emulation, to see how exact it is."""
     graph = dataclasses.replace(shipped.graph("chain"), precision="bf16")
     bundle = dataclasses.replace(shipped, graphs=(graph,))
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in one_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(PgsrError, match=r"--precision bf16: .* use --precision fp32"):
             faces(bundle, "openvino", "bf16")
         from pgsr.runtime.backends import openvino as module
@@ -112,7 +113,7 @@ def test_layers_at_low_resolutions_stay_in_float32(shipped: Bundle) -> None:
     """Of a model compiled for bf16, emulated or not."""
     from pgsr.runtime.backends import openvino as module
 
-    core = openvino.Core()
+    core = one_core(openvino)
     path = str(shipped.path(shipped.graph("generator")))
     compiled = core.compile_model(
         module.read_model(openvino, core, path, "bf16"), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}

@@ -88,6 +88,7 @@ def test_help_has_headings_and_modes():
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == [
         "Output:",
+        "Shards, and clusters:",
         "Which faces:",
         "Machine:",
         "Options:",

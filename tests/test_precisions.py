@@ -28,6 +28,7 @@ from pgsr.export.onnx_file import finished, to_onnx
 from pgsr.export.rewrites.table import choose_rewrites, rewritten
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
+from pgsr.runtime.backends.openvino import one_core
 
 OPTIONS = {"kind": "progan", "resolution": 8, "latent_size": 12, "feature_base": 128, "feature_max": 16}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -422,7 +423,7 @@ def test_dead_nodes_and_constants_go():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_openvino_reads_it(exported: bundle.Bundle, precision: str):
     openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
+    core = one_core(openvino)
     path = exported.path(exported.graph("chain", precision))
     compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     z = draws.latents(5, range(4), 12)

@@ -25,8 +25,8 @@ PHOTOGRAPHS, LARGE = DATA / "faces64.zip", DATA / "faces256.zip"
 
 @pytest.fixture(scope="module")
 def faces() -> NDArray[np.uint8]:
-    """The first 128 faces of seed 0: [128, 256, 256, 3]."""
-    with Synthesizer(device="cpu") as synthesizer:
+    """The first 128 faces of seed 0 in all their variety: [128, 256, 256, 3]."""
+    with Synthesizer(device="cpu", truncation=1.0) as synthesizer:
         return synthesizer.images(seed=0, count=128)
 
 
@@ -58,7 +58,7 @@ def test_sizes(faces: NDArray[np.uint8]) -> None:
 
 
 def test_half_precision_shows_the_same_faces(faces: NDArray[np.uint8]) -> None:
-    with Synthesizer(device="cpu", precision="fp16") as synthesizer:
+    with Synthesizer(device="cpu", precision="fp16", truncation=1.0) as synthesizer:
         half = synthesizer.images(seed=0, count=8)
     mse = np.mean((half.astype(float) - faces[:8]) ** 2)
     assert 10 * np.log10(255**2 / mse) >= 45

@@ -94,7 +94,9 @@ def open_openvino(case: Case, convolution: str, layout: str, precision: str, thr
         import openvino
         from openvino.preprocess import PrePostProcessor
 
-    core = openvino.Core()
+    from pgsr.runtime.backends.openvino import one_core
+
+    core = one_core(openvino)
     model = core.read_model(graph(case, convolution, precision == "int8"))
     around = PrePostProcessor(model)
     for port in (around.input(), around.output()):

@@ -238,9 +238,9 @@ def profile_openvino(
     with silent_openvino():
         import openvino
 
-    from pgsr.runtime.backends.openvino import HINTS, read_model
+    from pgsr.runtime.backends.openvino import HINTS, one_core, read_model
 
-    core = openvino.Core()
+    core = one_core(openvino)
     hint = HINTS[precision]
     read = read_model(openvino, core, str(model), hint)
     read.reshape([*x.shape])

@@ -63,6 +63,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+KEPT: list[Any] = []  # cores: one that is freed takes the stack of signal handlers along
+
+
 class Engine:
     """A network compiled by OpenVINO, inputs [N, ...] -> outputs, in batches and asynchronously."""
 
@@ -70,6 +73,7 @@ class Engine:
         import openvino
 
         self.core = openvino.Core()
+        KEPT.append(self.core)
         self.path, self.precision, self.threads = path, precision, threads
         self.model = self.core.read_model(path)
         if precision == "int8":

@@ -147,7 +147,7 @@ def _settle(openvino: Any) -> None:
 _core_lock = threading.Lock()
 
 
-def _core(openvino: Any) -> Any:
+def one_core(openvino: Any) -> Any:
     """One for the process, which is never freed.
 
     Its CPU plugin gives the thread that loads it a stack for signal handlers (sigaltstack(2)), and frees that
@@ -171,7 +171,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> OpenVinoRunn
         import openvino.opset13
     _settle(openvino)
 
-    core = _core(openvino)
+    core = one_core(openvino)
     hint = _precision(core, graph.precision)
     if _any_size(graph):
         return _open(openvino, core, path, graph, settings, hint, MODES["latency"])
