@@ -106,7 +106,7 @@ class Settings:
     out: Path
     length: str = "full"  # of LENGTHS
     parts: tuple[str, ...] = ()  # none: all
-    data: Path | None = None  # photographs, for the parts that train or judge, and resample
+    data: Path | None = None  # photographs, for the parts that train or judge
     held_out: Path | None = None  # others, that quality-curves scores against
     threads: int = 0  # 0: one a usable core
 
@@ -126,7 +126,6 @@ class Settings:
             layers=replace(length.layers, threads=self.threads),
             training=replace(length.training, threads=self.threads),
             rewrites=replace(length.rewrites, threads=self.threads),
-            resample=replace(length.resample, data=self.data),
             opponent=replace(length.opponent, threads=self.threads),
         )
 
