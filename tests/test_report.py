@@ -408,7 +408,7 @@ def test_the_findings_say_where_separable_does_not_pay(committed: dict[str, Any]
     name = findings.way_name(conv_part["pays_from"][0]).replace(", ", " ")
     assert f"at no width at every resolution with {name}" in findings.does_not_pay(conv_part, None)
     slow = {"rows": [{"speedup": {"median": 0.5}, "network": "upscaler", "layer": "9×9", **ROW_OF_A_WAY}]}
-    assert "1 of 1 are slower, most the upscaler's 9×9" in findings.does_not_pay(conv_part, slow)
+    assert "1 of 1 is slower, most the upscaler's 9×9" in findings.does_not_pay(conv_part, slow)
     assert said[1] == findings.does_not_pay(
         committed["parts"]["conv"]["result"], committed["parts"]["predicted"]["result"]
     )

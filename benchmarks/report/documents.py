@@ -115,10 +115,11 @@ def says(report: Mapping[str, Any]) -> list[str]:
     """The findings, one after the other, and whether the run was disturbed."""
     told = [f"{number}. {sentence}" for number, sentence in enumerate(sentences(report), 1)]
     if whys := disturbances(report):
+        verb = "was" if len(whys) == 1 else "were"
         loads = [report["parts"][why.partition(":")[0]]["noise"]["other_load"] for why in whys]
         told += [
             "",
-            f"{len(whys)} of {len(report['parts'])} parts were disturbed by other work on the core (up to "
+            f"{len(whys)} of {len(report['parts'])} parts {verb} disturbed by other work on the core (up to "
             f"{max(loads):.0%} of its time): ratios, taken round by round, hold better than times.",
         ]
     return told

@@ -137,9 +137,10 @@ def _slow_layers(predicted: Row | None) -> str:
     if not slow:
         return "; of the networks' own layers none is slower"
     worst = min(slow, key=lambda row: row["speedup"]["median"])
+    verb = "is" if len(slow) == 1 else "are"
     return (
-        f"; of the networks' own layers {len(slow)} of {len(rows)} are slower, most the {worst['network']}'s "
-        f"{layer_name(worst)} with {_way(worst)} ({factor(worst['speedup']['median'])})"
+        f"; of the networks' own layers {len(slow)} of {len(rows)} {verb} slower, most the "
+        f"{worst['network']}'s {layer_name(worst)} with {_way(worst)} ({factor(worst['speedup']['median'])})"
     )
 
 
