@@ -39,7 +39,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         if durable:
-            _sync_folder(path.parent)
+            flush(path.parent)
     except BaseException as error:
         with suppress(OSError):  # it may not be there yet, or the folder not to be written any more
             temporary.unlink()
@@ -48,9 +48,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    """Lets new names in a folder reach the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Lets a file, or the names in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

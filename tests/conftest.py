@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,22 @@ def command() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """disk("size=1m"): a small file system; again with other options, the same one changed."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+
+    def mount(options: str) -> Path:
+        if os.path.ismount(mounted):
+            options = f"remount,{options}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mounted)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount file systems")
+        return mounted
+
+    yield mount
+    if os.path.ismount(mounted):
+        subprocess.run(["umount", "-l", str(mounted)], check=True)

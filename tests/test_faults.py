@@ -319,25 +319,6 @@ def test_sigterm_while_the_reader_hangs(forks: Server, inputs: Path, tmp_path: P
 # What cannot be written.
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """disk("size=1m"): a small file system; again with other options, the same one changed."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-
-    def mount(options: str) -> Path:
-        if os.path.ismount(mounted):
-            options = f"remount,{options}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mounted)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("this user may not mount file systems")
-        return mounted
-
-    yield mount
-    if os.path.ismount(mounted):
-        subprocess.run(["umount", "-l", str(mounted)], check=True)
-
-
 def sizes_of(bench: Bench) -> list[int]:
     """Bytes of every file of a command that nothing disturbed."""
     place = bench.folder / "sizes"

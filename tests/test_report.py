@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pgsr.benchmarks.conv import measure as conv
 from pgsr.benchmarks.conv.backends import LIBRARIES, Convolution
 from pgsr.benchmarks.conv.cases import Case
 from pgsr.benchmarks.conv.graphs import graph
-from pgsr.benchmarks.harness import noise, roof
+from pgsr.benchmarks.harness import noise, provenance, roof
 from pgsr.benchmarks.harness.machine import Machine
 from pgsr.benchmarks.harness.resume import Kept
 from pgsr.benchmarks.harness.roof import Roof
@@ -591,3 +592,10 @@ def test_the_page_opens_on_a_phone(committed: dict[str, Any], tmp_path: Path):
     path = tmp_path / "report.html"
     path.write_text(page(committed))
     assert_page_is_good(path)
+
+
+def test_commands_name_no_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch, committed: dict[str, Any]):
+    words = ["pgsr-bench", "report", "--data", "/home/somebody/faces.zip", "--out", "reports/here"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert provenance.provenance()["command"] == "pgsr-bench report --data faces.zip --out reports/here"
+    assert "/work/" not in json.dumps(committed)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +80,6 @@ def assert_whole(run: Path) -> None:
 
 # ----------------------------------------------------------------------------
 # Full disks.
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """disk("size=1m"): a small file system; again with other options, the same one changed."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-
-    def mount(options: str) -> Path:
-        if os.path.ismount(mounted):
-            options = f"remount,{options}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mounted)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("this user may not mount file systems")
-        return mounted
-
-    yield mount
-    if os.path.ismount(mounted):
-        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])

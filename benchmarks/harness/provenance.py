@@ -18,13 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 def provenance() -> dict[str, Any]:
     """What a reader needs to judge or repeat a measurement."""
     return {
-        "command": shlex.join(["pgsr-bench", *sys.argv[1:]]),
+        "command": shlex.join(["pgsr-bench", *map(named, sys.argv[1:])]),
         "commit": commit(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "clock": f"perf_counter, steps of {time.get_clock_info('perf_counter').resolution * 1e9:.0f} ns",
         "clock_mhz": clock_mhz(),
         "flags": sorted(processor_flags()),
     }
+
+
+def named(argument: str) -> str:
+    """An argument of a command without the machine's folders: of an absolute path its last name alone."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def clock_mhz() -> float | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pgsr.errors import PgsrError, missing_package
-from pgsr.files import cannot_read, cannot_write, make_folder, remove_leftovers, temporary_beside
+from pgsr.files import cannot_read, cannot_write, flush, make_folder, remove_leftovers, temporary_beside
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "tos"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # of pyproject.toml
@@ -112,7 +112,7 @@ class FolderStore:
                 _remove(temporary)
             else:
                 os.replace(temporary, path)
-                _sync_names(path.parent)
+                flush(path.parent)
         except BaseException as error:
             _remove(temporary)
             if isinstance(error, OSError):
@@ -137,15 +137,7 @@ def _sync(path: Path) -> None:
     """Lets a file, or a folder with what is in it, reach the disk."""
     if path.is_dir():
         os.sync()  # once for all files
-    _sync_names(path)
-
-
-def _sync_names(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path)
 
 
 def _remove(path: Path) -> None:
