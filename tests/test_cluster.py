@@ -144,8 +144,8 @@ def test_scripts_are_bash_with_options_of_sbatch(path: Path):
 
 
 def sent(path: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script with stand-ins of srun, which writes down what it was asked, and scontrol."""
-    for name, answer in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo n1; echo n2")):
+    """Runs a script beside an srun that prints what it is asked and an scontrol that fills a pipe."""
+    for name, answer in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "seq -f n%g 20000")):
         (folder / name).write_text(f"#!/bin/bash\n{answer}\n")
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
