@@ -83,6 +83,13 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> tu
         raise click.BadParameter("must be numbers such as 4,8,16") from None
 
 
+def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter("must be numbers such as 0.7,0.8,1") from None
+
+
 def _optional_numbers(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[int, ...] | None:
@@ -532,6 +539,32 @@ def quality(out: Path | None, as_json: bool, **options: Any) -> None:
         with packages("the report's picture", "bench"):
             write_report(result, out)
     emit(as_dict(result), text(result), as_json)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip.")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped].")
+@click.option(
+    "--psi", "psis", default="0.5,0.7,0.8,0.9,1", show_default=True, callback=_shares, help="Compared."
+)
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
+@click.option("--images", type=int, help="Of each PSI [default: as pgsr-bench quality].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_by_features(required=False)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
+@click.option("--threads", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for truncation.json, .md and .png.")
+@json_option
+def truncation(out: Path | None, psis: tuple[float, ...], as_json: bool, **options: Any) -> None:
+    """Score a bundle's faces at several truncations, and show them side by side."""
+    with packages("measuring", "bench"):
+        from .quality.sets import Settings
+        from .quality.truncation import run, text, write_report
+    settings = Settings(features=_network(options), **options)
+    report, faces = run(settings, psis, lambda line: click.echo(line, err=True))
+    if out is not None:
+        write_report(report, faces, out)
+    emit(report, text(report), as_json)
 
 
 @main.command()

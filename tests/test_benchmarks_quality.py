@@ -408,6 +408,33 @@ def test_a_bundle_without_an_upscaler(command, model: Path, toy: Path, tmp_path:
     assert "the bundle has no upscaler" in result.stdout
 
 
+def test_truncations_are_scored_and_shown(command, model: Path, toy: Path, network: Path, tmp_path: Path):
+    """A row holds what quality says at that PSI; less PSI is less variety; the sheet shows those faces."""
+    by_network = ("--features", network, "--feature-side", 0, "--feature-range", "unit")
+    arguments = ("--model", model, "--data", toy, "--images", 20, "--device", "cpu", *by_network)
+    result = command(main, "truncation", *arguments, "--psi", "0.2,0.6,1", "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told == json.loads((tmp_path / "truncation.json").read_text())
+    assert [row["psi"] for row in told["rows"]] == [0.2, 0.6, 1.0]
+    variety = [row["variety"] for row in told["rows"]]
+    assert 0 < variety[0] < variety[1] < variety[2]
+    quality = command(main, "quality", *arguments, "--pairs", 30, "--truncation", 0.6, "--json")
+    expected = scores(json.loads(quality.stdout), "generator", "generator")
+    floor = scores(json.loads(quality.stdout), "generator", "photographs")
+    for name in ("SWD average", "FID", "precision", "recall"):
+        assert told["rows"][1][name] == pytest.approx(expected[name]["value"], rel=1e-5)
+        assert told["photographs against others"][name] == pytest.approx(floor[name]["value"], rel=1e-5)
+    with Image.open(tmp_path / "truncation.png") as sheet, Synthesizer(model, "cpu", truncation=0.6) as made:
+        cells = np.asarray(sheet)
+        face = made.images(seed=0, count=1)[0]
+    assert any(np.array_equal(cells[y : y + LARGE, 2 : 2 + LARGE], face) for y in range(len(cells) - LARGE))
+    assert (tmp_path / "truncation.md").read_text().startswith("| PSI | SWD average | FID |")
+    wrong = command(main, "truncation", "--model", model, "--data", toy, "--psi", "0.5,1.5")
+    assert wrong.exit_code == 1
+    assert "1.5" in wrong.output
+
+
 def test_what_swd_costs(command):
     result = command(main, "swd", "--images", "24", "--resolution", 16, "--threads", 1, "--json")
     rows = json.loads(result.stdout)["rows"]

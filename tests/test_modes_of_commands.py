@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 import bundles as tiny
+from pgsr import bundle, draws
 from pgsr.export.cli import main as export
 from pgsr.runtime.generate.cli import main as generate
+from pgsr.runtime.generate.interpolation import between
 
 
 def run(command, *arguments: object) -> Result:
@@ -31,6 +35,26 @@ def test_a_grid_by_either_spelling_is_the_same_picture(model: Path, tmp_path: Pa
     assert by_word.read_bytes() == by_option.read_bytes()
     with Image.open(by_word) as picture:
         assert picture.width > picture.height
+
+
+def test_a_grid_between_faces_leads_from_each_to_the_next(model: Path, tmp_path: Path):
+    """Its ends are the faces themselves; what stands between them is of latents turned by equal angles."""
+    latents = draws.latents(5, range(1, 4), bundle.read(model).latent_size)
+    rows = [between(a, b, share) for a, b in pairwise(latents) for share in (0.0, 0.5, 1.0)]
+    np.save(tmp_path / "rows.npy", np.stack(rows))
+    ways, faces = tmp_path / "ways.png", tmp_path / "faces.png"
+    for arguments in (
+        ["grid", "3x2", ways, "--between", "--seed", 5, "--start", 1],
+        ["grid", "3x2", faces, "--from-latents", tmp_path / "rows.npy"],
+    ):
+        done = run(generate, *arguments, "--model", model)
+        assert done.exit_code == 0, done.output
+    assert ways.read_bytes() == faces.read_bytes()
+    np.save(tmp_path / "one.npy", latents[:1])
+    for arguments in (["1x3", "--seed", 5], ["3x1", "--from-latents", tmp_path / "one.npy"]):
+        done = run(generate, "grid", arguments[0], ways, *arguments[1:], "--between", "--model", model)
+        assert done.exit_code == 1
+        assert "--between" in done.output
 
 
 def test_a_video_by_either_spelling_is_the_same_file(model: Path, tmp_path: Path):

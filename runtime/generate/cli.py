@@ -273,10 +273,10 @@ def _video(synthesizer: Synthesizer, film: VideoJob, threads: int, dry_run: bool
 
 def _grid(synthesizer: Synthesizer, source: Source, grid: Grid, dry_run: bool, as_json: bool) -> None:
     """Makes a page of faces and tells of it."""
-    from .pages import write_grid
+    from .pages import shows, write_grid
 
     source.check(synthesizer.bundle.latent_size)
-    count = min(len(source), grid.most)
+    count = min(len(shows(source, grid)), grid.most)
     report = {"out": str(grid.path), **source.identity, "count": count, **_machinery(synthesizer)}
     if not dry_run:
         progress = Progress(count)
@@ -566,6 +566,7 @@ def video(
 @main.command(cls=Mode, short_help="One picture of many faces.")
 @click.argument("columns_by_rows", metavar="COLUMNSxROWS")
 @click.argument("file", type=click.Path(path_type=Path))
+@option(WHICH, "--between", is_flag=True, help="Each row leads from one face to the next.")
 @start_option
 @seed_option
 @seeds_option
@@ -575,6 +576,7 @@ def video(
 def grid(
     columns_by_rows: str,
     file: Path,
+    between: bool,
     start: int,
     seed: int,
     seeds: str | None,
@@ -584,8 +586,8 @@ def grid(
     **machine: Any,
 ) -> None:
     """Make FILE, one picture of COLUMNSxROWS faces: 8x8 faces.png."""
-    page = _grid_of(columns_by_rows, file)
-    source = _source_of(seed, start, page.most, seeds, from_latents)
+    page = replace(_grid_of(columns_by_rows, file), between=between)
+    source = _source_of(seed, start, page.faces, seeds, from_latents)
     with _opened(from_latents=from_latents, **machine) as synthesizer:
         _grid(synthesizer, source, page, dry_run, as_json)
 
