@@ -141,9 +141,34 @@ def processor_name() -> str:
     return processor_entry("model name") or platform.processor() or platform.machine()
 
 
+# What oneDNN may use, from the least to the most, and the flags that each step adds to the one before
+# (oneDNN's documentation, "CPU Dispatcher Control").
+STEPS = {
+    "SSE41": ("sse4_1",),
+    "AVX": ("avx",),
+    "AVX2": ("avx2", "fma"),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX512_CORE": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "AVX512_CORE_VNNI": ("avx512_vnni",),
+    "AVX512_CORE_BF16": ("avx512_bf16",),
+    "AVX512_CORE_FP16": ("avx512_fp16",),
+    "AVX512_CORE_AMX": ("amx_tile", "amx_bf16", "amx_int8"),
+}
+
+
 def processor_flags(information: str | None = None) -> frozenset[str]:
-    """The instruction sets that the processor names, such as "avx512_bf16"."""
-    return frozenset(processor_entry("flags", information).split())
+    """The instruction sets that the processor names, such as "avx512_bf16", without those that
+    ONEDNN_MAX_CPU_ISA, in the environment, forbids."""
+    flags = frozenset(processor_entry("flags", information).split())
+    most, steps = held_to(), list(STEPS)
+    forbidden = steps[steps.index(most) + 1 :] if most else []
+    return flags.difference(*[STEPS[step] for step in forbidden])
+
+
+def held_to() -> str:
+    """The step that ONEDNN_MAX_CPU_ISA allows at most; empty where it forbids nothing."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return most if most in STEPS else ""
 
 
 def multiplies_bfloat16() -> bool:

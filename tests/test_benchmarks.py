@@ -223,6 +223,24 @@ def test_instruction_sets_are_read():
     assert machine._instruction_sets("") == ()
 
 
+@pytest.mark.parametrize(
+    ("most", "left"),
+    [
+        ("avx512_core_vnni", ("avx2", "avx512f", "avx512_vnni")),
+        ("AVX2", ("avx2",)),
+        ("SSE41", ()),
+        ("DEFAULT", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")),
+    ],
+)
+def test_a_processor_is_what_onednn_may_use_of_it(most: str, left: tuple[str, ...], monkeypatch):
+    """So that a report, and the choice of a precision, fit a smaller processor that is played."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    line = "flags : fpu sse4_1 avx2 avx512f avx512_vnni avx512_bf16 amx_bf16\n"
+    assert machine._instruction_sets(line) == left
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 50.0)
+    assert (f"held to {most.upper()}" in machine.describe(1).cpu) is (most != "DEFAULT")
+
+
 # ----------------------------------------------------------------------------
 # Equation 3 and the counted multiply-adds.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgsr import __version__
 from pgsr.errors import PgsrError
-from pgsr.machine import installed_versions, processor_flags, processor_name, usable_cores
+from pgsr.machine import held_to, installed_versions, processor_flags, processor_name, usable_cores
 
 INSTRUCTION_SETS = (
     "avx2",
@@ -93,7 +93,7 @@ class Machine:
 def describe(threads: int) -> Machine:
     """Measures the peak, too: a few seconds."""
     return Machine(
-        cpu=processor_name(),
+        cpu=processor_name() + (f", held to {most}" if (most := held_to()) else ""),
         cores=usable_cores(),
         instruction_sets=_instruction_sets(),
         memory_bytes=_memory_bytes(),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pgsr.machine import processor_entry, processor_flags
+from pgsr.machine import held_to, processor_entry, processor_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,13 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 def provenance() -> dict[str, Any]:
     """What a reader needs to judge or repeat a measurement."""
     return {
-        "command": shlex.join(["pgsr-bench", *map(named, sys.argv[1:])]),
+        "command": _held() + shlex.join(["pgsr-bench", *map(named, sys.argv[1:])]),
         "commit": commit(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "clock": f"perf_counter, steps of {time.get_clock_info('perf_counter').resolution * 1e9:.0f} ns",
         "clock_mhz": clock_mhz(),
         "flags": sorted(processor_flags()),
     }
+
+
+def _held() -> str:
+    return f"ONEDNN_MAX_CPU_ISA={most} " if (most := held_to()) else ""
 
 
 def named(argument: str) -> str:

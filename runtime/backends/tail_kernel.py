@@ -18,6 +18,8 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from pgsr.machine import processor_flags
+
 from .tail import LANES, REACH, SIDE, STRIP
 
 BLOCK = 8  # columns of two rows whose sums are in registers
@@ -301,11 +303,7 @@ def number(value: Any) -> Any:
 
 def usable(bf16: bool) -> bool:
     """Returns whether this processor has the vectors, and in bfloat16 the dot products."""
-    try:
-        features = llvm.get_host_cpu_features()
-    except RuntimeError:  # of a kind that LLVM cannot ask
-        return False
-    return all(features.get(name) for name in ("avx512f", *(("avx512bf16", "avx512bw") if bf16 else ())))
+    return processor_flags() >= ({"avx512f", "avx512bw", "avx512_bf16"} if bf16 else {"avx512f"})
 
 
 @cache
