@@ -128,6 +128,7 @@ def test_the_first_face_is_there_within_a_second(visit: Callable[..., Visitor]):
     for _ in range(3):
         page = visit().open()
         seconds.append(page.evaluate("performance.now()") / 1000)
+    print(f"first face after {min(seconds):.2f} to {max(seconds):.2f} s")
     assert min(seconds) < 1, seconds
 
 
@@ -151,7 +152,9 @@ def test_thousands_of_faces_are_a_few_elements(visit: Callable[..., Visitor]):
 
 @pytest.mark.slow
 def test_scrolling_leaves_time_for_sixty_frames_a_second(visit: Callable[..., Visitor]):
-    """By Chromium's own trace: processor time of the page's main thread for each frame."""
+    """By Chromium's own trace: processor time of the page's main thread for each frame. By the clock, too,
+    where nobody else uses the machine."""
+    quiet = os.getloadavg()[0] < usable_cores()
     visitor = visit()
     page = visitor.open()
     page.wait_for_function(f"() => document.querySelectorAll('{READY}').length >= 18")
@@ -159,11 +162,16 @@ def test_scrolling_leaves_time_for_sixty_frames_a_second(visit: Callable[..., Vi
     events: list[dict[str, Any]] = []
     session.on("Tracing.dataCollected", lambda data: events.extend(data["value"]))
     session.send("Tracing.start", {"traceConfig": {"includedCategories": ["devtools.timeline", "toplevel"]}})
-    page.evaluate("""() => new Promise((done) => {
-        let left = 90;
-        const step = () => { scrollBy(0, 60); --left ? requestAnimationFrame(step) : done(); };
+    seconds = page.evaluate("""() => new Promise((done) => {
+        let left = 90, began = performance.now();
+        const step = () => {
+            scrollBy(0, 60);
+            --left ? requestAnimationFrame(step) : done((performance.now() - began) / 1000);
+        };
         requestAnimationFrame(step);
     })""")
+    print(f"{90 / seconds:.1f} frames a second")
+    assert not quiet or 90 / seconds > 48
     ended: list[Any] = []
     session.on("Tracing.tracingComplete", lambda data: ended.append(data))
     session.send("Tracing.end")
