@@ -753,6 +753,13 @@ def soak(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.option(
     "--held-out", type=click.Path(path_type=Path), help="Others, that trainings are scored against."
 )
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    default="auto",
+    show_default=True,
+    help="Whose features they are judged by, as pgsr-bench quality takes them.",
+)
 @click.option("--threads", type=int, default=0, show_default=True, help="0: one a usable core.")
 @click.option(
     "--compare",

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pgsr.benchmarks.harness.resume import Kept
 from pgsr.benchmarks.harness.roof import Roof
 from pgsr.benchmarks.layers import profile, roofline, waterfall
 from pgsr.benchmarks.layers.profile import CONVERSION, LAYER, Operation
+from pgsr.benchmarks.quality.feature_network import LITE0
 from pgsr.benchmarks.report import build, documents, findings, settings, words
 from pgsr.benchmarks.report.page import page
 from pgsr.benchmarks.throughput.measure import slow_int8
@@ -360,6 +362,20 @@ def test_a_report_of_one_part_is_written_and_goes_on(tmp_path: Path, monkeypatch
     (tmp_path / "parts" / "conv.json").write_text("{")
     with pytest.raises(PgsrError, match="is no JSON"):
         build.run(chosen, lines.append)
+
+
+def test_trainings_are_judged_by_the_network_that_is_named(tmp_path: Path):
+    """At its own side; lite0's features are of small images, enlarged. The command says so."""
+    plain = settings.Settings(tmp_path, "quick", data=tmp_path, threads=1)
+    assert "--features" not in plain.words
+    judged = replace(plain, features=Path("a/judge.onnx"))
+    assert judged.words.endswith("--features judge.onnx --threads 1")
+    network = judged.quality_curves(tmp_path).features
+    assert network is not None
+    assert (network.path, network.side) == (Path("a/judge.onnx"), None)
+    small = replace(plain, features=LITE0).quality_curves(tmp_path).features
+    assert small is not None
+    assert small.side == settings.FEATURE_SIDE
 
 
 @pytest.mark.slow

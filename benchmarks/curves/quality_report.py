@@ -242,16 +242,14 @@ def curve_panel(result: Mapping[str, Any], name: str, axis: str) -> Panel:
     first, last = min(p.x for p in every), max(p.x for p in every)
     x = Linear(first - 0.04 * (last - first), last + 0.04 * (last - first), AXIS, WIDTH)
     y = Linear(max(0.0, min(ends) - margin), max(ends) + margin, bottom, top)
-    names = [
-        (COLOURS[kind["name"]], f"{kind['convolution']}, {kind['maps']} maps") for kind in result["kinds"]
-    ]
+    names = [(COLOURS[kind["name"]], f"{kind['convolution']} {kind['maps']}") for kind in result["kinds"]]
     unit = "minutes of training →" if axis == "hours" else "images shown →"
     parts = [*names_of_lines(names, HEAD + 5), *frame(x, y, unit)]
     for kind, curve in drawn.items():
         parts += _curve(curve, kind, x, y, name)
     better = "higher is better" if name in HIGHER_IS_BETTER else "lower is better"
     title = f"{NAMES.get(name, name)} over {'time' if axis == 'hours' else 'images'}"
-    return Panel(title, better, "".join(parts), bottom + 36)
+    return Panel(title, f"{better}; beside a name its maps", "".join(parts), bottom + 36)
 
 
 NAMES = {"SWD": "SWD × 1000", "FD": "Fréchet distance", "precision": "Precision", "recall": "Recall"}

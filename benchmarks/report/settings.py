@@ -18,7 +18,7 @@ from ..curves.quality import Settings as QualityCurvesSettings
 from ..layers.settings import Settings as LayerSettings
 from ..opponent.measure import END_TO_END
 from ..opponent.measure import Settings as OpponentSettings
-from ..quality.feature_network import wished
+from ..quality.feature_network import LITE0, wished
 from ..resample.measure import Settings as ResampleSettings
 from ..rewrites.measure import Settings as RewriteSettings
 from ..throughput.settings import Settings as ThroughputSettings
@@ -81,7 +81,7 @@ LENGTHS = {
             **{"images": 5000, "maps": 16, "rates": 10.0, "evaluations": 8, "swd_images": 256},
             **{"final": 1024, "final_maps": 512},
         },
-        {"images": 8000, "looks": 8, "scored": 1024},
+        {"images": 30_000, "looks": 6, "scored": 1024},
     ),
     "full": Length(
         ConvSettings(),
@@ -108,6 +108,7 @@ class Settings:
     parts: tuple[str, ...] = ()  # none: all
     data: Path | None = None  # photographs, for the parts that train or judge
     held_out: Path | None = None  # others, that quality-curves scores against
+    features: Path = Path("auto")  # the network that quality-curves judges by, as pgsr-bench quality takes it
     threads: int = 0  # 0: one a usable core
 
     def __post_init__(self) -> None:
@@ -142,8 +143,9 @@ class Settings:
         return GrowingSettings(self._photographs, folder, device="cpu", **self.amounts.growing)
 
     def quality_curves(self, folder: Path) -> QualityCurvesSettings:
-        """Likewise; with lite0's features, of small images, where they are installed."""
-        features = wished(Path("auto"), FEATURE_SIDE, "bicubic", "auto")
+        """Likewise; unless told by lite0's features, of small images, where they are installed."""
+        side = FEATURE_SIDE if self.features in (Path("auto"), LITE0) else None
+        features = wished(self.features, side, "bicubic", "auto")
         return QualityCurvesSettings(
             self._photographs,
             folder,
@@ -164,4 +166,5 @@ class Settings:
         quick = " --quick" if self.length == "quick" else ""
         data = "" if self.data is None else f" --data {self.data.name}"
         held_out = "" if self.held_out is None else f" --held-out {self.held_out.name}"
-        return f"{quick}{data}{held_out} --threads {self.threads}"
+        features = "" if str(self.features) == "auto" else f" --features {self.features.name}"
+        return f"{quick}{data}{held_out}{features} --threads {self.threads}"
