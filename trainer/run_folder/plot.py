@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,23 +97,39 @@ def plot_of(runs: Sequence[Path], out: Path | None = None) -> tuple[dict[str, An
 
 
 def _one(curve: Curve) -> Figure:
-    figure = new_figure(10, 14)
+    """A panel for each sort of curve that the run has logged, and above them alpha where it fades."""
+    found = {
+        title: keys
+        for sort, title in CURVES.items()
+        if (keys := sorted({key for line in curve.lines for key in line if key.startswith(sort)}))
+    }
+    if len({line["alpha"] for line in curve.lines}) > 1 or not found:
+        found = {"alpha, and where resolutions begin": ["alpha"], **found}
+    figure = new_figure(10, 0.5 + 2.1 * len(found))
     figure.suptitle(curve.recipe)
-    top, *others = figure.subplots(len(CURVES) + 1, 1, sharex=True)
-    _draw(top, curve, "alpha", "alpha")
-    top.set_title("alpha, and where resolutions begin")
-    for axes, (sort, title) in zip(others, CURVES.items(), strict=True):
-        for key in sorted({key for line in curve.lines for key in line if key.startswith(sort)}):
-            _draw(axes, curve, key, key.removeprefix(sort))
+    panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, keys) in zip(panels, found.items(), strict=True):
+        for key in keys:
+            _draw(axes, curve, key, re.sub(r".*(/|gradient norm )", "", key))
         axes.set_title(title)
-        axes.set_yscale("symlog" if sort == "loss/" else "log")
-    for axes in (top, *others):
+        if keys != ["alpha"]:
+            _readable_scale(axes, losses=keys[0].startswith("loss/"))
         for beginning, _ in curve.beginnings():
             axes.axvline(beginning, color="0.85", zorder=0)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small", loc="upper left")
-    others[-1].set_xlabel("real images shown")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    panels[-1].xaxis.set_major_formatter(lambda images, _: f"{images:,.0f}")
+    panels[-1].set_xlabel("real images shown")
     return figure
+
+
+def _readable_scale(axes: Axes, losses: bool) -> None:
+    """Logarithmic where values differ by more than a power of ten, with numbers as one writes them."""
+    values = [abs(float(y)) for line in axes.get_lines() for y in line.get_ydata()]
+    if not values or max(values) < 10 * min(values):
+        return
+    axes.set_yscale("symlog" if losses else "log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}" if f"{value:.0e}"[0] in "25" else "")
 
 
 def _draw(axes: Axes, curve: Curve, key: str, label: str) -> None:
@@ -156,7 +173,7 @@ def over_each_other(curves: Sequence[Curve]) -> Figure:
     for row, key in enumerate(keys, start=1):
         for axes in grid[row]:
             axes.set_title(ROWS[key])
-            axes.set_yscale("symlog" if key.startswith("loss/") else "log")
+            _readable_scale(axes, losses=key.startswith("loss/"))
     for column, words in enumerate(("real images shown", "hours of training")):
         grid[-1, column].set_xlabel(words)
         grid[0, column].legend(fontsize="small")
