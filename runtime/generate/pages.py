@@ -91,6 +91,7 @@ class Between:
 
     def _latent(self, row: int, column: int, size: int) -> NDArray[np.float32]:
         first, second = self.source.latents([row, row + 1], size)
-        if column in (0, self.columns - 1):
-            return second if column else first
-        return between(first, second, column / (self.columns - 1))
+        if 0 < column < self.columns - 1:
+            return between(first, second, column / (self.columns - 1))
+        own: NDArray[np.float32] = second if column else first
+        return own

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pgsr.errors import PgsrError, missing_package
 from pgsr.files import make_folder, replacing
 
@@ -124,8 +126,8 @@ def _one(curve: Curve) -> Figure:
 
 def _readable_scale(axes: Axes, losses: bool) -> None:
     """Logarithmic where values differ by more than a power of ten, with numbers as one writes them."""
-    values = [abs(float(y)) for line in axes.get_lines() for y in line.get_ydata()]
-    if not values or max(values) < 10 * min(values):
+    values = np.abs([y for line in axes.get_lines() for y in np.asarray(line.get_ydata(), dtype=float)])
+    if not len(values) or values.max() < 10 * values.min():
         return
     axes.set_yscale("symlog" if losses else "log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")

@@ -1,0 +1,1 @@
+"""The commands of pgsr-bench, by what they ask."""
