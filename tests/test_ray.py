@@ -200,7 +200,7 @@ def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path
 def test_metrics_have_the_servers_names():
     """What pgsr-serve counts, too, has its name and meaning."""
     pytest.importorskip("prometheus_client")
-    from pgsr.runtime import metric_names
+    from pgsr import metric_names
     from pgsr.runtime.serve.metrics import Metrics
 
     text = Metrics(lambda: 3.0).text().decode()
