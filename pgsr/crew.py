@@ -199,7 +199,7 @@ class Crew:
         self._tell()
 
     def step(self, wait: float = TICK) -> None:
-        """Gives everybody work, and takes an answer if one comes within so many seconds.
+        """Gives everybody work, and takes the answers that are there once one comes within so many seconds.
 
         Raises PgsrError if no worker is left that can go on.
         """
@@ -208,9 +208,13 @@ class Crew:
         self._check_hope()
         if time.perf_counter() - self._told >= TICK:  # it counts the images of all that waits
             self._tell()
-        ready, _ = self._ray.wait(list(self._calls), timeout=wait) if self._calls else ([], [])
         if not self._calls:
             time.sleep(wait)
+            return
+        calls = list(self._calls)
+        ready, _ = self._ray.wait(calls, timeout=wait)
+        if ready:  # all of them at once, since a look at thousands of calls takes its time
+            ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0.0)
         for call in ready:
             self._answered(call)
 

@@ -135,12 +135,11 @@ class Rays:
         return pickle.loads(call.data) if isinstance(call, Put) else call.compute()
 
     def wait(self, calls: list[Call], timeout: float, num_returns: int = 1) -> tuple[list[Call], list[Call]]:
-        first = min(calls, key=lambda call: call.due)
-        if first.due > self.now + timeout:
-            self.now += timeout
-            return [], calls
-        self.now = max(self.now, first.due)
-        return [first], [call for call in calls if call is not first]
+        due = sorted(calls, key=lambda call: call.due)[:num_returns]
+        if num_returns == 1:
+            self.now = max(self.now, min(due[0].due, self.now + timeout))
+        ready = [call for call in due if call.due <= self.now]
+        return ready, [call for call in calls if call not in ready]
 
 
 class _Handle:

@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from test_benchmarks_quality import Means, SquaredError, scripted
 from test_benchmarks_quality import write_bundle as write_model
 
 from bundles import write_bundle
-from pgsr.benchmarks.cli import main as bench
+from pgsr.benchmarks.quality.feature_network import Settings as NetworkSettings
+from pgsr.benchmarks.quality.feature_network import open_network
+from pgsr.benchmarks.quality.looking import PLAIN, Seen, asked, looking
+from pgsr.benchmarks.quality.sets import Settings as Quality
 from pgsr.crew import AHEAD, FEWEST, MOST_DEATHS, MOST_FAILURES, Hiring, Mapped, connected
 from pgsr.errors import PgsrError
 from pgsr.runtime.generate.cli import main as generate
@@ -351,21 +355,42 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_quality(rays: Rays, command, one_thread: None, tmp_path: Path):
-    """Every score, to the last bit."""
-    model = write_model(tmp_path / "model")
+FORMS = ("generator", "upscaler", *PLAIN, "photographs", *(f"restored {way}" for way in ("upscaler", *PLAIN)))
+
+
+def test_what_is_looked_at_for_scores(rays: Rays, one_thread: None, tmp_path: Path):
+    """Every form of a set, to the last bit; and networks that differ on a node are refused."""
     network, lpips = scripted(Means(), tmp_path / "means.pt"), scripted(SquaredError(), tmp_path / "lpips.pt")
-    for name, side in (("small", 16), ("large", 32)):
-        told(command(data, "--procedural", 28, "--sizes", side, "--out", tmp_path / f"{name}.zip", "--json"))
-    sets = ("--data", tmp_path / "small.zip", "--large-data", tmp_path / "large.zip")
-    by_network = ("--features", network, "--feature-side", 0, "--feature-range", "unit", "--lpips", lpips)
-    few = ("--model", model, "--images", 24, "--pairs", 30, "--device", "cpu", "--threads", 1, "--json")
-    alone = told(command(bench, "quality", *sets, *by_network, *few))
+    by_network = NetworkSettings(network, side=0, range="unit")
+    model = write_model(tmp_path / "model")
+    settings = Quality(tmp_path, None, model, features=by_network, lpips=lpips, threads=1)
+    photographs = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     rays.says = sometimes_dead(random.Random(3))
-    on_ray = told(command(bench, "quality", *sets, *by_network, *few, "--ray", "auto"))
-    assert on_ray["sets"] == alone["sets"]
-    assert on_ray["beaten"] == alone["beaten"]
-    assert len(on_ray["sets"]["restored"]) == 3
+
+    def batches(form: str) -> list[Any]:
+        indices = [range(0, 16), range(16, 30)]
+        return indices if form in FORMS[:4] else [photographs[i.start : i.stop] for i in indices]
+
+    opened = open_network(by_network)
+    with looking(settings, opened) as here, looking(replace(settings, ray="auto"), opened) as there:
+        for form in FORMS:
+            alone, on_ray = (list(look(asked(form, batches(form), 20, 25))) for look in (here, there))
+            assert [len(seen.pixels) for seen in alone] == [16, 4]
+            assert [len(seen.features) for seen in alone if seen.features is not None] == [16, 9]
+            assert set(alone[0].near) == ({"PSNR Y", "SSIM Y", "LPIPS"} if "restored" in form else set())
+            assert [pickle.dumps(plain(seen)) for seen in alone] == [pickle.dumps(plain(s)) for s in on_ray]
     assert rays.metrics["pgsr_workers_lost"] > 0
-    spoilt = command(bench, "quality", *sets, *few, "--workers", 2)
-    assert (spoilt.exit_code, spoilt.stderr.count("\n")) == (1, 1)
+    other = replace(opened, sha256="another's")
+    with (
+        looking(replace(settings, ray="auto"), other) as there,
+        pytest.raises(PgsrError, match="another one"),
+    ):
+        list(there(asked("generator", [range(4)], 4, 4)))
+    with pytest.raises(PgsrError, match="--workers is for --ray"):
+        replace(settings, workers=2)
+
+
+def plain(seen: Seen) -> list[Any]:
+    """Its numbers, as numpy has them."""
+    tensors = [seen.features, seen.logits, *seen.near.values()]
+    return [seen.pixels.tobytes(), *(None if t is None else t.numpy().tobytes() for t in tensors)]

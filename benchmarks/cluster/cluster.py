@@ -36,7 +36,7 @@ PATIENCE = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
 }
-PROGRAM = "import sys; from pgsr.runtime.{}.cli import main; main(sys.argv[1:])"
+PROGRAM = "import sys; from pgsr.{}.cli import main; main(sys.argv[1:])"
 
 
 class LocalCluster:
@@ -92,9 +92,9 @@ class LocalCluster:
         return start("--ray", self.address, *arguments)
 
 
-def start(*arguments: Any, command_name: str = "generate") -> subprocess.Popen[str]:
-    """Starts pgsr-generate, or pgsr-upscale, with --json."""
-    command = [sys.executable, "-c", PROGRAM.format(command_name), *(str(a) for a in arguments), "--json"]
+def start(*arguments: Any, package: str = "runtime.generate") -> subprocess.Popen[str]:
+    """Starts pgsr-generate, or another package's command, with --json."""
+    command = [sys.executable, "-c", PROGRAM.format(package), *(str(a) for a in arguments), "--json"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -177,10 +177,10 @@ def local_cluster(
     finally:
         below = children(os.getpid())
         cluster.shutdown()
-        _end(below)
+        end(below)
 
 
-def _end(processes: list[int]) -> None:
+def end(processes: list[int]) -> None:
     """Ends those of these processes of Ray's that are still there."""
     deadline = time.monotonic() + 5.0
     ours = [p for p in processes if b"ray" in command_line(p)]
