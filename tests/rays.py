@@ -139,7 +139,7 @@ class Rays:
         if num_returns == 1:
             self.now = max(self.now, min(due[0].due, self.now + timeout))
         ready = [call for call in due if call.due <= self.now]
-        return ready, [call for call in calls if call not in ready]
+        return ready, due[len(ready) :]
 
 
 class _Handle:

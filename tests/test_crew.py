@@ -8,6 +8,7 @@ import json
 import pickle
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from pgsr.benchmarks.quality.feature_network import Settings as NetworkSettings
 from pgsr.benchmarks.quality.feature_network import open_network
 from pgsr.benchmarks.quality.looking import PLAIN, Seen, asked, looking
 from pgsr.benchmarks.quality.sets import Settings as Quality
-from pgsr.crew import AHEAD, FEWEST, MOST_DEATHS, MOST_FAILURES, Hiring, Mapped, connected
+from pgsr.crew import AHEAD, FEWEST, MOST_DEATHS, MOST_FAILURES, Crew, Hiring, Mapped, connected
 from pgsr.errors import PgsrError
 from pgsr.runtime.generate.cli import main as generate
 from pgsr.runtime.upscale.cli import main as upscale
@@ -182,6 +183,29 @@ def test_a_node_that_joins_is_used(rays: Rays):
     with mapped(rays) as crew:
         list(crew.map(range(60)))
     assert len(rays.actors) == 4
+
+
+def test_thousands_of_workers_take_little_of_the_drivers_time(rays: Rays):
+    """Of what is ours, without Ray's own."""
+    count, workers = 20_000, 16_000
+    rays.nodes_cores = [float(workers)]
+    crew = Crew(rays, Sleeper, (), Hiring(), range(count))
+    began = time.process_time()
+    crew.run()
+    spent = 1000 * (time.process_time() - began) / count
+    print(f"{spent:.3f} ms a task with {workers} workers")
+    assert len(rays.actors) == workers
+    assert spent < 1.0
+
+
+class Sleeper:
+    """Does nothing, and says so."""
+
+    def open(self) -> dict[str, Any]:
+        return {"host": "here"}
+
+    def make(self, number: int) -> dict[str, Any]:
+        return {"seconds": 1.0}
 
 
 def test_nobody_at_the_address_is_a_line(rays: Rays):
