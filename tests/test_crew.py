@@ -33,7 +33,7 @@ from pgsr.errors import PgsrError
 from pgsr.runtime.generate.cli import main as generate
 from pgsr.runtime.upscale.cli import main as upscale
 from pgsr.trainer.data.cli import main as data
-from pgsr.trainer.data.recoding import Drawn, Recoder, Settings, parts_of
+from pgsr.trainer.data.recoding import Drawn, Recoder, Settings, Source, parts_of
 from pgsr.trainer.data.sources import open_pictures
 from upscaling import write_upscaler
 
@@ -351,7 +351,7 @@ def test_what_becomes_of_a_part_is_a_function_of_the_part(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In any order, of whoever gets the sources by mail, in another folder."""
-    sources = [open_pictures(photographs), Drawn(40, 16)]
+    sources: list[Source] = [open_pictures(photographs), Drawn(40, 16)]
     settings = Settings((16, 8), "lanczos", "jpeg", 95)
     parts = parts_of(sources, settings)
     assert sum(len(part.positions) for part in parts) == 130

@@ -281,8 +281,8 @@ def watched_ray(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"127.0.0.1:{port}", f"http://127.0.0.1:{page}/metrics"
         finally:
             below = children(process.pid)
-            process.terminate()
-            process.wait(60)
+            process.kill()
+            process.wait()
             end(below)
 
 

@@ -299,6 +299,7 @@ def _upscaled(
     _note_count(photos, settings, notes)
     reference, made = reference_of(photos), Made(photos, settings)
     report(f"{photos.whole.most} photographs of {side}x{side} looked at")
+    sets: dict[str, tuple[str, Iterable[Batch]]]
     sets = {"upscaler": ("upscaler", chain.batches(made.images, "chain"))}
     for name in PLAIN:
         sets[name] = (NAMES[name], chain.batches(made.images, "generator"))
