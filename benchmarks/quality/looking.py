@@ -138,12 +138,17 @@ def _looking_here(settings: Settings, network: Network | None) -> Iterator[Look]
 def _looking_on_ray(settings: Settings, network: Network | None) -> Iterator[Look]:
     """Nodes find the feature network's file, and LPIPS', where this machine has them; the model is sent."""
     hiring = Hiring(settings.device, settings.threads, settings.workers)
-    digests = (None if network is None else network.sha256, settings.lpips and sha256(settings.lpips))
+    digests = _digests(settings, network)
     with connected(str(settings.ray)) as ray:
         model = model_of(settings.model, "generator", settings.precision, ray.put)
         opened = partial(_on_node, settings.everywhere(), model, digests)
         with Mapped(ray, opened, hiring, "batch") as crew:
             yield crew.map
+
+
+def _digests(settings: Settings, network: Network | None) -> tuple[str | None, str | None]:
+    lpips = None if settings.lpips is None else sha256(settings.lpips)
+    return None if network is None else network.sha256, lpips
 
 
 def _on_node(settings: Settings, model: Model, digests: tuple[str | None, str | None]) -> Looker:
@@ -155,8 +160,7 @@ def _on_node(settings: Settings, model: Model, digests: tuple[str | None, str | 
     network = None
     if settings.features is not None:
         network = open_network(settings.features, chosen_device(settings.device))
-    ours = (None if network is None else network.sha256, settings.lpips and sha256(settings.lpips))
-    if ours != digests:
+    if _digests(settings, network) != digests:
         raise PgsrError(
             "the feature network, or LPIPS' file, is another one here than on the driver's machine"
         )
