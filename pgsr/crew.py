@@ -80,8 +80,8 @@ def connected(address: str) -> Iterator[Any]:
     except Exception as error:  # of many kinds
         words = " ".join(str(error).split())[:200]
         raise PgsrError(
-            f"no Ray cluster at --ray {address}: start one with `ray start --head`, or give --ray local "
-            f"({words})"
+            f"no Ray cluster at --ray {address}: start one with `ray start --head`, or give --ray local; "
+            f"where clusters have tokens, set RAY_AUTH_MODE=token ({words})"
         ) from error
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints what died; stdout is for results

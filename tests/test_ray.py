@@ -310,7 +310,7 @@ def test_rays_page_has_the_servers_names(model: Path):
     pytest.importorskip("prometheus_client")
     from pgsr.runtime.serve.metrics import Metrics
 
-    count, largest = 40_000, dict[str, float]()
+    count, largest = 20_000, dict[str, float]()
     with tempfile.TemporaryDirectory(prefix="ray-") as short, watched_ray(Path(short)) as (address, page):
         deadline = time.monotonic() + 180
         while not shown_on(page) and time.monotonic() < deadline:

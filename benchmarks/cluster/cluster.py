@@ -38,6 +38,7 @@ PATIENCE = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
+    "RAY_AUTH_MODE": "disabled",  # else a token is left in the user's home
 }
 PROGRAM = "import sys; from pgsr.{}.cli import main; main(sys.argv[1:])"
 
