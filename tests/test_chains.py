@@ -171,13 +171,13 @@ def test_quality_measures_the_whole_chain(chain: Path) -> None:
     """Its sets: the generator's pictures, the chain's, and any that all upscalers enlarge."""
     settings = QualitySettings(Path("photographs"), model=chain, images=5, device="cpu")
     with Faces(bundle.read(chain), settings) as faces, Synthesizer(chain, "cpu") as synthesizer:
-        large = np.concatenate(list(faces.large(5)))
+        large = faces.large(range(5))
         assert np.array_equal(large, synthesizer.images(count=5))
-        small = np.concatenate(list(faces.small(5)))
+        small = faces.small(range(5))
         assert small.shape == (5, 16, 16, 3)
         enlarged = faces.upscaled(small)
     with Faces(bundle.read(chain), replace(settings, upscalers=1)) as first:
-        assert (first.size, next(first.large(2)).shape) == (64, (2, 64, 64, 3))
+        assert (first.chain.size, first.large(range(2)).shape) == (64, (2, 64, 64, 3))
     with pytest.raises(PgsrError, match="--upscalers 3: chain has 2"):
         Faces(bundle.read(chain), replace(settings, upscalers=3))
     assert enlarged.shape == large.shape

@@ -257,8 +257,8 @@ ROOMS = {
         *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "triton", "cli"),
     ),
     "runtime": (
-        *("measured", "metric_names", "output", "backends", "triton_model", "pipeline", "autotune"),
-        *("crew", "upscale", "stages", "synthesizer", "generate", "serve"),
+        *("measured", "output", "backends", "triton_model", "pipeline", "autotune"),
+        *("machinery", "upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
 

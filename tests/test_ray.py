@@ -10,17 +10,33 @@ import os
 import random
 import signal
 import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_benchmarks_quality import Means, SquaredError, scripted
+from test_benchmarks_quality import write_bundle as write_model
 from test_shards import s3_server
 
 from bundles import write_bundle
 from pgsr.benchmarks.cluster import kills
-from pgsr.benchmarks.cluster.cluster import LocalCluster, local_cluster, result, start
+from pgsr.benchmarks.cluster.cluster import (
+    LocalCluster,
+    children,
+    end,
+    environment,
+    local_cluster,
+    ports,
+    result,
+    start,
+)
 from upscaling import write_upscaler
 
 pytest.importorskip("ray")
@@ -179,8 +195,8 @@ def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path
         Image.fromarray(picture).save(tmp_path / f"in/{number:02d}.png")
     (tmp_path / "in/17.png").write_bytes(b"no picture")
     arguments = (tmp_path / "in", "--model", model, "--backend", "onnxruntime")
-    alone = start(*arguments, "--out", tmp_path / "alone", command_name="upscale")
-    on_ray = start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+    alone = start(*arguments, "--out", tmp_path / "alone", package="runtime.upscale")
+    on_ray = start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, package="runtime.upscale")
     sentences = [process.communicate(timeout=300)[1].splitlines()[-1] for process in (alone, on_ray)]
     assert sentences[0] == sentences[1]
     assert "1 of 40" in sentences[0]
@@ -188,19 +204,141 @@ def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path
     assert len(kills.files(tmp_path / "set")) == 39
     (tmp_path / "in/17.png").unlink()
     report = result(
-        start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, command_name="upscale")
+        start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, package="runtime.upscale")
     )
     assert (report["made"], report["present"]) == (0, 39)
+
+
+@pytest.mark.slow
+def test_an_archive_prepared_on_a_cluster(cluster: LocalCluster, tmp_path: Path):
+    """The same bytes as without Ray, though a worker is killed; and damaged pictures are named the same."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(600):
+        picture = draw.integers(0, 256, (90 + number % 40, 100, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"in/{number:03d}.jpg")
+    (tmp_path / "in/017.jpg").write_bytes(b"no picture")
+    arguments = (tmp_path / "in", "--procedural", 600, "--sizes", "16,64")
+    alone = start(*arguments, "--out", tmp_path / "alone.zip", package="trainer.data")
+    expected = result(alone)
+    on_ray = start(
+        *arguments, "--out", tmp_path / "ray.zip", "--ray", cluster.address, package="trainer.data"
+    )
+    while not cluster.workers(0) and on_ray.poll() is None:
+        time.sleep(0.1)
+    time.sleep(random.uniform(0.0, 4.0))
+    cluster.kill_worker(0)
+    assert result(on_ray) == {**expected, "archive": str(tmp_path / "ray.zip")}
+    assert (tmp_path / "ray.zip").read_bytes() == (tmp_path / "alone.zip").read_bytes()
+    assert (expected["count"], expected["skipped"]) == (1199, 1)
+
+
+@pytest.mark.slow
+def test_scores_measured_on_a_cluster(cluster: LocalCluster, tmp_path: Path):
+    """To the last bit what one process with as many threads says."""
+    model = write_model(tmp_path / "model")
+    network, lpips = scripted(Means(), tmp_path / "means.pt"), scripted(SquaredError(), tmp_path / "lpips.pt")
+    for side in (16, 32):
+        out = tmp_path / f"{side}.zip"
+        result(start("--procedural", 90, "--sizes", side, "--out", out, package="trainer.data"))
+    sets = ("--data", tmp_path / "16.zip", "--large-data", tmp_path / "32.zip", "--model", model)
+    by_network = ("--features", network, "--feature-side", 0, "--feature-range", "unit", "--lpips", lpips)
+    arguments = ("quality", *sets, *by_network, "--images", 200, "--device", "cpu", "--threads", 1)
+    alone = result(start(*arguments, package="benchmarks"))
+    on_ray = result(start(*arguments, "--ray", cluster.address, package="benchmarks"))
+    assert on_ray["sets"] == alone["sets"]
+    assert len(on_ray["sets"]["upscaled"]) == 4
 
 
 # ----------------------------------------------------------------------------
 # Prometheus.
 
 
+@contextmanager
+def watched_ray(folder: Path) -> Iterator[tuple[str, str]]:
+    """A cluster of one node that shows its metrics: its address, and the page's."""
+    pytest.importorskip("opencensus", reason="Ray shows metrics with pip install 'ray[default]'")
+    port, page = ports()["metrics_agent_port"], ports()["metrics_export_port"]
+    options = {
+        "port": port,
+        "metrics-export-port": page,
+        "num-cpus": 1,
+        "object-store-memory": 80 * 2**20,
+        "include-dashboard": "false",
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    settings = {"RAY_enable_metrics_collection": "1", "RAY_metrics_report_interval_ms": "500"}
+    with (folder / "ray.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            env={**environment(), **settings},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield f"127.0.0.1:{port}", f"http://127.0.0.1:{page}/metrics"
+        finally:
+            below = children(process.pid)
+            process.kill()
+            process.wait()
+            end(below)
+
+
+def samples_in(text: str) -> dict[str, float]:
+    """The samples of a Prometheus page by name, those of all labels together."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def shown_on(page: str) -> dict[str, float]:
+    """What a page shows; nothing before it is there."""
+    with suppress(OSError), urllib.request.urlopen(page, timeout=10) as answer:
+        return samples_in(answer.read().decode())
+    return {}
+
+
+@pytest.mark.slow
+def test_rays_page_has_the_servers_names(model: Path):
+    """pgsr-generate --ray while it makes faces, as Ray's own page for Prometheus shows it."""
+    pytest.importorskip("prometheus_client")
+    from pgsr.runtime.serve.metrics import Metrics
+
+    count, largest = 20_000, dict[str, float]()
+    with tempfile.TemporaryDirectory(prefix="ray-") as short, watched_ray(Path(short)) as (address, page):
+        deadline = time.monotonic() + 180
+        while not shown_on(page) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        arguments = ("--count", count, "--shard-size", 500, "--model", model, "--backend", "onnxruntime")
+        process = start(*arguments, "--out", Path(short) / "set", "--ray", address)
+        while process.poll() is None:
+            for name, value in shown_on(page).items():
+                largest[name] = max(value, largest.get(name, value))
+            time.sleep(0.3)
+        assert result(process)["made"] == count
+    ours = {name.removeprefix("ray_"): value for name, value in largest.items() if "pgsr" in name}
+    metrics = Metrics(lambda: 0.0)
+    metrics.images.inc(500)
+    counted = "pgsr_images_total"
+    assert {counted, "pgsr_images_waiting"} <= samples_in(metrics.text().decode()).keys()
+    assert {counted, "pgsr_images_waiting"} <= ours.keys()
+    assert 500 <= ours[counted] <= count
+    assert ours[counted] % 500 == 0
+    assert ours[counted] == 500 * ours["pgsr_shards_total"]
+    assert 0 < ours["pgsr_images_waiting"] <= count
+    assert ours["pgsr_workers"] == 1
+
+
 def test_metrics_have_the_servers_names():
     """What pgsr-serve counts, too, has its name and meaning."""
     pytest.importorskip("prometheus_client")
-    from pgsr.runtime import metric_names
+    from pgsr import metric_names
     from pgsr.runtime.serve.metrics import Metrics
 
     text = Metrics(lambda: 3.0).text().decode()

@@ -15,14 +15,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pgsr.errors import missing_package
 from pgsr.privacy import silence_ray
 
+T = TypeVar("T")
+
+STARTS = 4  # of a node, before it is given up
 STORE_BYTES = 80 * 2**20  # of a node's shared memory
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,8 +38,9 @@ PATIENCE = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
+    "RAY_AUTH_MODE": "disabled",  # else a token is left in the user's home
 }
-PROGRAM = "import sys; from pgsr.runtime.{}.cli import main; main(sys.argv[1:])"
+PROGRAM = "import sys; from pgsr.{}.cli import main; main(sys.argv[1:])"
 
 
 class LocalCluster:
@@ -50,12 +54,14 @@ class LocalCluster:
 
     def _start(self, number: int) -> Any:
         environment = dict(self._environments[number])
-        return self._cluster.add_node(
-            wait=False,
-            num_cpus=1,
-            object_store_memory=STORE_BYTES,
-            env_vars=environment or None,
-            **ports(),
+        return started(
+            lambda: self._cluster.add_node(
+                wait=False,
+                num_cpus=1,
+                object_store_memory=STORE_BYTES,
+                env_vars=environment or None,
+                **ports(),
+            )
         )
 
     def raylet(self, number: int) -> int:
@@ -92,9 +98,9 @@ class LocalCluster:
         return start("--ray", self.address, *arguments)
 
 
-def start(*arguments: Any, command_name: str = "generate") -> subprocess.Popen[str]:
-    """Starts pgsr-generate, or pgsr-upscale, with --json."""
-    command = [sys.executable, "-c", PROGRAM.format(command_name), *(str(a) for a in arguments), "--json"]
+def start(*arguments: Any, package: str = "runtime.generate") -> subprocess.Popen[str]:
+    """Starts pgsr-generate, or another package's command, with --json."""
+    command = [sys.executable, "-c", PROGRAM.format(package), *(str(a) for a in arguments), "--json"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -170,17 +176,30 @@ def local_cluster(
     except ImportError as error:
         raise missing_package("a local cluster", "ray", error) from error
     idle = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # what nobody uses
-    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, **idle, **ports()}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, **idle}
+    cluster = started(lambda: Cluster(initialize_head=True, head_node_args={**head, **ports()}))
     try:
         yield LocalCluster(cluster, environments or [{}] * nodes)
     finally:
         below = children(os.getpid())
         cluster.shutdown()
-        _end(below)
+        end(below)
 
 
-def _end(processes: list[int]) -> None:
+def started(start: Callable[[], T]) -> T:
+    """Starts a node, and tries again: Ray gives one 30 seconds, which is too little on busy machines."""
+    for attempt in range(STARTS):
+        before = children(os.getpid())
+        try:
+            return start()
+        except Exception:  # Ray's has no kind of its own
+            end([process for process in children(os.getpid()) if process not in before])
+            if attempt == STARTS - 1:
+                raise
+    raise AssertionError
+
+
+def end(processes: list[int]) -> None:
     """Ends those of these processes of Ray's that are still there."""
     deadline = time.monotonic() + 5.0
     ours = [p for p in processes if b"ray" in command_line(p)]

@@ -36,6 +36,8 @@ from .options import (
 @click.option("--lpips", type=click.Path(path_type=Path), help="LPIPS as TorchScript.")
 @device_option
 @threads_option
+@click.option("--ray", metavar="ADDRESS", help="Of a Ray cluster that looks: auto, HOST:PORT, or local.")
+@click.option("--workers", type=int, help="Of the cluster, at most [default: what it has room for].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
 @json_option
 def quality(out: Path | None, as_json: bool, **options: Any) -> None:

@@ -15,32 +15,40 @@ of the two sets that are compared (75 KB an image and level) and the feature net
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pgsr import __version__, bundle
 from pgsr.bundle import Bundle
 from pgsr.files import sha256
 from pgsr.trainer.metrics import features, swd
 from pgsr.trainer.metrics.features import FeatureSet
-from pgsr.trainer.metrics.fidelity import fidelity
 from pgsr.trainer.metrics.score import Score
 from pgsr.trainer.metrics.similarity import PairSimilarity
 from pgsr.trainer.start import chosen_device
 
-from .feature_network import Network, open_lpips, open_network, resized
-from .sets import Counts, Faces, Photos, Pixels, Settings, holds, open_photos, trained_filter
+from .feature_network import Network, open_network
+from .looking import NAMES, PLAIN, Batch, Look, Seen, asked, looking
+from .sets import (
+    Chain,
+    Counts,
+    Photos,
+    Pixels,
+    Settings,
+    chain_of,
+    holds,
+    open_photos,
+    trained_filter,
+)
 
 Report = Callable[[str], None]
 
-NAMES = {"bicubic": "bicubic", "lanczos": "Lanczos", "upscaler": "upscaler"}
-PLAIN = ("bicubic", "lanczos")  # what the upscaler must beat
 SHOWN = 48  # pictures of each set kept for the report's sheets
 
 
@@ -71,12 +79,13 @@ class Reference:
     device: torch.device
     pairs: int
     network: Network | None
+    look: Look
     descriptors: swd.Descriptors = field(init=False)
     feature_set: FeatureSet = field(init=False)
 
     def __post_init__(self) -> None:
-        reals = self.photos.first(self.counts.most)
-        self.descriptors, _, self.feature_set, _ = self._looked_at(reals, self.counts.features, False)
+        reals = self._seen("photographs", self.photos.first(self.counts.most), self.counts.features)
+        self.descriptors, _, self.feature_set, _ = self._looked_at(reals, False)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -86,12 +95,22 @@ class Reference:
         """The half of the photographs that the others are compared with; this one if that is no smaller."""
         if self.photos.half == self.counts:
             return self
-        return Reference(self.photos, self.photos.half, self.device, self.pairs, self.network)
+        return replace(self, counts=self.photos.half)
 
-    def measure(self, key: str, name: str, batches: Iterator[Pixels], features_of: int) -> Measured:
-        """The scores of a set, the first `features_of` of it by features."""
+    def measure(
+        self,
+        key: str,
+        name: str,
+        batches: Iterable[Batch],
+        features_of: int,
+        form: str | None = None,  # of looking.Looker; None: the key
+        near: dict[str, list[Tensor]] | None = None,
+    ) -> Measured:
+        """The scores of a set, the first `features_of` of it by features. How near each picture comes to what
+        it was is added to `near`."""
         began = time.perf_counter()
-        descriptors, similar, feature_set, examples = self._looked_at(batches, features_of, True)
+        seen = self._seen(form or key, batches, features_of)
+        descriptors, similar, feature_set, examples = self._looked_at(seen, True, near)
         conditions = self.conditions
         apart = swd.distance(self.descriptors, descriptors)
         del descriptors
@@ -108,8 +127,12 @@ class Reference:
                 scores.append(Score(metric, value, by_network, deviation))
         return Measured(key, name, scores, examples, round(time.perf_counter() - began, 2))
 
+    def _seen(self, form: str, batches: Iterable[Batch], features_of: int) -> Iterator[Seen]:
+        features_of = 0 if self.network is None else features_of
+        return self.look(asked(form, batches, max(self.counts.swd, SHOWN), features_of))
+
     def _looked_at(
-        self, batches: Iterator[Pixels], features_of: int, pairs: bool
+        self, every: Iterable[Seen], pairs: bool, near: dict[str, list[Tensor]] | None = None
     ) -> tuple[swd.Descriptors, PairSimilarity | None, FeatureSet, Pixels]:
         """One pass over a set: its patches, its variety, what the network finds, its first pictures."""
         conditions, count = self.conditions, self.counts.swd
@@ -117,45 +140,44 @@ class Reference:
         similar = PairSimilarity(count, self.pairs, self.device) if pairs else None
         feature_set = FeatureSet()
         examples: list[Pixels] = []
-        for pixels in batches:
+        for seen in every:
+            pixels = np.array(seen.pixels)
             compared = pixels[: count - descriptors.count]
             if len(compared):
                 descriptors.add(compared)
                 if similar is not None:
                     similar.add(compared)
-            if self.network is not None and len(feature_set) < features_of:
-                feature_set.add(*self.network(pixels[: features_of - len(feature_set)]))
+            if seen.features is not None:
+                feature_set.add(seen.features, seen.logits)
             if sum(map(len, examples)) < SHOWN:
-                examples.append(np.array(pixels))
+                examples.append(pixels)
+            if near is not None:
+                for score, values in seen.near.items():
+                    near.setdefault(score, []).append(values)
         return descriptors, similar, feature_set, np.concatenate(examples)[:SHOWN]
 
 
 # ----------------------------------------------------------------------------
 # The upscaler against photographs.
 
-Enlarge = Callable[[Pixels], Pixels]
-Distances = Callable[[Pixels, Pixels], torch.Tensor]
 
-
-def restore(reference: Reference, faces: Faces, settings: Settings, report: Report) -> list[Measured]:
+def restore(reference: Reference, scale: int, settings: Settings, report: Report) -> list[Measured]:
     """The photographs that are not the reference, reduced, then enlarged by each: scored as sets, and by how
     near each picture comes to what it was."""
-    photos, scale = reference.photos, faces.scale
-    side = photos.conditions["resolution"]
-    ways: dict[str, Enlarge] = {name: partial(resized, side=side, resize=name) for name in PLAIN}
-    lpips = None if settings.lpips is None else open_lpips(settings.lpips, reference.device)
+    photos = reference.photos
     conditions = {**reference.conditions, "reduced by": settings.reduce, "border": scale}
     columns = []
-    for key, enlarge in {"upscaler": faces.upscaled, **ways}.items():
-        values: dict[str, list[torch.Tensor]] = {}
+    for key in ("upscaler", *PLAIN):
+        near: dict[str, list[Tensor]] = {}
         name = f"{NAMES[key]} of reduced photographs"
-        batches = _restored(photos, scale, settings.reduce, enlarge, lpips, values)
-        found = reference.measure(key, NAMES[key], batches, photos.half.features)
+        found = reference.measure(
+            key, NAMES[key], photos.others(), photos.half.features, f"restored {key}", near
+        )
         column = _reported(found, name, report)
         column.scores = [
             replace(s, conditions={**s.conditions, "reduced by": settings.reduce}) for s in column.scores
         ]
-        for metric, parts in values.items():
+        for metric, parts in near.items():
             every = torch.cat(parts).double()
             own = {"features": sha256(settings.lpips)} if metric == "LPIPS" and settings.lpips else {}
             column.scores.append(
@@ -163,26 +185,6 @@ def restore(reference: Reference, faces: Faces, settings: Settings, report: Repo
             )
         columns.append(column)
     return columns
-
-
-def _restored(
-    photos: Photos,
-    scale: int,
-    resampling: str,
-    enlarge: Enlarge,
-    lpips: Distances | None,
-    values: dict[str, list[torch.Tensor]],
-) -> Iterator[Pixels]:
-    """The pictures, a batch at a time; on the way, scores of each one are added to `values`."""
-    for originals in photos.others():
-        pixels = enlarge(resized(originals, originals.shape[1] // scale, resampling))
-        near = fidelity(pixels, originals, border=scale)
-        values_of_batch = {"PSNR Y": near.psnr_db, "SSIM Y": near.ssim}
-        if lpips is not None:
-            values_of_batch["LPIPS"] = lpips(pixels, originals)
-        for metric, each in values_of_batch.items():
-            values.setdefault(metric, []).append(each)
-        yield pixels
 
 
 # ----------------------------------------------------------------------------
@@ -217,16 +219,22 @@ def run(settings: Settings, report: Report) -> Quality:
             "no IS, FID and the like: name a feature network with --features, or pip install 'pgsr[features]'"
         ]
     )
-    with Faces(model, settings) as faces:
+    chain = chain_of(model, settings)
+    with looking(settings, network) as look:
         photos = open_photos(settings.data, model.resolution, settings, trained_filter(model))
         _note_count(photos, settings, notes)
-        reference = Reference(photos, photos.whole, device, settings.pairs, network)
+
+        def reference_of(photos: Photos) -> Reference:
+            return Reference(photos, photos.whole, device, settings.pairs, network, look)
+
+        reference = reference_of(photos)
         report(f"{photos.whole.most} photographs of {model.resolution}x{model.resolution} looked at")
         made = Made(photos, settings)
-        small = _measured(reference, {"generator": ("generator", faces.small(made.images))}, made, report)
+        batches = chain.batches(made.images, "generator")
+        small = _measured(reference, {"generator": ("generator", batches)}, made, report)
         small.append(_floor(reference.of_half(), report))
         del reference
-        large, restored = _upscaled(faces, device, network, settings, notes, report)
+        large, restored = _upscaled(chain, reference_of, settings, notes, report)
     seconds = round(time.perf_counter() - began, 1)
     return Quality(settings, model, small, large, restored, notes, seconds)
 
@@ -249,7 +257,7 @@ class Made:
 
 
 def _measured(
-    reference: Reference, sets: dict[str, tuple[str, Iterator[Pixels]]], made: Made, report: Report
+    reference: Reference, sets: dict[str, tuple[str, Iterable[Batch]]], made: Made, report: Report
 ) -> list[Measured]:
     return [
         _reported(reference.measure(key, name, batches, made.features), name, report)
@@ -272,33 +280,33 @@ def _reported(column: Measured, name: str, report: Report) -> Measured:
 
 
 def _upscaled(
-    faces: Faces,
-    device: torch.device,
-    network: Network | None,
+    chain: Chain,
+    reference_of: Callable[[Photos], Reference],
     settings: Settings,
     notes: list[str],
     report: Report,
 ) -> tuple[list[Measured], list[Measured]]:
     """The large sets, if the bundle has an upscaler and there are photographs to compare with."""
-    side = faces.size
+    side = chain.size
     source = settings.large_data or settings.data
-    if faces.scale == 1:
+    if chain.scale == 1:
         notes.append("the bundle has no upscaler")
         return [], []
     if settings.large_data is None and not holds(source, side):
         notes.append(f"the photographs are smaller than {side}x{side}: name larger ones with --large-data")
         return [], []
-    photos = open_photos(source, side, settings, trained_filter(faces.bundle))
+    photos = open_photos(source, side, settings, trained_filter(chain.bundle))
     _note_count(photos, settings, notes)
-    reference, made = Reference(photos, photos.whole, device, settings.pairs, network), Made(photos, settings)
+    reference, made = reference_of(photos), Made(photos, settings)
     report(f"{photos.whole.most} photographs of {side}x{side} looked at")
-    sets = {"upscaler": ("upscaler", faces.large(made.images))}
+    sets: dict[str, tuple[str, Iterable[Batch]]]
+    sets = {"upscaler": ("upscaler", chain.batches(made.images, "chain"))}
     for name in PLAIN:
-        sets[name] = (NAMES[name], faces.enlarged(made.images, name))
+        sets[name] = (NAMES[name], chain.batches(made.images, "generator"))
     large = _measured(reference, sets, made, report)
     half = reference.of_half()
     large.append(_floor(half, report))
-    return large, restore(half, faces, settings, report)
+    return large, restore(half, chain.scale, settings, report)
 
 
 def _note_count(photos: Photos, settings: Settings, notes: list[str]) -> None:

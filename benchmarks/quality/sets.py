@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,8 +29,8 @@ from pgsr.trainer.data.sources import of_size, open_pictures, reading
 from pgsr.trainer.metrics.similarity import PAIRS
 from pgsr.truncation import check_truncation, typical_direction
 
+from .feature_network import LITE0
 from .feature_network import Settings as NetworkSettings
-from .feature_network import resized
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 
@@ -58,6 +58,8 @@ class Settings:
     lpips: Path | None = None
     device: str = "cpu"
     threads: int = 0
+    ray: str | None = None  # the address of a cluster whose workers look at the pictures
+    workers: int | None = None  # of it, at most
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +72,15 @@ class Settings:
             raise PgsrError(f"--pairs {self.pairs} is below 1")
         check_truncation(self.truncation)
         check_choice("--reduce", self.reduce, FILTERS)
+        if self.workers is not None and self.ray is None:
+            raise PgsrError("--workers is for --ray: leave it out")
+
+    def everywhere(self) -> Settings:
+        """These, with the names of files as processes elsewhere find them."""
+        features = self.features
+        if features is not None and features.path != LITE0:
+            features = replace(features, path=features.path.absolute())
+        return replace(self, features=features, lpips=self.lpips and self.lpips.absolute())
 
     def counts(self, most: int | None = None) -> Counts:
         """Images of a set by score, at most so many."""
@@ -167,19 +178,49 @@ def _batch(model: Bundle, graph: str) -> int:
     return min(BATCH, most(model.size), max(LEAST, room))
 
 
+@dataclass(frozen=True)
+class Chain:
+    """A bundle's graphs, one after the other, as far as they are measured."""
+
+    bundle: Bundle
+    upscalers: tuple[str, ...]  # graphs
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is the bundle's own chain."""
+        return 0 < len(self.upscalers) == len(self.bundle.upscaler_scales)
+
+    @property
+    def scale(self) -> int:
+        return math.prod(self.bundle.upscaler_scales[: len(self.upscalers)])
+
+    @property
+    def size(self) -> int:
+        """Pixels along each side of the upscaled images."""
+        return self.bundle.resolution * self.scale
+
+    def batches(self, count: int, graph: str) -> Iterator[range]:
+        """Indices of so many images, as many at a time as a graph takes."""
+        size = _batch(self.bundle, graph)
+        return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def chain_of(model: Bundle, settings: Settings) -> Chain:
+    """Raises PgsrError if there are fewer upscalers than are to be looked at."""
+    held = len(model.upscaler_scales)
+    if settings.upscalers > held:
+        raise PgsrError(f"--upscalers {settings.upscalers}: {model.name} has {held}")
+    return Chain(model, UPSCALERS[: settings.upscalers or held])
+
+
 class Faces:
-    """A bundle's images of indices 0, 1, ... of a seed, in each form."""
+    """A bundle's images by the indices of a seed, in each form."""
 
     def __init__(self, model: Bundle, settings: Settings) -> None:
         """Raises PgsrError if the bundle lacks a graph or it cannot be run."""
-        self.bundle, self.seed, self.truncation = model, settings.seed, settings.truncation
-        held = len(model.upscaler_scales)
-        if settings.upscalers > held:
-            raise PgsrError(f"--upscalers {settings.upscalers}: {model.name} has {held}")
-        self.upscalers = UPSCALERS[: settings.upscalers or held]
-        self.scale = math.prod(model.upscaler_scales[: len(self.upscalers)])
-        self.whole = bool(held) and len(self.upscalers) == held
-        names = ("generator", *self.upscalers, *(["chain"] if self.whole else []))
+        self.seed, self.truncation = settings.seed, settings.truncation
+        self.chain = chain_of(model, settings)
+        names = ("generator", *self.chain.upscalers, *(["chain"] if self.chain.whole else []))
         self.runners = {
             name: open_runner(
                 model,
@@ -192,51 +233,42 @@ class Faces:
             for name in names
         }
 
-    def small(self, count: int) -> Iterator[Pixels]:
-        for latents in self._latents(count, "generator"):
-            yield to_uint8(self.runners["generator"].run(latents))
+    def small(self, indices: range) -> Pixels:
+        return to_uint8(self._run("generator", self._latents(indices)))
 
-    @property
-    def size(self) -> int:
-        """Pixels along each side of the upscaled images."""
-        return self.bundle.resolution * self.scale
-
-    def large(self, count: int) -> Iterator[Pixels]:
-        for latents in self._latents(count, "chain"):
-            if self.whole:
-                yield self.runners["chain"].run(latents)
-            else:
-                yield self._enlarged(self.runners["generator"].run(latents))
-
-    def enlarged(self, count: int, resampling: str) -> Iterator[Pixels]:
-        for pixels in self.small(count):
-            yield resized(pixels, self.size, resampling)
+    def large(self, indices: range) -> Pixels:
+        if self.chain.whole:
+            return self._run("chain", self._latents(indices))
+        return self._enlarged(self._run("generator", self._latents(indices)))
 
     def upscaled(self, pixels: Pixels) -> Pixels:
         """Any pictures through all upscalers."""
-        size = _batch(self.bundle, "chain")
+        size = _batch(self.chain.bundle, "chain")
         starts = range(0, len(pixels), size)
         return np.concatenate([self._enlarged(to_float(pixels[start : start + size])) for start in starts])
 
     def _enlarged(self, images: NDArray[np.float32]) -> Pixels:
-        for name in self.upscalers:
+        for name in self.chain.upscalers:
             images = self.runners[name].run(images)
         return to_uint8(images)
 
-    def _latents(self, count: int, graph: str) -> Iterator[NDArray[np.float32]]:
-        size = _batch(self.bundle, graph)
-        for start in range(0, count, size):
-            indices = range(start, min(start + size, count))
-            latents = draws.latents(self.seed, indices, self.bundle.latent_size)
-            yield latents if self.truncation == 1.0 else toward(latents, self._centre, self.truncation)
+    def _run(self, graph: str, latents: NDArray[np.float32]) -> NDArray[Any]:
+        """As many at a time as this machine has room for."""
+        size = _batch(self.chain.bundle, graph)
+        parts = (latents[start : start + size] for start in range(0, len(latents), size))
+        return np.concatenate([self.runners[graph].run(part) for part in parts])
+
+    def _latents(self, indices: range) -> NDArray[np.float32]:
+        latents = draws.latents(self.seed, indices, self.chain.bundle.latent_size)
+        return latents if self.truncation == 1.0 else toward(latents, self._centre, self.truncation)
 
     @cached_property
     def _centre(self) -> NDArray[np.float64]:
         """Where truncation turns latents, as pgsr-generate has it: [L]."""
-        if self.bundle.centre:
-            return np.array(self.bundle.centre)
-        run, batch = self.runners["generator"].run, _batch(self.bundle, "generator")
-        return typical_direction(run, self.bundle.latent_size, batch)
+        if self.chain.bundle.centre:
+            return np.array(self.chain.bundle.centre)
+        run, bundle = self.runners["generator"].run, self.chain.bundle
+        return typical_direction(run, bundle.latent_size, _batch(bundle, "generator"))
 
     def __enter__(self) -> Self:
         self._open = ExitStack()

@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pgsr import bundle
 from pgsr.files import make_folder, replacing, write_text
 from pgsr.images import sheet
@@ -26,9 +24,10 @@ from pgsr.truncation import check_truncation
 from ..harness.report import aligned, markdown_table
 from ..ladder.measure import stacked
 from .feature_network import open_network
+from .looking import asked, looking
 from .measure import Measured, Reference
 from .neighbours import variety
-from .sets import Faces, Pixels, Settings, open_photos, trained_filter
+from .sets import Pixels, Settings, chain_of, open_photos, trained_filter
 
 Report = Callable[[str], None]
 
@@ -57,19 +56,23 @@ def run(
     began, device = time.perf_counter(), chosen_device(settings.device)
     model = bundle.read(bundle.shipped() if settings.model is None else settings.model)
     network = None if settings.features is None else open_network(settings.features, device)
+    chain = chain_of(model, settings)
     photos = open_photos(settings.data, model.resolution, settings, trained_filter(model))
-    reference = Reference(photos, photos.whole, device, settings.pairs, network)
     rows, faces_of = [], {}
-    for psi in psis:
-        with Faces(model, replace(settings, truncation=psi)) as faces:
-            made = faces.small(photos.whole.most)
-            found = reference.measure("generator", "generator", made, photos.whole.features)
-            faces_of[psi] = np.concatenate(
-                list(faces.large(SHOWN) if faces.scale > 1 else faces.small(SHOWN))
-            )
-        rows.append({"psi": psi, **_scores(found)})
-        report(f"PSI {psi:g}: SWD average {rows[-1]['SWD average']:.1f}")
-    floor = reference.of_half().measure("photographs", "photographs", photos.others(), photos.half.features)
+    with looking(settings, network) as look:
+        reference = Reference(photos, photos.whole, device, settings.pairs, network, look)
+        for psi in psis:
+            with looking(replace(settings, truncation=psi), network) as reference.look:
+                batches = chain.batches(photos.whole.most, "generator")
+                found = reference.measure("generator", "generator", batches, photos.whole.features)
+                form = "upscaler" if chain.scale > 1 else "generator"
+                (shown,) = reference.look(asked(form, [range(SHOWN)], SHOWN, 0))
+                faces_of[psi] = shown.pixels
+            rows.append({"psi": psi, **_scores(found)})
+            report(f"PSI {psi:g}: SWD average {rows[-1]['SWD average']:.1f}")
+        reference.look = look
+        half = reference.of_half()
+        floor = half.measure("photographs", "photographs", photos.others(), photos.half.features)
     return {
         "model": model.name,
         "default": model.truncation,

@@ -192,18 +192,17 @@ def _cluster(settings: Settings, row: Mapping[str, Any]) -> Cluster:
 
 
 def _curve(settings: Settings, row: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """Outcomes over nodes, and the first of its losses that takes more than a tenth."""
+    """Outcomes over nodes, and from how many on each of its losses takes more than a tenth."""
     points = []
     for nodes in settings.nodes:
         points.append(_point(replace(_cluster(settings, row), nodes=nodes)))
         say(f"{nodes} nodes: {points[-1]['makespan'] / 3600:.1f} h, {points[-1]['efficiency']:.0%}")
-    breaks = [
-        {"nodes": point["nodes"], "what": what, "share": share}
-        for point in points
-        for what, share in point["shares"].items()
-        if what != "computing" and share > BREAKS
-    ]
-    return {"points": points, "breaks": breaks[:1]}
+    breaks: dict[str, dict[str, Any]] = {}
+    for point in points:
+        for what, share in point["shares"].items():
+            if what != "computing" and share > BREAKS:
+                breaks.setdefault(what, {"nodes": point["nodes"], "what": what, "share": share})
+    return {"points": points, "breaks": list(breaks.values())}
 
 
 def _point(cluster: Cluster) -> dict[str, Any]:

@@ -19,17 +19,33 @@ from ..report.shown import Table
 from . import costs
 from .simulate import DAY, WHERE
 
-TITLE = "A billion faces on a thousand nodes"
 WORDS = {
     "computing": "computing",
     "slow": "stragglers",
     "sending": "sending",
-    "storage": "held up by the storage",
-    "repeated": "done in vain",
-    "waiting": "waiting for a shard",
+    "storage": "storage",
+    "repeated": "in vain",
+    "waiting": "waiting",
     "starting": "starting",
     "down": "down",
 }
+BREAKING = {  # in a sentence
+    "slow": "stragglers take",
+    "sending": "sending what has been made takes",
+    "storage": "waiting for the storage takes",
+    "repeated": "shards that were made in vain take",
+    "waiting": "waiting for the driver and the last shards takes",
+    "starting": "starting takes",
+    "down": "nodes that are down take",
+}
+COLOURS = {"computing": "separable", "sending": "loss", "storage": "vanilla"}
+
+
+def title(result: Row) -> str:
+    """Returns what the page is about."""
+    settings = result["settings"]
+    faces = "A billion" if settings["faces"] == 10**9 else f"{settings['faces']:,}"
+    return f"{faces} faces on {min(settings['nodes']):,} to {max(settings['nodes']):,} nodes"
 
 
 def _hours(seconds: float) -> str:
@@ -58,7 +74,7 @@ def tables(result: Row) -> list[Table]:
 
 def _precisions(result: Row) -> Table:
     faces = result["settings"]["faces"]
-    lines = [["precision", "faces/s of a core", "faces a core-hour", f"core-hours of {faces:.0e} faces"]]
+    lines = [["precision", "faces/s of a core", "faces a core-hour", f"core-hours of {faces:,} faces"]]
     for row in result["precisions"]:
         hour = row["rate"] * 3600
         lines.append([row["precision"], rate(row["rate"]), f"{hour:,.0f}", f"{faces / hour:,.0f}"])
@@ -87,7 +103,7 @@ def _formats(result: Row) -> Table:
         cells = [row["format"], rate(row["rate"]), f"{row['bytes']:,.0f}", _size(stored["bytes"])]
         cells += [_size(stored["shard_bytes"]), f"{stored['shards']:,}", f"{stored['puts']:,}"]
         lines.append([*cells, f"{stored['puts_of_files']:,}", f"{row['nodes_that_fill']:.0f}"])
-    return Table(f"{settings['faces']:.0e} faces in an object store", lines, folded=False)
+    return Table(f"{settings['faces']:,} faces in an object store", lines, folded=False)
 
 
 def _simulated(result: Row, run: Row) -> Table:
@@ -136,13 +152,18 @@ def answers(result: Row) -> list[str]:
         f"{settings['shard']:,} they are {in_shards:,.0f} nodes."
     )
     for run in result["simulated"]:
-        first = run["breaks"][0] if run["breaks"] else None
-        if first is None:
-            told.append(f"{run['format']}: nothing takes a tenth of the time on any number of nodes.")
-        else:
-            what = f"{WORDS[first['what']]} takes {first['share']:.0%} of the time"
-            told.append(f"{run['format']}: from {first['nodes']:,} nodes on, {what}.")
+        told.append(f"{run['format']}: {'; '.join(_broken(run)) or 'nothing takes a tenth of the time'}.")
     return told
+
+
+def _broken(run: Row) -> list[str]:
+    """What takes more than a tenth of the time, and from how many nodes on."""
+    least = run["points"][0]["nodes"]
+    where = (f"from {b['nodes']:,} nodes on" if b["nodes"] > least else "everywhere" for b in run["breaks"])
+    return [
+        f"{place}, {BREAKING[b['what']]} {b['share']:.0%} of the time"
+        for place, b in zip(where, run["breaks"], strict=True)
+    ]
 
 
 def _parts(result: Row) -> float:
@@ -174,8 +195,8 @@ def speed_panel(run: Row) -> Panel:
     parts.append(path([(x, up(y)) for x, y in zip(places, times, strict=True)], "separable"))
     for x, y, point in zip(places, times, points, strict=True):
         parts.append(dot(x, up(y), 3.5, "separable", f"{point['nodes']} nodes: {_hours(point['makespan'])}"))
-    title = f"{run['format']}: time over nodes"
-    return Panel(title, "dashed: if nothing but arithmetic took time", "".join(parts), HEAD + PLOT + 22)
+    name = f"{run['format']}: time over nodes"
+    return Panel(name, "dashed: if nothing but arithmetic took time", "".join(parts), HEAD + PLOT + 22)
 
 
 def share_panel(run: Row) -> Panel:
@@ -192,11 +213,12 @@ def share_panel(run: Row) -> Panel:
             x += width
         parts.append(label(x + 5, y + 10, f"{point['efficiency']:.0%}", "small"))
         y += 18
-    subtitle = "computing, held up by the storage, all else; efficiency at the end"
-    return Panel(f"{run['format']}: where time goes", subtitle, "".join(parts), y + 4)
-
-
-COLOURS = {"computing": "separable", "storage": "vanilla"}
+    x = 44.0
+    for kind, name in (*((COLOURS[where], WORDS[where]) for where in COLOURS), ("ink", "all else")):
+        parts += [bar(x, y + 4, 9, 9, kind), label(x + 13, y + 12, name, "small")]
+        x += 74
+    subtitle = "the workers' time by number of nodes; at the end, the share that computes"
+    return Panel(f"{run['format']}: where time goes", subtitle, "".join(parts), y + 20)
 
 
 def _across(points: Sequence[Row], scale: Log) -> str:
@@ -230,7 +252,7 @@ def notes(result: Row) -> list[str]:
 
 def markdown(result: Row) -> str:
     """For a page."""
-    lines = [f"# {TITLE}", "", *(f"- {answer}" for answer in answers(result))]
+    lines = [f"# {title(result)}", "", *(f"- {answer}" for answer in answers(result))]
     for item in tables(result):
         lines += ["", f"## {item.caption}", "", *markdown_table(item.lines, item.left)]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(result)), ""])
@@ -249,9 +271,9 @@ def page(result: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(TITLE)}</title><style>\n{css}</style></head><body>"
+        f"<title>{escape(title(result))}</title><style>\n{css}</style></head><body>"
         f'<header><p class="kicker">pgsr-bench scaling · {escape(result["provenance"]["began"][:10])}</p>'
-        f"<h1>{escape(TITLE)}</h1></header><main><section><h2>What breaks first</h2>"
+        f"<h1>{escape(title(result))}</h1></header><main><section><h2>What breaks first</h2>"
         f'<p class="answer">{escape(first)}</p><ul class="answers">{told}</ul>'
         f'<figure><div class="panels">{drawn}</div><p class="origin"><code>{command}</code></p></figure>'
         f"</section><section><h2>Numbers</h2>{''.join(map(html_table, tables(result)))}</section></main>"

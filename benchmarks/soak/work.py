@@ -107,7 +107,8 @@ def remove(path: Path) -> None:
 def resumed(folder: Path, model: Path | None) -> Iterator[int]:
     """Resumes a tiny training again and again; when a run is finished its weights must be those of one that
     was never stopped, and the next begins. Gives back how many resumes so far."""
-    from pgsr.trainer.data.cli import Settings, prepare
+    from pgsr.trainer.data.cli import prepare
+    from pgsr.trainer.data.recoding import Settings
 
     archive, recipe = folder / "drawn.zip", folder / "soak.toml"
     prepare([], archive, Settings((8,), "lanczos", "png", 95), drawn=PICTURES)

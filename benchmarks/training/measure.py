@@ -23,7 +23,8 @@ import torch
 from pgsr.errors import PgsrError, check_choice
 from pgsr.machine import usable_cores
 from pgsr.networks.progan import resolutions_up_to
-from pgsr.trainer.data import cli as prepare
+from pgsr.trainer.data.cli import prepare
+from pgsr.trainer.data.recoding import Settings as Preparation
 from pgsr.trainer.start import chosen_device
 from pgsr.trainer.step import recipe as config
 
@@ -151,7 +152,7 @@ def peak_name(device: str) -> str:
 def draw_pictures(archive: Path, resolutions: tuple[int, ...]) -> None:
     """A data set with pictures at every resolution, so that none has to be reduced by the reference."""
     sizes = tuple(sorted(set(resolutions)))
-    prepare.prepare([], archive, prepare.Settings(sizes, "box", "png", 95), drawn=PICTURES)
+    prepare([], archive, Preparation(sizes, "box", "png", 95), drawn=PICTURES)
 
 
 # ----------------------------------------------------------------------------

@@ -221,7 +221,9 @@ def _on_ray(
     as_json: bool,
 ) -> None:
     """Makes the shards that are missing, on a Ray cluster."""
-    from ..crew import Machinery, connected
+    from pgsr.crew import connected
+
+    from ..machinery import Machinery
     from .on_ray import Driver, Plan
     from .progress import SetProgress
     from .store import open_store

@@ -6,7 +6,7 @@
 
 The driver keeps no state that matters. Which shards are missing is read from the store, a shard's bytes
 depend on its number alone (shards.py), and it has its name when it is whole. So a driver that is started
-again goes on, and workers may die (runtime/crew.py).
+again goes on, and workers may die (pgsr/crew.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 from pgsr import bundle as bundles
 from pgsr.bundle import Bundle, Graph
+from pgsr.crew import Crew, naming_the_node
 from pgsr.errors import PgsrError
+from pgsr.metric_names import IMAGES, SHARD_BYTES, SHARD_SECONDS, SHARDS
 from pgsr.truncation import check_truncation
 
-from ..crew import Crew, Machinery, Model, model_of, naming_the_node
-from ..metric_names import IMAGES, SHARD_BYTES, SHARD_SECONDS, SHARDS
+from ..machinery import Machinery, Model, model_of
 from ..synthesizer import Synthesizer
 from .shards import (
     PROVIDERS,

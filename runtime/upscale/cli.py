@@ -115,7 +115,9 @@ def _on_ray(
     **options: Any,
 ) -> tuple[dict[str, Any], str]:
     """Makes the pictures on a cluster; returns what is told of it."""
-    from ..crew import Machinery, connected
+    from pgsr.crew import connected
+
+    from ..machinery import Machinery
     from .on_ray import upscale_on_ray
 
     machinery = Machinery(**options, workers=workers)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..crew import Crew, Machinery, Model, model_of, naming_the_node
+from pgsr.crew import Crew, naming_the_node
+
+from ..machinery import Machinery, Model, model_of
 from .run import Batch, Run, refusal, repeated_places
 from .tasks import Found, UpscaleTask, targets
 from .upscaler import Upscaler

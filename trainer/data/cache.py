@@ -24,7 +24,7 @@ from pgsr.files import ending_cleanly, remove_leftovers, writable_cache
 from pgsr.machine import usable_cores
 from pgsr.schema import visible
 
-from .listing import UNREADABLE, LeftOut, Pictures, fingerprint_of
+from .listing import UNREADABLE, LeftOut, Pictures, Read, fingerprint_of
 from .pixel_file import PixelFile, open_pixels, writing_pixels
 from .sources import MAX_DAMAGED, Damage, of_size, open_pictures, reading
 
@@ -227,33 +227,33 @@ def _decode_all(pictures: Pictures, size: int, reduce: str, width: int, cached: 
 
 
 def each_picture(
-    pictures: Pictures,
-    size: int,
-    work: Callable[[Image.Image], T],
-    max_damaged: int = MAX_DAMAGED,
-    width: int = 0,
+    pictures: Pictures, size: int, work: Callable[[Image.Image], T], width: int = 0
 ) -> Iterator[tuple[str, T | None, str]]:
     """(name, work(picture), "") of each picture in order, or (name, None, why it cannot be used).
 
-    Raises PgsrError if more than `max_damaged` cannot be read.
+    Raises PgsrError if too many cannot be read.
     """
-
-    def one(name: str) -> tuple[str, T | None, str]:
-        try:
-            data = read(name)
-        except UNREADABLE as error:
-            return name, None, f"{UNREAD} ({error})"
-        picture, why = problem(data, size, width=width)
-        return name, None if picture is None else work(picture), why
-
-    damage = Damage(max_damaged)
+    damage = Damage()
     progress = progress_bar(len(pictures), "decoding")
     workers = ThreadPoolExecutor(max_workers=usable_cores())
     with reading(pictures) as read, workers as pool, progress as bar:
         for start in range(0, len(pictures), 256):
             chunk = pictures.names[start : start + 256]
-            for name, result, why in pool.map(one, chunk):
+            results = pool.map(lambda name: picture_made(read, name, size, work, width), chunk)
+            for name, (result, why) in zip(chunk, results, strict=True):
                 yield name, result, why
                 if why.startswith(UNREAD):
                     damage.count(name)
             bar.update(len(chunk))
+
+
+def picture_made(
+    read: Read, name: str, size: int, work: Callable[[Image.Image], T], width: int = 0
+) -> tuple[T | None, str]:
+    """work(picture) of a picture's file, and ""; or None, and why it cannot be used at `size`."""
+    try:
+        data = read(name)
+    except UNREADABLE as error:
+        return None, f"{UNREAD} ({error})"
+    picture, why = problem(data, size, width=width)
+    return None if picture is None else work(picture), why

@@ -8,73 +8,35 @@ the counts and what was skipped; where every picture has a label, `labels.json` 
     pgsr-data train-images-idx3-ubyte.gz --out mnist.zip
     pgsr-data img_align_celeba/ --out women.zip --label Male,Smiling --part train
     pgsr-data bedroom_train_lmdb/ --out bedrooms --sizes 256 --shard 10000
+    pgsr-data photos/ --out faces.zip --sizes 256 --ray auto
     pgsr-data --procedural 500 --out toy.zip --sizes 32
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
 from pgsr import __version__
-from pgsr.cli import Command, emit, json_option, option, version_option
-from pgsr.errors import PgsrError, check_choice
+from pgsr.cli import Command, emit, json_option, option, progress_bar, version_option
+from pgsr.errors import PgsrError
 from pgsr.schema import visible
 
-from . import procedural
 from .archive_writer import shard_folder, zip_archive
-from .cache import FILTERS, each_picture, square
+from .cache import FILTERS, UNREAD
 from .celeba import PARTS, Selection, select
 from .listing import Pictures, by_reason, tell
 from .mnist_cifar import Native, open_native
-from .sources import MAX_DAMAGED, of_size, open_pictures
+from .recoding import Drawn, Encoded, Recode, Settings, Source, parts_of, recoding, recoding_on
+from .sources import MAX_DAMAGED, Damage, of_size, open_pictures
 
-LARGEST_SIDE = 2**13  # pixels of a prepared picture
 MOST_DRAWN = 10_000_000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every picture of an archive goes through."""
-
-    sizes: tuple[int, ...]  # sides of the square pictures kept; (): the sources' own
-    resampling: str  # a name in FILTERS
-    image_format: str  # "png" or "jpeg"
-    quality: int  # of JPEG
-    max_damaged: int = MAX_DAMAGED  # pictures of a source that may be damaged
-
-    def __post_init__(self) -> None:
-        check_choice("--filter", self.resampling, FILTERS)
-        if self.sizes and not 4 <= min(self.sizes) <= max(self.sizes) <= LARGEST_SIDE:
-            raise PgsrError(f"--sizes must name sides of at least 4 and at most {LARGEST_SIDE}: 64,256")
-        twice = [size for size in self.sizes if self.sizes.count(size) > 1]
-        if twice:
-            raise PgsrError(f"--sizes names {twice[0]} twice")
-
-    @property
-    def suffix(self) -> str:
-        """The ending of the files' names."""
-        return "png" if self.image_format == "png" else "jpg"
-
-    def encode(self, picture: Image.Image) -> list[bytes]:
-        """The picture's file at each size."""
-        return [self._file(square(picture, size, FILTERS[self.resampling])) for size in self.sizes]
-
-    def _file(self, picture: Image.Image) -> bytes:
-        buffer = io.BytesIO()
-        if self.image_format == "png":
-            picture.save(buffer, "PNG", compress_level=1)
-        else:
-            picture.save(buffer, "JPEG", quality=self.quality, subsampling=0)
-        return buffer.getvalue()
 
 
 def open_source(source: Path) -> Pictures | Native:
@@ -102,31 +64,21 @@ def source_labels(source: Pictures | Native) -> tuple[str, ...] | None:
     return source.names if isinstance(source, Native) else source.label_names
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A picture on its way into the archive."""
-
-    name: str
-    files: list[bytes] | None  # at each size; None if it cannot be used
-    why: str = ""
-    label: int | None = None
-
-
-def each_encoded(sources: Sequence[Pictures | Native], drawn: int, settings: Settings) -> Iterator[Encoded]:
-    """The sources' pictures come first, then `drawn` procedural ones. Raises PgsrError if more pictures of a
-    source are damaged than the settings allow."""
-    for source in sources:
-        labels = itertools.repeat(None) if source.labels is None else map(int, source.labels)
-        if isinstance(source, Native):
-            for index, label in zip(range(len(source)), labels, strict=False):
-                files = settings.encode(source.picture(index))
-                yield Encoded(f"{source.source.name}/{index}", files, label=label)
-            continue
-        pictures = each_picture(source, max(settings.sizes), settings.encode, settings.max_damaged)
-        for (name, encoded, why), label in zip(pictures, labels, strict=False):
-            yield Encoded(f"{source.source.name}/{name}", encoded, why, label)
-    for index in range(drawn):
-        yield Encoded(f"procedural {index}", settings.encode(procedural.draw(index, max(settings.sizes))))
+def each_recoded(
+    sources: Sequence[Source], settings: Settings, recode: Recode
+) -> Iterator[tuple[Encoded, int | None]]:
+    """All pictures, in the sources' order, with their labels. Raises PgsrError if more pictures of a source
+    are damaged than the settings allow."""
+    damages = [Damage(settings.max_damaged) for _ in sources]
+    parts = parts_of(sources, settings)
+    with progress_bar(sum(map(len, sources)), "decoding") as bar:
+        for part, made in zip(parts, recode(parts), strict=True):
+            labels = sources[part.source].labels
+            for position, picture in zip(part.positions, made, strict=True):
+                yield picture, None if labels is None else int(labels[position])
+                if picture.why.startswith(UNREAD):
+                    damages[part.source].count(picture.name)
+            bar.update(len(made))
 
 
 def prepare(
@@ -137,9 +89,11 @@ def prepare(
     selection: Selection | None = None,
     shard: int = 0,
     verbose: bool = False,
+    ray_address: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Writes the archive or nothing, and returns its manifest; with `shard`, a folder of tar files of so many
-    pictures each.
+    pictures each. With the address of a Ray cluster, its workers decode and resize.
 
     Raises PgsrError if there are neither sources nor pictures to draw, a source is not there or damaged, or
     not one picture can be used.
@@ -160,15 +114,19 @@ def prepare(
     for source in pictures:
         if isinstance(source, Pictures):
             tell(source.source, len(source), source.left_out, verbose)
+    recoded = [*pictures, *([Drawn(drawn, max(settings.sizes))] if drawn else [])]
     skipped, count = [], 0
-    with shard_folder(out, shard, settings.suffix) if shard else zip_archive(out, settings.suffix) as archive:
-        for picture in each_encoded(pictures, drawn, settings):
+    with (
+        shard_folder(out, shard, settings.suffix) if shard else zip_archive(out, settings.suffix) as archive,
+        _recoding(recoded, settings, ray_address, workers) as recode,
+    ):
+        for picture, label in each_recoded(recoded, settings, recode):
             if picture.files is None:
                 skipped.append({"picture": picture.name, "why": picture.why})
                 print(visible(f"skipped {picture.name}: {picture.why}"), file=sys.stderr)
                 continue
             files = dict(zip(settings.sizes, picture.files, strict=True))
-            archive.add(count, files, picture.label if names is not None else None)
+            archive.add(count, files, label if names is not None else None)
             count += 1
         if count == 0:
             raise PgsrError(
@@ -187,6 +145,14 @@ def prepare(
             },
             names,
         )
+
+
+def _recoding(
+    sources: Sequence[Source], settings: Settings, ray_address: str | None, workers: int | None
+) -> AbstractContextManager[Recode]:
+    if ray_address is None:
+        return recoding(sources, settings)
+    return recoding_on(ray_address, workers, sources, settings)
 
 
 def _check_twice(sources: Sequence[Path]) -> None:
@@ -274,6 +240,19 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     show_default=True,
     help="Pictures of a source that may be damaged.",
 )
+@option(
+    "Clusters",
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Decode and resize on a Ray cluster whose nodes see SOURCES: auto, HOST:PORT, or local.",
+)
+@option(
+    "Clusters",
+    "--workers",
+    type=int,
+    help="Of the cluster, at most [default: as many as it has room for].",
+)
 @option("Pictures", "--verbose", is_flag=True, help="Name every file that is left out, with the reason.")
 @json_option
 @version_option
@@ -291,6 +270,8 @@ def main(
     attributes: Path | None,
     partition: Path | None,
     max_damaged: int,
+    ray_address: str | None,
+    workers: int | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -303,7 +284,10 @@ def main(
     """
     settings = Settings(_sizes(sizes), resampling, image_format, quality, max_damaged)
     selection = Selection(tuple(label.split(",")) if label else (), part, attributes, partition)
-    manifest = prepare(sources, out, settings, drawn, selection if label or part else None, shard, verbose)
+    if workers is not None and ray_address is None:
+        raise PgsrError("--workers is for --ray: leave it out")
+    chosen = selection if label or part else None
+    manifest = prepare(sources, out, settings, drawn, chosen, shard, verbose, ray_address, workers)
     result = {"archive": str(out), **manifest, "skipped": len(manifest["skipped"])}
     sizes_text = ",".join(map(str, result["sizes"]))
     emit(

@@ -64,7 +64,8 @@ class Identity:
         return self
 
 
-def _no_identity() -> Identity:
+def no_identity() -> Identity:
+    """Of pictures that were not listed, or not here."""
     raise AssertionError("these pictures were not listed")
 
 
@@ -81,7 +82,7 @@ class Pictures:
     sizes: tuple[int, ...] = ()  # at which pgsr-data prepared each picture; (): it did not
     filter: str = ""  # by which it reduced them
     left_out: tuple[LeftOut, ...] = ()
-    identify: Callable[[], Identity] = field(default=_no_identity, repr=False, compare=False)
+    identify: Callable[[], Identity] = field(default=no_identity, repr=False, compare=False)
     whole: Pictures | None = field(default=None, repr=False)  # what these were chosen from
 
     def __len__(self) -> int:

@@ -1,20 +1,20 @@
 """Numbered tasks on a Ray cluster: an actor for each GPU, or for so many cores, does one after the other.
 
     with connected("auto") as ray:
-        SomeCrew(ray, Worker, arguments, machinery, tasks=range(100)).run()
+        SomeCrew(ray, Worker, arguments, Hiring(), tasks=range(100)).run()
 
 A task must be one that may be done twice, by two workers at once even, with one result. Then whoever dies
 takes nothing along: a worker's task goes to another, a node's workers are hired elsewhere, and what takes too
-long is given to a second worker.
+long is given to a second worker. `Mapped` is this as a function from things to what is made of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import platform
-import secrets
 import socket
 import statistics
 import sys
@@ -22,17 +22,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pgsr import bundle as bundles
-from pgsr.errors import PgsrError, check_choice, missing_package
-from pgsr.files import writable_cache
-from pgsr.privacy import silence_ray
-
-from .backends import BACKENDS, Settings
+from .errors import PgsrError, missing_package
 from .metric_names import LOST, WAITING, WORKERS
+from .privacy import silence_ray
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +38,19 @@ MOST_FAILURES = 3  # of a worker in a row, before it gets no more work
 MOST_DEATHS = 5  # of workers over one task, or at their start one after the other
 STRAGGLING = 2.0  # times the median time of a task, before somebody else does it, too
 LEAST_STRAGGLING = 2.0  # seconds
+AHEAD = 4  # things that a map takes for each worker
+FEWEST = 4  # workers, while nobody is hired yet
 
 
 @dataclass(frozen=True)
-class Machinery:
-    """What a worker opens. Raises PgsrError for what no node could do."""
+class Hiring:
+    """What a worker takes of the cluster, and how many there are. Raises PgsrError for less than one."""
 
-    device: str = "auto"
-    precision: str = "fp32"
-    backend: str = "auto"
-    batch: int = 0
+    device: str = "auto"  # "cpu", "cuda", or what the cluster has
     threads: int = 0  # and as many cores of the cluster a worker; 0 is one
-    tile: int = 0
     workers: int | None = None  # at most; None is as many as the cluster has room for
 
     def __post_init__(self) -> None:
-        check_choice("backend", self.backend, ("auto", *BACKENDS))
-        Settings(self.device, self.threads, self.batch or 1)
         if self.workers is not None and self.workers < 1:
             raise PgsrError(
                 f"--workers {self.workers} is below 1: give the number of workers, or leave it out"
@@ -90,8 +80,8 @@ def connected(address: str) -> Iterator[Any]:
     except Exception as error:  # of many kinds
         words = " ".join(str(error).split())[:200]
         raise PgsrError(
-            f"no Ray cluster at --ray {address}: start one with `ray start --head`, or give --ray local "
-            f"({words})"
+            f"no Ray cluster at --ray {address}: start one with `ray start --head`, or give --ray local; "
+            f"where clusters have tokens, set RAY_AUTH_MODE=token ({words})"
         ) from error
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints what died; stdout is for results
@@ -106,62 +96,6 @@ def _knock(address: str) -> None:
     if port.isdecimal():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=LONGEST_KNOCK):
             pass
-
-
-# ----------------------------------------------------------------------------
-# A bundle on its way to nodes that do not have it.
-
-
-def manifest_hash(folder: Path) -> str | None:
-    """Returns the hash of a bundle's manifest, which holds those of its graphs; None if there is none."""
-    with contextlib.suppress(OSError):
-        return sha256((folder / bundles.MANIFEST).read_bytes()).hexdigest()
-    return None
-
-
-@dataclass(frozen=True)
-class Model:
-    """A bundle by its manifest's hash, and where to find it."""
-
-    hash: str
-    folder: Path  # on the driver's machine, and on those that share it
-    files: Any = None  # a reference to {name: contents}; None for the bundle that comes with the package
-
-    def here(self, get: Callable[[Any], dict[str, bytes]]) -> Path:
-        """Returns its folder on this machine. Raises PgsrError if it is not to be had."""
-        for folder in (bundles.shipped(), self.folder):
-            if manifest_hash(folder) == self.hash:
-                return folder
-        kept = writable_cache("bundles") / self.hash[:32]
-        if manifest_hash(kept) == self.hash:
-            return kept
-        if self.files is None:
-            raise PgsrError("this node has another version of pgsr, with another model: install the same one")
-        beside = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
-        beside.mkdir()
-        for name, data in get(self.files).items():
-            (beside / name).write_bytes(data)
-        try:
-            beside.rename(kept)
-        except OSError:  # another worker of this node was faster
-            for path in beside.iterdir():
-                path.unlink()
-            beside.rmdir()
-        return kept
-
-
-def model_of(
-    folder: Path | None, graph: str, precision: str, put: Callable[[dict[str, bytes]], Any]
-) -> Model:
-    """A bundle to be sent. Raises PgsrError if there is none in the folder, or not in that precision."""
-    place = bundles.shipped() if folder is None else folder.absolute()
-    bundles.read(place).graph(graph, precision)
-    digest = manifest_hash(place)
-    assert digest is not None
-    if folder is None:
-        return Model(digest, place)
-    files = {path.name: path.read_bytes() for path in sorted(place.iterdir()) if path.is_file()}
-    return Model(digest, place, put(files))
 
 
 @contextlib.contextmanager
@@ -210,10 +144,10 @@ class Crew:
     what = "task"
 
     def __init__(
-        self, ray: Any, worker: type, arguments: tuple[Any, ...], machinery: Machinery, tasks: Iterable[int]
+        self, ray: Any, worker: type, arguments: tuple[Any, ...], hiring: Hiring, tasks: Iterable[int]
     ) -> None:
         """`worker`: a class with `open` and `make`, made of these arguments on the nodes."""
-        self._ray, self._machinery = ray, machinery
+        self._ray, self._hiring = ray, hiring
         self._worker, self._arguments = ray.remote(worker), arguments
         self._queue = deque(tasks)
         self.missing = set(self._queue)
@@ -223,6 +157,7 @@ class Crew:
         self._attempts: Counter[int] = Counter()  # by task
         self._deaths: Counter[int | None] = Counter()  # by the task at hand; None: at the start
         self._error: PgsrError | None = None
+        self._began = time.perf_counter()
         self._looked = self._told = float("-inf")  # when at the cluster, and when it was told
         self.summary = Summary()
         self._gauges = Gauges()
@@ -231,8 +166,12 @@ class Crew:
     # What subclasses say.
 
     def told(self) -> tuple[Any, ...]:
-        """Returns what `open` is told, and `make` after its number."""
+        """Returns what `open` is told."""
         return ()
+
+    def told_of(self, task: int) -> tuple[Any, ...]:
+        """Returns what `make` is told after a task's number."""
+        return self.told()
 
     def opened(self, answer: dict[str, Any]) -> bool:
         """Takes what `open` has answered; returns whether it must be called again, with what is known now."""
@@ -252,24 +191,38 @@ class Crew:
 
     def run(self) -> None:
         """Raises PgsrError if no worker is left that can go on."""
-        began = self._began = time.perf_counter()
         try:
             while self.missing:
-                self._hire()
-                self._hand_out()
-                self._check_hope()
-                if time.perf_counter() - self._told >= TICK:  # it counts the images of all that waits
-                    self._tell()
-                ready, _ = self._ray.wait(list(self._calls), timeout=TICK) if self._calls else ([], [])
-                if not self._calls:
-                    time.sleep(TICK)
-                for call in ready:
-                    self._answered(call)
+                self.step()
         finally:
-            self._dismiss()
-        self.summary.seconds = time.perf_counter() - began
-        self.summary.repeated = sorted(n for n, count in self._attempts.items() if count > 1)
+            self.close()
         self._tell()
+
+    def step(self, wait: float = TICK) -> None:
+        """Gives everybody work, and takes the answers that are there once one comes within so many seconds.
+
+        Raises PgsrError if no worker is left that can go on.
+        """
+        self._hire()
+        self._hand_out()
+        self._check_hope()
+        if time.perf_counter() - self._told >= TICK:  # it counts the images of all that waits
+            self._tell()
+        if not self._calls:
+            time.sleep(wait)
+            return
+        calls = list(self._calls)
+        ready, _ = self._ray.wait(calls, timeout=wait)
+        if ready:  # all of them at once, since a look at thousands of calls takes its time
+            ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0.0)
+        for call in ready:
+            self._answered(call)
+
+    def close(self) -> None:
+        """Ends all workers, and sums up."""
+        self._dismiss()
+        self.summary.seconds = time.perf_counter() - self._began
+        self.summary.repeated = sorted(n for n, count in self._attempts.items() if count > 1)
 
     def _tell(self) -> None:
         self._told = time.perf_counter()
@@ -284,11 +237,11 @@ class Crew:
     @property
     def _resources(self) -> dict[str, float]:
         """Returns what a worker takes."""
-        device = self._machinery.device.partition(":")[0]
+        device = self._hiring.device.partition(":")[0]
         has_gpus = self._ray.cluster_resources().get("GPU", 0) >= 1
         if device == "cuda" or (device == "auto" and has_gpus):
             return {"num_cpus": 1, "num_gpus": 1}
-        return {"num_cpus": self._machinery.threads or 1}
+        return {"num_cpus": self._hiring.threads or 1}
 
     def _room(self, need: dict[str, float]) -> int:
         """Returns how many workers the cluster that is there now has room for."""
@@ -303,7 +256,7 @@ class Crew:
             return
         self._looked = time.perf_counter()
         need = self._resources
-        room = min(self._machinery.workers or MOST_WORKERS, self._room(need))
+        room = min(self._hiring.workers or MOST_WORKERS, self._room(need))
         for _ in range(min(room, len(self.missing)) - len(self._hired)):
             options = {**need, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
             actor = self._worker.options(**options).remote(*self._arguments)
@@ -321,7 +274,7 @@ class Crew:
                     return
                 worker.task, worker.since = number, now
                 self._attempts[number] += 1
-                self._calls[worker.actor.make.remote(number, *self.told())] = worker
+                self._calls[worker.actor.make.remote(number, *self.told_of(number))] = worker
 
     def _straggler(self, now: float) -> int | None:
         """The task that has been in one worker's hands for the longest, if that is too long."""
@@ -420,6 +373,83 @@ class Crew:
             self._ray.kill(worker.actor)
         if writing:
             self._ray.wait(writing, num_returns=len(writing), timeout=10.0)
+
+
+# ----------------------------------------------------------------------------
+# A map.
+
+Opened = Callable[[], Callable[[Any], Any]]
+
+
+class Mapped(Crew):
+    """What workers make of things, in the things' order.
+
+    with Mapped(ray, opened, Hiring(), "part") as mapped:
+        for made in mapped.map(things):
+            ...
+
+    Each worker calls `opened` once, which gives the function that it then calls with things. Here,
+    `map(opened(), things)` is the same. Few things are taken before they are needed, so that what is made of
+    them need not fit memory together.
+    """
+
+    def __init__(self, ray: Any, opened: Opened, hiring: Hiring, what: str) -> None:
+        self.what = what
+        self._things: dict[int, Any] = {}  # by number, from when they are taken until they are made
+        self._answers: dict[int, Any] = {}  # that wait for those before them
+        self._next = self._taken = 0
+        super().__init__(ray, _Maker, (ray.put(opened),), hiring, ())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def told_of(self, task: int) -> tuple[Any, ...]:
+        return (self._things[task],)
+
+    def made(self, task: int, answer: dict[str, Any]) -> None:
+        self._answers[task] = answer["made"]
+        del self._things[task]
+
+    def map(self, things: Iterable[Any]) -> Iterator[Any]:
+        """May be called again when it has ended. Raises PgsrError if no worker is left that can go on."""
+        self._seconds.clear()
+        numbered = enumerate(things, start=self._taken)
+        while True:
+            room = AHEAD * max(FEWEST, len(self._hired)) - (self._taken - self._next)
+            for number, thing in itertools.islice(numbered, max(0, room)):
+                self._things[number] = thing
+                self._queue.append(number)
+                self.missing.add(number)
+                self._taken = number + 1
+            if self._next == self._taken:
+                return
+            self.step(0.0 if self._next in self._answers else TICK)
+            self._hand_out()
+            if self._next in self._answers:
+                answer = self._answers.pop(self._next)
+                self._next += 1
+                yield answer
+
+
+class _Maker:
+    """The actor of a map."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+
+    def open(self) -> dict[str, Any]:
+        with naming_the_node():
+            self._make = self._opened()
+        return {"host": platform.node()}
+
+    def make(self, number: int, thing: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        with naming_the_node():
+            made = self._make(thing)
+        return {"made": made, "seconds": time.perf_counter() - began}
 
 
 class Gauges:
