@@ -87,7 +87,12 @@ def _contents(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[s
         raise PgsrError(f"no checkpoint at {path}")
     try:
         tensors, metadata = _all_of(path) if with_tensors else ({}, _metadata_of(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a type that is not PyTorch's
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # KeyError: a type that is not PyTorch's
         raise PgsrError(f"{path} is damaged or not a checkpoint: {error}") from error
     if metadata.pop("format", None) != FORMAT:
         raise PgsrError(f"{path} is not a checkpoint of this version of pgsr ({FORMAT})")

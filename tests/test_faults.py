@@ -27,7 +27,7 @@ import upscaling
 from pgsr.checkpoint import load
 from pgsr.files import is_temporary
 from pictures import png
-from processes import EVERY_STEP, Process, Server, metrics, serving
+from processes import EVERY_STEP, FAKETIME, Process, Server, faked_time, jump, metrics, serving
 from serving import write_model
 
 MODULES = (
@@ -473,7 +473,6 @@ def test_two_processes_on_one_output(bench: Bench, name: str, command: Callable[
 # What the system does rarely.
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")  # of cgroups(7), version 1
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @pytest.fixture
@@ -509,22 +508,14 @@ def test_the_kernel_kills_for_want_of_memory(bench: Bench, name: str, memory_gro
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FAKETIME.exists(), reason="apt-get install faketime")
-@pytest.mark.parametrize("name", some("export", "bench"))
+@pytest.mark.parametrize("name", ALL)
 def test_a_clock_that_jumps(bench: Bench, name: str):
     """Back and forth by a year, again and again, while the command works: the same bytes."""
     place, clock = bench.folder / "place", bench.folder / "clock"
     place.mkdir()
-    clock.write_text("+0")
     command = COMMANDS[name]
     program = f"from {command.module} import main; main()"
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
+    environment = {**os.environ, **faked_time(clock), "PYTHONPATH": str(Path(__file__).parents[1])}
     with open(place / "pixels" if name == "stdout" else os.devnull, "wb") as stdout:
         process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, command.arguments(bench.inputs, place))],
@@ -536,7 +527,7 @@ def test_a_clock_that_jumps(bench: Bench, name: str):
         jumps = 0
         while process.poll() is None:
             jumps += 1
-            clock.write_text(("+400d", "-400d")[jumps % 2])
+            jump(clock, jumps)
             time.sleep(0.02)
         assert process.stderr is not None
         said = process.stderr.read()
