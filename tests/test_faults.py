@@ -27,12 +27,17 @@ import upscaling
 from pgsr.checkpoint import load
 from pgsr.files import is_temporary
 from pictures import png
-from processes import EVERY_STEP, FAKETIME, Process, Server, faked_time, jump, metrics, serving
+from processes import EVERY_STEP, FAKETIME, TRAINING, Process, Server, faked_time, jump, metrics, serving
 from serving import write_model
 
 MODULES = (
     *("pgsr.trainer.data.cli", "onnxruntime", "pgsr.runtime.generate.cli", "pgsr.runtime.generate.write"),
     *("pgsr.runtime.upscale.cli", "pgsr.runtime.upscale.run"),
+)
+SLOW_MODULES = (
+    *(*TRAINING, *MODULES, "onnx", "onnxscript", "torch.onnx", "torch.export", "matplotlib.figure"),
+    *("pgsr.export.bundle_builder", "pgsr.export.importers", "pgsr.export.source"),
+    *("pgsr.benchmarks.conv.measure", "pgsr.benchmarks.conv.report", "pgsr.trainer.data.celebahq.cli"),
 )
 ALIKE = ("--device", "cpu", "--backend", "onnxruntime", "--threads", "1")
 FACES = 400
@@ -125,6 +130,12 @@ def forks(tmp_path_factory: pytest.TempPathFactory, cache: Path, precision: str)
 
 
 @pytest.fixture(scope="module")
+def slow_forks(tmp_path_factory: pytest.TempPathFactory, cache: Path, precision: str) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("slow-output"), SLOW_MODULES) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def inputs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_model(folder / "bundle")
@@ -177,7 +188,7 @@ def wholes() -> dict[str, tuple[dict[str, object], float]]:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, inputs: Path, tmp_path: Path, wholes: dict[str, Any]) -> Bench:
     name = request.node.callspec.params["name"]
-    forks: Server = request.getfixturevalue("server" if COMMANDS[name].is_slow else "forks")
+    forks: Server = request.getfixturevalue("slow_forks" if COMMANDS[name].is_slow else "forks")
     if name == "export" and not (inputs / "run").exists():
         assert started(forks, "train", inputs, inputs).wait() == 0
     if name not in wholes:
