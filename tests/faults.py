@@ -147,8 +147,8 @@ row(
     ),
     Row(
         ("ray",),
-        "the driver ends, exit 143; nothing half written",
-        AGAIN,
+        "the driver ends, exit 143",
+        f"{AGAIN}, and removes what was half written",
         (f"{R}test_a_signal_to_the_driver",),
     ),
 )
@@ -180,8 +180,8 @@ row(
     ),
     Row(
         ("ray",),
-        "the driver ends, exit 1, a line; nothing half written",
-        AGAIN,
+        "the driver ends, exit 1, a line",
+        f"{AGAIN}, and removes what was half written",
         (f"{R}test_a_signal_to_the_driver",),
     ),
 )
@@ -222,7 +222,7 @@ row(
     ),
     Row(
         ("ray",),
-        "a full node gives its work away; where all are full, a line, exit 1; nothing half written",
+        "a full node gives its work away; where all are full, a line, exit 1",
         f"once there is room: {AGAIN}",
         ("test_ray.py::test_a_node_whose_disk_is_full_gives_its_work_away", f"{R}test_a_full_disk"),
     ),
