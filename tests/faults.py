@@ -26,9 +26,10 @@ COMMANDS = {  # as a row names it -> the command
     "upscale": "pgsr-upscale",
     "bench": "pgsr-bench",
     "serve": "pgsr-serve",
+    "ray": "pgsr-generate --ray",
 }
-FILES = tuple(name for name in COMMANDS if name not in ("serve", "stdout"))
-OFFLINE = tuple(name for name in COMMANDS if name != "serve")
+OFFLINE = tuple(name for name in COMMANDS if name not in ("serve", "ray"))
+FILES = tuple(name for name in OFFLINE if name != "stdout")
 GENERATE = ("folder", "tar", "zip", "stdout")
 
 
@@ -43,7 +44,8 @@ class Row:
     by_hand: str = ""
 
 
-F, S = "test_faults.py::", "test_faults_serve.py::"
+F, S, R = "test_faults.py::", "test_faults_serve.py::", "test_faults_ray.py::"
+KILLS = "test_ray.py::test_a_kill_changes_nothing"  # of a worker, a node, the driver
 
 AGAIN = "what was whole; the same command again ends with the same bytes"
 NOTHING = "nothing; nothing was asked to be"
@@ -113,6 +115,12 @@ row(
         "the address and every file; nothing stays in the folder of temporary files",
         (f"{S}test_a_killed_server_starts_again_at_its_address",),
     ),
+    Row(
+        ("ray",),
+        "a worker's, a node's: another makes its shard; the driver's: the same command goes on",
+        f"every shard that was whole; {AGAIN}",
+        (KILLS,),
+    ),
 )
 row(
     "SIGTERM",
@@ -136,6 +144,13 @@ row(
             "test_serve.py::test_sigterm_finishes_what_was_begun",
             "test_serve.py::test_the_grace_is_not_for_ever",
         ),
+    ),
+    Row(
+        ("ray",),
+        "the driver ends, exit 143",
+        f"{AGAIN}, and removes what was half written",
+        (f"{R}test_a_signal_to_the_driver",),
+        "that test not yet run to its end",
     ),
 )
 row(
@@ -164,6 +179,13 @@ row(
         "as SIGTERM",
         (f"{S}test_ctrl_c_once_finishes_what_was_begun_and_twice_does_not",),
     ),
+    Row(
+        ("ray",),
+        "the driver ends, exit 1, a line",
+        f"{AGAIN}, and removes what was half written",
+        (f"{R}test_a_signal_to_the_driver",),
+        "that test not yet run to its end",
+    ),
 )
 row(
     "Ctrl-C twice",
@@ -175,6 +197,7 @@ row(
         "every file",
         (f"{S}test_ctrl_c_once_finishes_what_was_begun_and_twice_does_not",),
     ),
+    Row(("ray",), "as once", AGAIN, (f"{R}test_a_signal_to_the_driver",), "that test not yet run to its end"),
 )
 row(
     "disk full",
@@ -199,6 +222,13 @@ row(
         "every file",
         (f"{S}test_no_room_for_temporary_files",),
     ),
+    Row(
+        ("ray",),
+        "a full node gives its work away; where all are full, a line, exit 1",
+        f"once there is room: {AGAIN}",
+        ("test_ray.py::test_a_node_whose_disk_is_full_gives_its_work_away", f"{R}test_a_full_disk"),
+        "that test not yet run to its end",
+    ),
 )
 row(
     "file-size limit (ulimit -f)",
@@ -213,6 +243,13 @@ row(
         "what needs a longer file is refused, the rest is served",
         "every file",
         (f"{S}test_no_room_for_temporary_files",),
+    ),
+    Row(
+        ("ray",),
+        "a worker that is limited says no, and others make its shards",
+        "the same bytes",
+        (f"{R}test_a_limit_of_a_worker",),
+        "that test not yet run to its end",
     ),
 )
 row(
@@ -235,6 +272,12 @@ row(
         "every file",
         (f"{S}test_no_room_for_temporary_files",),
     ),
+    Row(
+        ("ray",),
+        "a line, exit 1; nothing is written",
+        "all that was there",
+        (f"{R}test_a_folder_that_is_read_only",),
+    ),
 )
 row(
     "permission lost in the middle",
@@ -253,6 +296,13 @@ row(
         "all",
         by_hand="nothing to try: no path is opened for writing",
     ),
+    Row(
+        ("ray",),
+        "ends well, or with a line, exit 1",
+        f"given back: {AGAIN}",
+        (f"{R}test_permission_that_is_lost_in_the_middle",),
+        "that test not yet run to its end",
+    ),
 )
 row(
     "output removed in the middle",
@@ -269,6 +319,13 @@ row(
         ("test_pipeline.py::test_a_reader_that_has_enough",),
     ),
     Row(("serve",), "has none", "all", by_hand="nothing to try"),
+    Row(
+        ("ray",),
+        "ends well, or with a line, exit 1",
+        "what was written after; the same command again ends with the same bytes",
+        (f"{R}test_a_folder_that_is_removed_in_the_middle",),
+        "that test not yet run to its end",
+    ),
 )
 row(
     "photographs, run or bundle removed or cut in the middle",
@@ -282,10 +339,16 @@ row(
         ),
     ),
     Row(
-        ("celeba-hq", "bench"),
+        ("celeba-hq",),
         "a picture that is gone is skipped and named; too many are a line",
         "records and pictures so far",
         ("test_celebahq.py::test_what_cannot_be_used_is_named_up_to_a_limit",),
+    ),
+    Row(
+        ("bench",),
+        "reads photographs as train does, if at all",
+        "what was measured",
+        ("test_contents.py::test_a_cache_that_is_cut_while_it_is_trained_on_is_a_line",),
     ),
     Row(
         ("serve",),
@@ -295,6 +358,12 @@ row(
             f"{S}test_a_bundle_that_is_removed",
             f"{S}test_bundles_are_opened_again_and_again_while_faces_are_asked_for",
         ),
+    ),
+    Row(
+        ("ray",),
+        "workers go on with what they have opened; others have it from the driver",
+        "the same bytes",
+        (f"{R}test_a_bundle_that_changes_in_the_middle",),
     ),
 )
 row(
@@ -311,6 +380,13 @@ row(
         "every file",
         (f"{S}test_little_memory",),
     ),
+    Row(
+        ("ray",),
+        "a worker that is limited says no or dies, and others make its shards",
+        "the same bytes",
+        (f"{R}test_a_limit_of_a_worker",),
+        "that test not yet run to its end",
+    ),
 )
 row(
     "handle limit (ulimit -n)",
@@ -322,6 +398,13 @@ row(
         "connections beyond it wait; when others go they are served",
         "all that is open",
         (f"{S}test_few_handles",),
+    ),
+    Row(
+        ("ray",),
+        "a worker that is limited says no or dies, and others make its shards",
+        "the same bytes",
+        (f"{R}test_a_limit_of_a_worker",),
+        "that test not yet run to its end",
     ),
 )
 row(
@@ -337,6 +420,12 @@ row(
         "a note; a temporary folder takes its place",
         "the same bytes",
         (f"{S}test_a_cache_that_cannot_be_written",),
+    ),
+    Row(
+        ("ray",),
+        "a temporary folder takes its place, on each node",
+        "the same bytes",
+        (f"{R}test_a_cache_that_cannot_be_written",),
     ),
 )
 row(
@@ -357,6 +446,12 @@ row(
         "the second is refused: the address is in use",
         "the first serves on",
         ("test_serve.py::test_an_address_that_is_taken",),
+    ),
+    Row(
+        ("ray",),
+        "both make shards of the one set",
+        "the same bytes, whole",
+        (f"{R}test_two_drivers_on_one_output",),
     ),
 )
 row(
@@ -395,6 +490,12 @@ row(
         "all",
         ("test_serve_batcher.py::test_a_batch_that_fails_fails_alone",),
     ),
+    Row(
+        ("ray",),
+        "its shard is made by another",
+        "every shard that was whole",
+        (KILLS, "test_ray.py::test_a_node_whose_disk_is_full_gives_its_work_away"),
+    ),
 )
 row(
     "a provider that does not load",
@@ -420,22 +521,43 @@ row(
         "all",
         by_hand="nothing to try",
     ),
+    Row(
+        ("ray",),
+        "as without Ray, said with the node; a node that would use another is refused",
+        "every shard that was whole",
+        (
+            "test_shards.py::test_another_backend_is_refused_unless_asked_for",
+            "test_shards.py::test_what_no_node_could_do_is_refused_at_once",
+        ),
+    ),
 )
 row(
     "out of memory (the kernel kills)",
     Row(OFFLINE, "as SIGKILL", "as SIGKILL", (f"{F}test_the_kernel_kills_for_want_of_memory",)),
     Row(("serve",), "as SIGKILL", "as SIGKILL", (f"{S}test_a_killed_server_starts_again_at_its_address",)),
+    Row(("ray",), "as SIGKILL", "as SIGKILL", (KILLS,)),
 )
 row(
     "clock jumps, back and forth",
     Row(
-        without(OFFLINE, "export", "bench"),
+        OFFLINE,
         "works on",
         "the same bytes; the log's seconds are of another clock",
         (f"{F}test_a_clock_that_jumps",),
+        "export and bench: not yet run",
     ),
-    Row(("export", "bench"), "works on: clocks that can be set only name dates", "all", by_hand="not tried"),
-    Row(("serve",), "works on: waits and limits are of another clock", "all", by_hand="not tried"),
+    Row(
+        ("serve",),
+        "works on: waits and limits are of another clock",
+        "all",
+        (f"{S}test_a_clock_that_jumps",),
+    ),
+    Row(
+        ("ray",),
+        "works on: the driver's clock; Ray's own were not moved",
+        "the same bytes",
+        (f"{R}test_a_clock_that_jumps",),
+    ),
 )
 row(
     "a slow or dead reader",
@@ -465,6 +587,15 @@ row(
             "test_serve.py::test_a_long_answer_does_not_keep_others_waiting_and_ends_when_its_client_goes",
         ),
     ),
+    Row(
+        ("ray",),
+        "the result is made, whoever reads what is said of it; a slow worker's shard is made by another, too",
+        "all",
+        (
+            "test_streams.py::test_a_reader_that_goes_away_is_nobodys_error",
+            "test_ray.py::test_a_worker_that_stands_still_is_passed",
+        ),
+    ),
 )
 row(
     "network cut",
@@ -485,6 +616,16 @@ row(
         ("test_parallel.py::test_a_rank_that_dies_stops_the_others_and_the_run_goes_on",),
     ),
     Row(without(OFFLINE, "train"), "uses no network", "all", by_hand="nothing to try"),
+    Row(
+        ("ray",),
+        "a node that is out of reach has died; a store or cluster that does not answer is a line",
+        "every shard that was whole",
+        (
+            KILLS,
+            "test_ray.py::test_no_cluster_is_a_line",
+            "test_shards.py::test_a_server_that_is_gone_is_a_line",
+        ),
+    ),
 )
 
 

@@ -125,6 +125,28 @@ def serving(folder: Path, modules: Sequence[str] = TRAINING) -> Iterator[Server]
 
 
 # ----------------------------------------------------------------------------
+# Clocks.
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")  # apt-get install faketime
+
+
+def faked_time(clock: Path) -> dict[str, str]:
+    """The environment of processes whose time of day is as a file says, as in +400d; `jump` writes it."""
+    clock.write_text("+0")
+    return {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def jump(clock: Path, number: int) -> None:
+    """Over a year forth, and at the next number back."""
+    clock.write_text(("+400d", "-400d")[number % 2])
+
+
+# ----------------------------------------------------------------------------
 # What runs leave.
 
 EVERY_STEP = """

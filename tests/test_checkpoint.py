@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +169,35 @@ def test_exchanged_metadata_are_noticed(path: Path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
     with pytest.raises(PgsrError, match="do not match its digest"):
         load(path)
+
+
+@pytest.mark.parametrize(("kind", "shape", "size"), [("F4", [2], 1), ("F8_E8M0", [2], 2), ("F9", [2], 2)])
+def test_types_that_are_not_pytorchs_are_refused(path: Path, kind: str, shape: list[int], size: int):
+    text = json.dumps({"a": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    with pytest.raises(PgsrError, match="damaged or not a checkpoint"):
+        load(path)
+
+
+def test_what_was_read_does_not_lie_in_the_file(path: Path):
+    """A process whose tensors lie in a mapped file ends with SIGBUS when that is cut."""
+    save(path, example())
+    held = load(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert same(held, example())
+
+
+def test_reading_leaves_nothing_behind(path: Path):
+    """safe_open loses two numbers with each tensor."""
+    tensors = {f"generator.{i}": torch.zeros(40, 3) for i in range(100)}
+    save(path, Checkpoint(tensors, {}, {}, {}))
+    load(path)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(10):
+        load(path)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < len(tensors)
 
 
 def test_an_absent_file_is_named(path: Path):

@@ -27,12 +27,17 @@ import upscaling
 from pgsr.checkpoint import load
 from pgsr.files import is_temporary
 from pictures import png
-from processes import EVERY_STEP, Process, Server, metrics, serving
+from processes import EVERY_STEP, FAKETIME, TRAINING, Process, Server, faked_time, jump, metrics, serving
 from serving import write_model
 
 MODULES = (
     *("pgsr.trainer.data.cli", "onnxruntime", "pgsr.runtime.generate.cli", "pgsr.runtime.generate.write"),
     *("pgsr.runtime.upscale.cli", "pgsr.runtime.upscale.run"),
+)
+SLOW_MODULES = (
+    *(*TRAINING, *MODULES, "onnx", "onnxscript", "torch.onnx", "torch.export", "matplotlib.figure"),
+    *("pgsr.export.bundle_builder", "pgsr.export.importers", "pgsr.export.source"),
+    *("pgsr.benchmarks.conv.measure", "pgsr.benchmarks.conv.report", "pgsr.trainer.data.celebahq.cli"),
 )
 ALIKE = ("--device", "cpu", "--backend", "onnxruntime", "--threads", "1")
 FACES = 400
@@ -125,6 +130,12 @@ def forks(tmp_path_factory: pytest.TempPathFactory, cache: Path, precision: str)
 
 
 @pytest.fixture(scope="module")
+def slow_forks(tmp_path_factory: pytest.TempPathFactory, cache: Path, precision: str) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("slow-output"), SLOW_MODULES) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def inputs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_model(folder / "bundle")
@@ -177,7 +188,7 @@ def wholes() -> dict[str, tuple[dict[str, object], float]]:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, inputs: Path, tmp_path: Path, wholes: dict[str, Any]) -> Bench:
     name = request.node.callspec.params["name"]
-    forks: Server = request.getfixturevalue("server" if COMMANDS[name].is_slow else "forks")
+    forks: Server = request.getfixturevalue("slow_forks" if COMMANDS[name].is_slow else "forks")
     if name == "export" and not (inputs / "run").exists():
         assert started(forks, "train", inputs, inputs).wait() == 0
     if name not in wholes:
@@ -473,7 +484,6 @@ def test_two_processes_on_one_output(bench: Bench, name: str, command: Callable[
 # What the system does rarely.
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")  # of cgroups(7), version 1
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @pytest.fixture
@@ -509,22 +519,14 @@ def test_the_kernel_kills_for_want_of_memory(bench: Bench, name: str, memory_gro
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FAKETIME.exists(), reason="apt-get install faketime")
-@pytest.mark.parametrize("name", some("export", "bench"))
+@pytest.mark.parametrize("name", ALL)
 def test_a_clock_that_jumps(bench: Bench, name: str):
     """Back and forth by a year, again and again, while the command works: the same bytes."""
     place, clock = bench.folder / "place", bench.folder / "clock"
     place.mkdir()
-    clock.write_text("+0")
     command = COMMANDS[name]
     program = f"from {command.module} import main; main()"
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
+    environment = {**os.environ, **faked_time(clock), "PYTHONPATH": str(Path(__file__).parents[1])}
     with open(place / "pixels" if name == "stdout" else os.devnull, "wb") as stdout:
         process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, command.arguments(bench.inputs, place))],
@@ -536,7 +538,7 @@ def test_a_clock_that_jumps(bench: Bench, name: str):
         jumps = 0
         while process.poll() is None:
             jumps += 1
-            clock.write_text(("+400d", "-400d")[jumps % 2])
+            jump(clock, jumps)
             time.sleep(0.02)
         assert process.stderr is not None
         said = process.stderr.read()

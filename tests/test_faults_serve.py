@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import upscaling
+from processes import FAKETIME, faked_time, jump
 from serving import CPU, ROOT, Served, serving, write_model
 
 FACE = "/v1/images/3/5.png"
@@ -164,6 +165,39 @@ def test_a_client_that_leaves_in_the_middle_of_its_upload_is_no_error(served: Se
         bare.sendall(b"POST /v1/upscale HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n\x89PNG")
     until(lambda: any(x.get("status") == 499 for x in served.log))
     assert not [x for x in served.errors if "ClientDisconnect" in x.get("error", "")]
+
+
+# ----------------------------------------------------------------------------
+# Clocks.
+
+
+def year_of(served: Served) -> str:
+    return str(served.get("/healthz").headers["date"].split()[3])
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="apt-get install faketime")
+def test_a_clock_that_jumps(model: Path, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Back and forth by more than a year between and within answers: the same faces, no limit has passed."""
+    faces, film = "/v1/images?seed=3&count=300", "/v1/video?seed=1&seconds=0.5&fps=20&format=webp"
+    expected = [served.get(path).content for path in (FACE, faces, film)]
+    clock = tmp_path / "clock"
+    for name, value in faked_time(clock).items():
+        monkeypatch.setenv(name, value)
+    with serving(tmp_path, "--model", model, "--max-request-seconds", 60) as jumping:
+        monkeypatch.delenv("LD_PRELOAD")
+        for number in range(4):
+            before = year_of(jumping)
+            jump(clock, number)
+            until(lambda before=before: year_of(jumping) != before)  # it makes its dates once a second
+            assert jumping.get(FACE).content == expected[0]
+        with jumping.http.stream("GET", faces) as response:
+            parts = []
+            for number, part in enumerate(response.iter_raw()):
+                jump(clock, number)
+                parts.append(part)
+        assert b"".join(parts) == expected[1]
+        assert jumping.get(film).content == expected[2]
+        assert not jumping.errors, jumping.errors
 
 
 # ----------------------------------------------------------------------------

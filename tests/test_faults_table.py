@@ -34,7 +34,7 @@ def test_every_command_has_one_cell(fault: str):
 
 def test_every_test_of_faults_is_in_the_table():
     named = {test for rows in faults.TABLE.values() for row in rows for test in row.tests}
-    for file in ("test_faults.py", "test_faults_serve.py"):
+    for file in ("test_faults.py", "test_faults_serve.py", "test_faults_ray.py"):
         assert {f"{file}::{name}" for name in functions_of(file)} <= named
 
 

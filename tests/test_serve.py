@@ -558,8 +558,8 @@ def test_the_grace_is_not_for_ever(model: Path, tmp_path: Path):
         began_with = begun(served, "127.0.0.1", "/v1/images?count=1000000")
         began = time.monotonic()
         served.signal(signal.SIGTERM)
-        assert served.process.wait(20) == 0
-        assert time.monotonic() - began < 10
+        assert served.process.wait(60) == 0
+        assert time.monotonic() - began < 30  # on a busy machine, too; all of it takes hours
         began_with.close()
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,15 +246,15 @@ class Model:
             if not self._leases:
                 self._retired.set()
 
-    async def close(self) -> None:
-        """Waits until nobody uses it any more, and frees it."""
+    async def close(self, thread: Executor) -> None:
+        """Waits until nobody uses it any more, and frees it on that thread."""
         while self._leases:
             self._retired.clear()
             await self._retired.wait()
         for batcher in self._batchers.values():
             await batcher.close()
         self.upscales.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._free)
+        await asyncio.get_running_loop().run_in_executor(thread, self._free)
 
     def _free(self) -> None:
         self.upscales.shutdown(wait=True)
@@ -266,10 +266,19 @@ class Model:
         _give_memory_back()
 
 
-def _give_memory_back() -> None:
-    """Lets the C library return what was freed: it keeps that, for each thread that has ever worked, and a
-    server that has opened its bundles again would hold the memory of several."""
+ARENAS, M_ARENA_MAX = 2, -8  # malloc.h
+
+
+def _share_memory() -> None:
+    """Lets all threads take memory from two arenas of the C library. Left alone, it makes eight a core,
+    and keeps in every one what the largest batch or model has once needed there."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+
+
+def _give_memory_back() -> None:
+    """Lets the C library return what was freed."""
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -311,9 +320,13 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         """Opens every bundle. Raises PgsrError if one cannot be."""
         self._settings = settings
+        _share_memory()
         self._models = {name: Model(name, path, settings) for name, path in settings.models.items()}
         self._observe: Observe = lambda images, seconds: None
         self._closing: set[asyncio.Task[None]] = set()
+        # One opens and frees them all: the C library gives each thread memory of its own, and would keep
+        # pieces of a model on every one.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pgsr-models")
         self._reloading = asyncio.Lock()
 
     def __iter__(self) -> Iterator[Model]:
@@ -339,20 +352,24 @@ class Models:
         async with self._reloading:
             for name, path in self._settings.models.items():
                 try:
-                    fresh = await asyncio.to_thread(Model, name, path, self._settings)
+                    fresh = await self._opened(name, path)
                 except PgsrError as error:
                     log.error("model %s is not reloaded, the one before goes on: %s", name, error)
                     continue
                 fresh.start(self._observe)
                 old, self._models[name] = self._models[name], fresh
-                task = asyncio.create_task(old.close())
+                task = asyncio.create_task(old.close(self._thread))
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
                 log.warning("model %s is reloaded: graph %s", name, fresh.graph[:12])
 
+    def _opened(self, name: str, path: Path | None) -> asyncio.Future[Model]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, Model, name, path, self._settings)
+
     async def close(self) -> None:
         """Frees all."""
-        await asyncio.gather(*self._closing, *(model.close() for model in self))
+        await asyncio.gather(*self._closing, *(model.close(self._thread) for model in self))
+        self._thread.shutdown()
 
 
 @asynccontextmanager
