@@ -257,7 +257,7 @@ def s3_server(folder: Path) -> Iterator[str]:
             [program, "serve", "s3", str(folder), *options], stdout=log_file, stderr=log_file
         )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port)).close()

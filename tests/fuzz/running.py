@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 WAYS = ("bytes", "built")
-HANGS = 60  # seconds of the clock, after which a case is given up
+HANGS = 300  # seconds of the clock, after which a case is given up: a busy machine takes a hundred for two
 MEMORY = 4096  # MB that a process may take beside what it has before the first case
 LONGEST = 2**14  # bytes of an input, or twice those of the longest seed
 MOST_CRASHES = 5  # of a target and way, after which the next one's turn comes
@@ -64,6 +64,9 @@ def run(module: str, orders: Sequence[Order]) -> Iterator[Told]:
     """What came of each turn of a module's targets, as they end."""
     with tempfile.TemporaryDirectory(prefix="pgsr-fuzz-") as folder:
         environment = os.environ | {"PGSR_CACHE": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+        environment |= {
+            "MALLOC_ARENA_MAX": "2"
+        }  # each takes 64 MB of addresses, as many as there are processors
         command = [sys.executable, str(Path(__file__).parent), "--turns", module]
         command.append(json.dumps([asdict(order) for order in orders]))
         with (
