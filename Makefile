@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python tests/types_view.py
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz --minutes $(MINUTES) --seed $(SEED)
 
 # An environment of its own: the server's wheel wants numpy 1 and an older protobuf.
 triton: $(VENV)/.dev $(VENV)-triton/.made

@@ -43,6 +43,7 @@ def main() -> int:
         "--found", type=Path, default=Path("fuzz-found"), help="a folder for defects and logs"
     )
     parser.add_argument("--list", action="store_true", help="name the targets")
+    parser.add_argument("--seed", type=int, default=0, help="others draw other inputs")
     parser.add_argument("--counts", action="store_true", help="add up what runs into --found have written")
     arguments = parser.parse_args()
     if arguments.counts:
@@ -68,12 +69,12 @@ def main() -> int:
         if arguments.way in (None, way) and (way == "bytes" or every[name][1].built is not None)
     ]
     seconds = 60 * arguments.minutes / max(1, len(turns))
-    print(HEAD, flush=True)
+    print(f"--seed {arguments.seed}", HEAD, sep="\n", flush=True)
     told: list[Told] = []
     before = inputs(arguments.found)
     for module in MODULES:
         orders = [
-            Order(name, way, str(arguments.found.resolve()), seconds, arguments.cases)
+            Order(name, way, str(arguments.found.resolve()), seconds, arguments.cases, arguments.seed)
             for name, way in turns
             if every[name][0] == module
         ]
