@@ -16,6 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import bundles as tiny
 from pgsr import draws, machine
 from pgsr.batches import most
 from pgsr.errors import PgsrError
-from pgsr.runtime import Synthesizer, synthesizer
+from pgsr.runtime import Synthesizer, pipeline, synthesizer
 from pgsr.runtime import autotune as batch
 from pgsr.runtime import measured as remembered
 from pgsr.runtime.autotune import fastest_batch
@@ -296,6 +297,116 @@ def test_an_error_outside_drops_what_waits(ordered: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert len(sink.written) < 10
+
+
+class Interrupted(BaseException):
+    """A signal's."""
+
+
+def test_a_signal_while_the_end_is_waited_for_drops_what_waits() -> None:
+    """And what is in work is finished first."""
+    sink = Sink(ordered=False)
+
+    def interrupt(*_: object) -> None:
+        threading.Timer(0.05, sink.gate.set).start()
+        raise Interrupted
+
+    def interrupted() -> None:
+        with Finisher(sink, threads=1, limit=10) as finisher:
+            for index in range(10):
+                finisher.put([index], picture(index)[None])
+            main = threading.main_thread().ident
+            assert main is not None
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sink.written == [0]
+
+
+@pytest.mark.parametrize(
+    ("may_hang", "error", "waits"), [(False, True, True), (True, False, True), (True, True, False)]
+)
+def test_only_what_may_hang_for_ever_is_left_after_ctrl_c(
+    may_hang: bool, error: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < pipeline.ABANDONED_AFTER < 1
+    monkeypatch.setattr(pipeline, "ABANDONED_AFTER", 0.02)
+    sink = Sink(ordered=False)
+
+    def leave() -> None:
+        with suppress(Interrupted), Finisher(sink, threads=1, may_hang=may_hang) as finisher:
+            finisher.put([0], picture()[None])
+            if error:
+                raise Interrupted
+
+    leaver = threading.Thread(target=leave)
+    leaver.start()
+    leaver.join(0.3 if waits else 120)
+    assert leaver.is_alive() == waits
+    assert sink.written == []
+    sink.gate.set()
+    leaver.join(120)
+    assert wait_for(lambda: sink.written == [0])
+
+
+def test_four_parts_a_thread_wait_unless_told() -> None:
+    sink, taken = Sink(ordered=True), []
+    feeder = threading.Thread(target=put_many, args=(sink, 20, taken))  # with two threads
+    feeder.start()
+    assert wait_for(lambda: len(taken) == 8)
+    time.sleep(0.05)
+    assert len(taken) == 8
+    sink.gate.set()
+    feeder.join(120)
+    assert sink.written == list(range(20))
+
+
+def test_a_batch_is_shared_by_threads_only_where_the_networks_are_ahead() -> None:
+    begun: list[int] = []
+
+    class Noted(Sink):
+        def encode(self, position: int, made: np.ndarray) -> int:
+            begun.append(position)
+            return super().encode(position, made)
+
+    sink = Noted(ordered=True)
+    with Finisher(sink, threads=3) as finisher:
+        for positions in (range(4), range(4, 10)):
+            finisher.put(positions, np.stack([picture(i) for i in positions]))
+        assert wait_for(lambda: len(begun) == 3)
+        time.sleep(0.05)
+        assert sorted(begun) == [0, 4, 6]  # of 0 to 3, of 4 and 5, and of 6 and 7
+        sink.gate.set()
+    assert sink.written == list(range(10))
+
+
+def test_nothing_is_written_behind_an_error() -> None:
+    sink = Sink_that_fails_last(ordered=True)
+    with pytest.raises(MemoryError), Finisher(sink, threads=1) as finisher:
+        finisher.put(range(9), np.stack([picture(i) for i in range(9)]))
+    assert sink.written == []  # a part is written when it is whole
+    sink = Sink_that_fails_last(ordered=True)
+    with pytest.raises(MemoryError):
+        put_many(sink, 30)
+    assert sink.written == [0, 1, 2]
+
+
+def test_threads_have_names_and_hold_no_process_up() -> None:
+    found = prefetch(iter(range(5)), 1)
+    next(found)
+    with Finisher(Sink(ordered=True), threads=1):
+        for name in ("pgsr-ahead", "pgsr-writer"):
+            threads = [thread for thread in threading.enumerate() if thread.name == name]
+            assert threads
+            assert all(thread.daemon for thread in threads)
+    found.close()
+    names = in_turn(lambda _: threading.current_thread().name, range(4), 2)
+    assert {name.rpartition("_")[0] for name in names} == {"pgsr-network"}
 
 
 def folder_sink(folder: Path) -> FolderSink:
