@@ -43,7 +43,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "checkpoint": ("pgsr/checkpoint.py", ("checkpoint",)),
     "files": ("pgsr/files.py", ("files",)),
     "schedule": ("trainer/step/schedule.py", ("schedule",)),
-    "objectives": ("trainer/step/objectives.py", ("objectives", "half_precision", "labels")),
+    "objectives": ("trainer/step/objectives.py", ("objectives",)),
     "pipeline": ("runtime/pipeline.py", ("pipeline", "machine")),
     "writers": ("runtime/output/writers.py", ("runtime_writers",)),
     "archives": ("runtime/output/archives.py", ("runtime_writers",)),

@@ -644,6 +644,14 @@ def test_scores_are_means_to_watch():
     assert not any(score.requires_grad for score in (*found.values(), *made.values()))
 
 
+def test_the_critics_loss_is_told_the_objectives_state():
+    state = {"k": torch.tensor(0.25, dtype=torch.float64)}
+    config = ObjectiveConfig(adversarial="began")
+    found = critic_terms(config, quadratic, REALS, FAKES, BLEND, 0, state)
+    expected = mean(quadratic(REALS).tolist()) - 0.25 * mean(quadratic(FAKES).tolist())
+    assert found["critic"].item() == close(expected)
+
+
 def test_reals_have_gradients_only_where_r1_looks():
     seen: list[bool] = []
 
@@ -658,10 +666,10 @@ def test_reals_have_gradients_only_where_r1_looks():
 
 def test_pixels_are_compared_at_the_inputs_by_reducing():
     """Equation 7 of paper 3: the means of the generated images' boxes against the inputs."""
-    inputs = randn(5, 3, 2, 2, seed=7)
+    made, inputs = randn(5, 3, 4, 6, seed=6), randn(5, 3, 2, 3, seed=7)
     config = ObjectiveConfig(adversarial="none", pixel="mse", pixel_at="inputs", pixel_weight=2.0)
-    boxes = FAKES.view(5, 3, 2, 2, 2, 2).mean(dim=(3, 5))
-    found = objectives.paired_losses(config, FAKES, REALS, inputs)
+    boxes = made.view(5, 3, 2, 2, 3, 2).mean(dim=(3, 5))
+    found = objectives.paired_losses(config, made, REALS, inputs)
     assert found["pixel"].item() == close(2 * (boxes - inputs).square().mean().item())
     assert objectives.paired_losses(config, FAKES, REALS) == {}
 
@@ -740,6 +748,7 @@ def test_gradients_in_float16_are_multiplied_by_the_largest_side(monkeypatch: py
     reals = (REALS.clone().requires_grad_(), randn(5, 3, 2, 2, seed=8).requires_grad_())
     found = squared_gradient(scored(reals), reals)
     assert [gradient.tolist() for gradient in given] == [[4.0] * 5]
+    assert found.requires_grad  # its own gradient is what the penalty is for
     squares = [(by * r).square().sum(dim=(1, 2, 3)) for by, r in zip((1, 3), reals, strict=True)]
     assert found.tolist() == pytest.approx(((squares[0] + squares[1]) / 2).tolist(), rel=1e-12)
 
