@@ -364,7 +364,8 @@ def chained(folder: Path, **changes: Any) -> bundles.Bundle:
     ]
     pixels = dataclasses.replace(chain.outputs[0], shape=("N", 48, 48, 3))
     graphs = (generator, *upscalers, dataclasses.replace(chain, outputs=(pixels,)))
-    return dataclasses.replace(bundle, **{"scale": 6, "scales": (2, 3), "graphs": graphs, **changes})
+    values: dict[str, Any] = {"scale": 6, "scales": (2, 3), "graphs": graphs}
+    return dataclasses.replace(bundle, **values | changes)
 
 
 def test_a_bundle_of_two_upscalers(folder: Path):

@@ -161,7 +161,7 @@ def command(*arguments: object) -> str:
 
 def test_what_takes_too_much_once_is_tried_again(monkeypatch: pytest.MonkeyPatch):
     """As the first case does, which loads a library, and cases on a busy machine."""
-    calls = []
+    calls: list[bytes] = []
 
     def slow_at_first(data: bytes) -> None:
         calls.append(data)

@@ -442,7 +442,8 @@ def test_folder_that_vanishes(tmp_path: Path) -> None:
 
 def test_all_stages_overlap() -> None:
     """The latents of picture 3, the network with 2, encoding of 1 and writing of 0 wait for each other."""
-    at_work, all_at_work = set(), threading.Event()
+    at_work: set[int] = set()
+    all_at_work = threading.Event()
 
     def stage(place: int, picture: int) -> None:
         if picture == place:

@@ -694,7 +694,8 @@ def test_an_error_is_not_hidden_by_what_could_not_be_written_after_it(tmp_path: 
 def test_all_of_an_archive_reaches_the_disk_before_its_name(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, order, replace = tmp_path / f"a{suffix}", [], os.replace
+    path, replace = tmp_path / f"a{suffix}", os.replace
+    order: list[int | str] = []
     monkeypatch.setattr(os, "fsync", lambda handle: order.append(os.fstat(handle).st_size))
 
     def replaced(old: Any, new: Any) -> None:

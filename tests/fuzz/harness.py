@@ -64,8 +64,8 @@ def check(target: Target, data: bytes) -> bool:
     taken, seconds, grown = _tried(target, data)
     for _ in range(AGAIN):
         if seconds > SECONDS or grown > BYTES:
-            taken, *again = _tried(target, data)
-            seconds, grown = min(seconds, again[0]), min(grown, again[1])
+            taken, seconds_again, grown_again = _tried(target, data)
+            seconds, grown = min(seconds, seconds_again), min(grown, grown_again)
     if seconds > SECONDS:
         raise Defect(f"{seconds:.1f} seconds")
     if grown > BYTES:
