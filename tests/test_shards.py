@@ -85,7 +85,8 @@ def test_a_damaged_record_tells_nothing(data: bytes, tmp_path: Path):
 def test_a_manifest_that_never_ends_is_not_waited_for(model: Path, tmp_path: Path):
     (tmp_path / "set").mkdir()
     os.mkfifo(tmp_path / "set" / "set.json")
-    refused((*FEW, "--model", model, "--out", tmp_path / "set"), "set.json is a pipe or a device")
+    arguments = [*map(str, FEW), "--model", str(model), "--out", str(tmp_path / "set")]
+    refused(arguments, "set.json is a pipe or a device")
 
 
 def test_a_deep_manifest_is_none(tmp_path: Path):
