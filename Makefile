@@ -4,6 +4,7 @@
 # make fuzz    five minutes of odd inputs for every reader (docs/fuzzing.md); MINUTES=60 for an hour
 # make triton  the tests of pgsr-export triton in a real server, from a wheel of NVIDIA's (53 MB)
 # make oldest  the runtime's tests with the lowest versions that pyproject.toml allows
+# make newest  the same with CI's versions and another Python: make newest PYTHON=python3.13
 # make mutants coverage  do the tests notice a change, and what do they run (CONTRIBUTING.md)
 # make release the wheel, the same bytes anywhere, and its software bill of materials, in dist/
 # make lock audit  hashes of constraints.txt's packages; whether any has a known fault
@@ -16,7 +17,7 @@ PYTHON ?= python3
 SEED ?= $(shell date +%s)
 MINUTES ?= 5
 
-.PHONY: faces test lint fuzz triton oldest mutants coverage release lock audit clean
+.PHONY: faces test lint fuzz triton oldest newest mutants coverage release lock audit clean
 
 faces: $(VENV)/.runtime
 	$(BIN)/pgsr-generate --count 1000 --out faces
@@ -31,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python tests/types_view.py
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz --minutes $(MINUTES) --seed $(SEED)
 
 # An environment of its own: the server's wheel wants numpy 1 and an older protobuf.
 triton: $(VENV)/.dev $(VENV)-triton/.made
@@ -43,6 +44,11 @@ oldest: $(VENV)/.dev
 	$(BIN)/uv pip install --quiet --python $(VENV)-oldest/bin/python -r $(VENV)-oldest/oldest.txt
 	$(BIN)/uv pip install --quiet --python $(VENV)-oldest/bin/python --no-deps --editable .
 	env -u HOME LC_ALL=C OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses auto --dist loadfile $$($(BIN)/python tests/supply.py tests)
+
+newest: $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-newest
+	$(BIN)/uv pip install --quiet --python $(VENV)-newest/bin/python --constraint constraints.txt $$($(BIN)/python tests/supply.py newest)
+	env -u HOME LC_ALL=C OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest --numprocesses auto --dist loadfile $$($(BIN)/python tests/supply.py tests)
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
@@ -62,7 +68,7 @@ audit: $(VENV)/.dev
 	$(BIN)/uv tool run pip-audit --strict --disable-pip --no-deps --requirement constraints.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton $(VENV)-oldest .coverage .coverage.* faces fuzz-found build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-triton $(VENV)-oldest $(VENV)-newest .coverage .coverage.* faces fuzz-found build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("pgsr needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'

@@ -218,7 +218,7 @@ def closed_while_running(machine: Machine) -> None:
     def held() -> None:
         if threading.current_thread() is caller:
             inside.set()
-            go_on.wait(10)
+            go_on.wait(120)
 
     with with_tensorrt(machine, "tensorrt", "10.16.1"):
         runner = machine.open("tensorrt")
@@ -226,13 +226,13 @@ def closed_while_running(machine: Machine) -> None:
         closer = threading.Thread(target=lambda: runner.__exit__(None, None, None), daemon=True)
         machine.driver.before["cuStreamSynchronize"] = held
         caller.start()
-        assert inside.wait(10)
+        assert inside.wait(120)
         closer.start()
         closer.join(0.3)
         waited = closer.is_alive()
         go_on.set()
-        caller.join(10)
-        closer.join(10)
+        caller.join(120)
+        closer.join(120)
         assert waited, "closing did not wait"
         assert np.array_equal(made[0], machine.expected(values))
         raises(lambda: runner.run(values), "it is closed")

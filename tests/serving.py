@@ -34,7 +34,7 @@ class Served:
     def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
         self.port = int(url.rpartition(":")[2])
-        self.http = httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None))
+        self.http = httpx.Client(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None))
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.http.get(path, **options)
@@ -52,7 +52,7 @@ class Served:
         assert "\n" not in response.json()["error"]
         return response
 
-    def connection(self, address: str = "127.0.0.1", seconds: float = 10.0) -> socket.socket:
+    def connection(self, address: str = "127.0.0.1", seconds: float = 120.0) -> socket.socket:
         """A bare connection, from one of the addresses of the loopback."""
         return socket.create_connection(("127.0.0.1", self.port), seconds, source_address=(address, 0))
 
@@ -99,7 +99,7 @@ def serving(folder: Path, *arguments: Any, key: str = "", installed: Path | None
         served.http.close()
         if process.poll() is None:
             served.signal(signal.SIGTERM)
-        assert process.wait(40) == 0, log.read_text()
+        assert process.wait(300) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()

@@ -3,6 +3,7 @@
     python tests/supply.py docs     # writes the tables of docs/supply.md (needs the package index)
     python tests/supply.py lock     # writes constraints.lock: constraints.txt with a hash for every file
     python tests/supply.py oldest   # prints the lowest versions that pyproject.toml allows the runtime
+    python tests/supply.py newest   # prints what to install for them at CI's versions
     python tests/supply.py tests    # prints the test files that need nothing but the runtime
 
 Licences are read from the metadata of installed packages; of what is not installed where CI runs, and of
@@ -298,6 +299,12 @@ def oldest(extras: Iterable[str] = RUNTIME) -> str:
         source.unlink()
 
 
+def newest(extras: Iterable[str] = RUNTIME) -> str:
+    """This checkout with what the runtime's tests need, for an installer's command line."""
+    pinned = [f"{name}=={pins()[name]}" for name in (*TESTING, BUILDING_BUNDLES)]
+    return " ".join([f"--editable .[{','.join(extras)}]", *pinned])
+
+
 UPPER = ("torch", "pgsr.trainer", "pgsr.export", "pgsr.benchmarks", "pgsr.networks", "pgsr.checkpoint")
 
 
@@ -332,6 +339,8 @@ if __name__ == "__main__":
             write_lock()
         case ["oldest"]:
             print(oldest())
+        case ["newest"]:
+            print(newest())
         case ["tests"]:
             print(*(path.relative_to(ROOT) for path in runtime_tests()))
         case _:

@@ -420,7 +420,7 @@ def test_a_process_ends_with_who_started_it():
     process = int(starter.stdout.readline())
     starter.kill()
     try:
-        starter.communicate(timeout=60)  # until the pipe's other end closes, as the process ends
+        starter.communicate(timeout=300)  # until the pipe's other end closes, as the process ends
     except subprocess.TimeoutExpired:
         os.kill(process, signal.SIGKILL)
         raise

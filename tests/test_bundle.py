@@ -70,7 +70,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "resolution 0": (put("resolution", value=0), "contradicts itself (rgb of generator fp32 is"),
     "another resolution": (put("resolution", value=16), "contradicts itself"),
     "another scale": (put("scale", value=2), "contradicts itself (pixels of chain fp32 is"),
-    "another latent": (put("latent_size", value=9), "contradicts itself (latents of generator fp32 is"),
+    "another latent": (
+        put("latent_size", value=9),
+        "contradicts itself (latents of generator fp32 is ['float32', 'any', 8], not ['float32', 'any', 9]",
+    ),
     "graphs in an object": (put("graphs", value={}), "graphs is {}, not a list"),
     "no graphs": (put("graphs", value=[]), "graphs is [], not a list of 1 to 40"),
     "ten thousand graphs": (put("graphs", value=[{}] * 10_000), "not a list of 1 to 40"),
@@ -103,6 +106,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a parity in a list": (put("graphs", 0, "parity", value=[]), "parity is [], not an object"),
     "a provenance in text": (put("provenance", value="x"), "provenance is 'x', not an object"),
     "a generator in a list": (put("provenance", value={"generator": []}), "provenance.generator is []"),
+    "a recipe in text": (
+        put("provenance", value={"generator": {"recipe": "x"}}),
+        "provenance.generator.recipe is 'x', not an object",
+    ),
     "a label in text": (
         put("provenance", value={"generator": {"label": "3"}}),
         "label is '3', not a whole number from 0 to 2147483648 or None",
@@ -235,6 +242,10 @@ NUMBERS: dict[tuple[Any, ...], tuple[int, int]] = {
     ("provenance", "generator", "label"): (0, 2**31),
     ("provenance", "upscaler-8", "label"): (0, 2**31),
 }
+REALS: dict[tuple[Any, ...], tuple[float, float]] = {
+    ("truncation",): (0, 1),
+    ("centre", 0): (-1e6, 1e6),
+}
 LETTERS: dict[tuple[Any, ...], tuple[str, int]] = {  # what a text may end with, and how many letters it has
     ("name",): ("", 255),
     ("version",): ("", 255),
@@ -247,6 +258,7 @@ LETTERS: dict[tuple[Any, ...], tuple[str, int]] = {  # what a text may end with,
 }
 LISTS: dict[tuple[Any, ...], tuple[int, int]] = {
     ("graphs",): (1, 40),
+    ("centre",): (1, 2**16),
     ("scales",): (2, 8),
     ("graphs", 0, "inputs"): (1, 1),
     ("graphs", 0, "outputs"): (1, 1),
@@ -259,7 +271,7 @@ def table_takes(folder: Path, keys: tuple[Any, ...], value: Any) -> bool:
     """Whether a manifest with one value changed is within the table, whatever its sizes say together."""
     data = json.loads((folder / bundles.MANIFEST).read_text())
     labels = {"generator": {"label": 0}, "upscaler-8": {"label": None}}
-    data |= {"scales": [2, 2], "provenance": labels}
+    data |= {"scales": [2, 2], "provenance": labels, "truncation": 0.5, "centre": [1.0]}
     data["graphs"][0] |= {"rewrites": ["x"], "activation_bytes": 1}
     check(data, bundles.BUNDLE)
     put(*keys, value=value)(data)
@@ -277,6 +289,13 @@ def test_the_bounds_of_numbers(keys: tuple[Any, ...], original: Path):
     assert tried == [False, True, True, False]
 
 
+@pytest.mark.parametrize("keys", REALS, ids=lambda keys: ".".join(map(str, keys)))
+def test_the_bounds_of_real_numbers(keys: tuple[Any, ...], original: Path):
+    least, most = REALS[keys]
+    tried = [table_takes(original, keys, value) for value in (least - 0.25, least, most, most + 0.25)]
+    assert tried == [False, True, True, False]
+
+
 @pytest.mark.parametrize("keys", LETTERS, ids=lambda keys: ".".join(map(str, keys)))
 def test_the_bounds_of_texts(keys: tuple[Any, ...], original: Path):
     end, most = LETTERS[keys]
@@ -291,7 +310,7 @@ def test_the_bounds_of_texts(keys: tuple[Any, ...], original: Path):
 @pytest.mark.parametrize("keys", LISTS, ids=lambda keys: ".".join(map(str, keys)))
 def test_the_bounds_of_lists(keys: tuple[Any, ...], original: Path):
     least, most = LISTS[keys]
-    data: Any = json.loads((original / bundles.MANIFEST).read_text()) | {"scales": [2, 2]}
+    data: Any = json.loads((original / bundles.MANIFEST).read_text()) | {"scales": [2, 2], "centre": [1.0]}
     data["graphs"][0]["rewrites"] = ["x"]
     for key in keys:
         data = data[key]
@@ -328,6 +347,106 @@ def test_names_of_graphs_and_precisions(original: Path):
         assert all(table_takes(original, ("graphs", 0, key), value) for value in values)
     assert not table_takes(original, ("graphs", 0, "name"), "upscaler-9")
     assert not table_takes(original, ("graphs", 0, "name"), "upscaler-1")
+
+
+# ----------------------------------------------------------------------------
+# Sizes, and what a manifest need not say.
+
+
+def chained(folder: Path, **changes: Any) -> bundles.Bundle:
+    """The bundle with two upscalers, by 2 and by 3; its graphs' files need not be there."""
+    bundle = bundles.read(folder)
+    generator, chain = bundle.graphs
+    image = bundles.Port("x", ("n", 3, "h", "w"), "float32", "[-1, 1]")
+    upscalers = [
+        dataclasses.replace(generator, name=name, file=f"{name}.onnx", inputs=(image,), outputs=(image,))
+        for name in ("upscaler", "upscaler-2")
+    ]
+    pixels = dataclasses.replace(chain.outputs[0], shape=("N", 48, 48, 3))
+    graphs = (generator, *upscalers, dataclasses.replace(chain, outputs=(pixels,)))
+    values: dict[str, Any] = {"scale": 6, "scales": (2, 3), "graphs": graphs}
+    return dataclasses.replace(bundle, **values | changes)
+
+
+def test_a_bundle_of_two_upscalers(folder: Path):
+    before = json.loads((folder / bundles.MANIFEST).read_text())
+    assert before["schema"] == 1
+    assert not {"scales", "centre", "truncation"} & set(before)
+    centre = (1.0, *[0.0] * 7)
+    bundle = chained(folder, truncation=0.75, centre=centre)
+    bundles.write(bundle)
+    data = json.loads((folder / bundles.MANIFEST).read_text())
+    assert (data["schema"], data["scales"], data["truncation"]) == (2, [2, 3], 0.75)
+    assert (folder / bundles.MANIFEST).read_text() == json.dumps(data, indent=1, sort_keys=True) + "\n"
+    assert bundles.read(folder) == bundle
+    assert (bundle.upscaler_scales, bundle.size) == ((2, 3), 48)
+    assert [bundle.side_before(place) for place in range(3)] == [8, 16, 48]
+
+
+def test_sizes_of_bundles_with_one_upscaler_and_none(folder: Path):
+    plain = bundles.read(folder)
+    assert (plain.upscaler_scales, plain.size, plain.side_before(0)) == ((), 8, 8)
+    one = chained(folder, scales=())
+    assert (one.upscaler_scales, one.size, one.side_before(1)) == ((6,), 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scales": (2, 2)}, "scale is 6, not 4, the product of the scales"),
+        ({"scales": (2, 3, 1)}, "upscalers is ['upscaler', 'upscaler-2'], not 3 of them, as the scales say"),
+        ({"scales": ()}, "upscalers is ['upscaler', 'upscaler-2'], not 1 of them"),
+        ({"resolution": 2**14}, "resolution * scale is 98304, not at most 65536"),
+    ],
+)
+def test_upscalers_that_do_not_fit_their_scales(changes: dict[str, Any], words: str, folder: Path):
+    with pytest.raises(PgsrError) as refusal:
+        bundles.write(chained(folder, **changes))
+    assert words in str(refusal.value)
+
+
+def test_the_largest_picture(folder: Path):
+    """65,536 pixels along each side."""
+    bundle = bundles.read(folder)
+    generator, chain = bundle.graphs
+    image = dataclasses.replace(generator.outputs[0], shape=("N", 3, 2**16, 2**16))
+    pixels = dataclasses.replace(chain.outputs[0], shape=("N", 2**16, 2**16, 3))
+    graphs = (
+        dataclasses.replace(generator, outputs=(image,)),
+        dataclasses.replace(chain, outputs=(pixels,)),
+    )
+    bundles.write(dataclasses.replace(bundle, resolution=2**16, graphs=graphs))
+    assert bundles.read(folder).size == 2**16
+
+
+def test_what_manifests_need_not_say(folder: Path):
+    for graph in (0, 1):
+        changed(folder, without("graphs", graph, "activation_bytes"))
+    bundle = bundles.read(folder)
+    assert [graph.activation_bytes for graph in bundle.graphs] == [0, 0]
+    assert (bundle.scales, bundle.truncation, bundle.centre) == ((), 1.0, ())
+    small = bundles.Bundle(folder, "a", "0", 8, 8, 1, (), "any")
+    assert (small.provenance, small.scales, small.truncation, small.centre) == ({}, (), 1.0, ())
+    assert bundles.MANIFEST == "manifest.json"
+
+
+def test_schema_1_knows_no_scales(folder: Path):
+    """As pgsr 0.1 reads it: what it does not know is let through."""
+    changed(folder, put("scales", value=[2, 2]))
+    assert bundles.read(folder).scales == ()
+
+
+def test_graphs_by_name_and_precision(folder: Path):
+    bundle = bundles.read(folder)
+    assert bundle.graph("chain") is bundle.graphs[1]
+    half = dataclasses.replace(bundle.graphs[0], precision="fp16", file="half.onnx")
+    more = dataclasses.replace(bundle, graphs=(*bundle.graphs, half))
+    assert more.graph("generator", "fp16") is half
+    assert more.graph("generator") is bundle.graphs[0]
+    words = "holds no chain graph in fp16; it holds generator fp32, chain fp32"
+    with pytest.raises(PgsrError) as refusal:
+        bundle.graph("chain", "fp16")
+    assert str(refusal.value) == f"{folder} {words}"
 
 
 def test_an_upscaler_alone_has_no_resolution(folder: Path):
@@ -398,6 +517,22 @@ def test_an_engines_name_is_found_at_the_very_beginning(folder: Path):
     graph = rehashed(folder, "chain.onnx")
     with pytest.raises(PgsrError, match="in other files"):
         bundles.read(folder).path(graph)
+
+
+@pytest.mark.parametrize("before", [b"", b"location", b"x" * 7, b"x" * 40])
+def test_a_files_name_is_found_wherever_it_stands(before: bytes, folder: Path):
+    (folder / "chain.onnx").write_bytes(before + b"\x0a\x08location")
+    graph = rehashed(folder, "chain.onnx")
+    with pytest.raises(PgsrError, match="in other files"):
+        bundles.read(folder).path(graph)
+
+
+@pytest.mark.parametrize("data", [b"", b"location", b"xlocation", b"\x0a\x08allocation"])
+def test_what_names_no_file(data: bytes, folder: Path):
+    """Whatever it is: no network has been read yet."""
+    (folder / "chain.onnx").write_bytes(data)
+    graph = rehashed(folder, "chain.onnx")
+    assert bundles.read(folder).path(graph) == folder / "chain.onnx"
 
 
 @pytest.mark.parametrize("field", [b"\x0a\x08", b"\x0a\x88\0", b"\x8a\0\x08", b"\x8a\x80\0\x88\x80\x80\0"])

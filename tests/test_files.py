@@ -239,7 +239,7 @@ finally:
 def test_a_signal_ends_the_block_as_an_exception_does(number: signal.Signals, path: Path):
     """In a process of its own: a library that was here before may have left handlers without a stack."""
     command = [sys.executable, "-c", SIGNALLED, str(int(number)), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "default again\n", "")
     assert list(path.parent.iterdir()) == [path]
 

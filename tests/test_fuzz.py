@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -151,20 +152,48 @@ def test_one_input_of_each_defect_is_kept_and_all_are_counted(tmp_path: Path):
     assert "KeyError at tests/test_fuzz.py" in (tmp_path / "found" / "defects.txt").read_text()
 
 
+def command(*arguments: object) -> str:
+    program = [sys.executable, str(Path(__file__).parent / "fuzz"), *map(str, arguments)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_takes_too_much_once_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    """As the first case does, which loads a library, and cases on a busy machine."""
+    calls: list[bytes] = []
+
+    def slow_at_first(data: bytes) -> None:
+        calls.append(data)
+        if len(calls) == 1:
+            takes_long(data)
+
+    monkeypatch.setattr(harness, "SECONDS", 0.03)
+    assert check(Target("x", slow_at_first, lambda: []), b"x")
+    assert calls == [b"x", b"x"]
+
+
+def test_counts_of_several_runs_are_added_up(tmp_path: Path):
+    runs = [
+        ("zip", "bytes", 10, 80, 2, 1, 0),
+        ("zip", "bytes", 0, 8, 0, 0, 0),
+        ("tar", "built", 1, 3, 0, 0, 1),
+    ]
+    names = ("target", "way", "read", "refused", "defects", "different", "crashes")
+    lines = [json.dumps({**dict(zip(names, run, strict=True)), "seconds": 1.0}) for run in runs]
+    (tmp_path / "counts.jsonl").write_text("\n".join(lines) + "\n")
+    told = command("--counts", "--found", tmp_path)
+    assert "| zip | 100 | 0 | 10.0% | 1 |\n| tar | 0 | 5 | 20.0% | 1 |\n" in told
+    assert told.endswith("\n105 cases\n")
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path: Path):
-    """Both ways, guided by coverage where atheris is."""
-    program = Path(__file__).parent / "fuzz"
-    command = [
-        sys.executable,
-        str(program),
-        "--cases",
-        "100",
-        "--found",
-        str(tmp_path / "found"),
-        "seed-list",
+    """Both ways, guided by coverage where atheris is; one seed draws the same inputs again."""
+    told = [
+        command("--cases", 100, "--found", tmp_path / "found", "--seed", 3, "seed-list") for _ in range(2)
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "| seed-list | bytes | 100 |" in done.stdout
-    assert "| seed-list | built |" in done.stdout
+    assert "| seed-list | bytes | 100 |" in told[0]
+    assert "| seed-list | built |" in told[0]
+    rows = [[line.rpartition("|")[0].rpartition("|")[0] for line in text.splitlines()] for text in told]
+    assert rows[0] == rows[1]

@@ -63,7 +63,7 @@ def session(folder: Path, found: str, *arguments: str) -> subprocess.CompletedPr
     (folder / "test_here.py").write_text(TESTED)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: needs one\naddopts = -m 'not gpu'\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def test_one_json_with_machine_outcomes_and_figures(tmp_path: Path):

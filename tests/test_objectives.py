@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -556,16 +557,200 @@ def test_what_objectives_need_and_carry():
         assert set(following) == set(one.initial_state)
 
 
+def test_what_a_recipe_says_nothing_of():
+    """Paper 2's loss alone: no penalty, and SRGAN's and BEGAN's numbers for who asks for them."""
+    assert dataclasses.asdict(ObjectiveConfig()) == {
+        **{"adversarial": "wgan-gp", "adversarial_weight": 1.0, "critic_steps": 1, "unrolled_steps": 0},
+        **{
+            "updates": "alternating",
+            "gradient_penalty": 0.0,
+            "gradient_target": 1.0,
+            "drift": 0.0,
+            "r1": 0.0,
+        },
+        **{"penalty_every": 1, "clip": 0.0, "pixel": "none", "pixel_at": "reals", "pixel_weight": 1.0},
+        **{"balance": 0.5, "balance_rate": 0.001, "label_weight": 1.0},
+        **{"content": "none", "content_depth": 0, "content_weight": 0.006},
+    }
+
+
+SIMULTANEOUS = "objective.updates = 'simultaneous' needs a zero-sum objective alone"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"content": "critic", "adversarial": "none"}, "'critic' needs a critic: set objective.adversarial"),
         ({"content_depth": -1}, "objective.content_depth is -1, but must be at least 0"),
+        (
+            {"adversarial": "gan"},
+            "objective.adversarial = 'gan' is not one of 'wgan-gp', 'logistic', 'hinge'",
+        ),
+        ({"pixel": "l2"}, "objective.pixel = 'l2' is not one of 'mse', 'l1', 'none'"),
+        ({"pixel_at": "x"}, "objective.pixel_at = 'x' is not one of 'reals', 'inputs'"),
+        ({"updates": "x"}, "objective.updates = 'x' is not one of 'alternating', 'simultaneous'"),
+        ({"critic_steps": 0}, "objective.critic_steps is 0, but must be from 1 to 1000"),
+        ({"critic_steps": 1001}, "objective.critic_steps is 1001"),
+        ({"penalty_every": 0}, "objective.penalty_every is 0, but must be from 1 to 1000"),
+        ({"penalty_every": 1001}, "objective.penalty_every is 1001"),
+        ({"unrolled_steps": -1}, "objective.unrolled_steps is -1, but must be from 0 to 100"),
+        ({"unrolled_steps": 101}, "objective.unrolled_steps is 101"),
+        ({"balance": -0.1}, "objective.balance is -0.1, but must be from 0 to 1"),
+        ({"balance": 1.1}, "objective.balance is 1.1"),
+        ({"updates": "simultaneous", "adversarial": "none"}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "adversarial": "logistic"}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "adversarial_weight": 0.5}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "critic_steps": 2}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "unrolled_steps": 1}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "clip": 0.1}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "pixel": "l1"}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "content": "critic"}, SIMULTANEOUS),
     ],
 )
-def test_contents_that_cannot_be(settings: dict[str, Any], words: str):
-    with pytest.raises(PgsrError, match=words):
+def test_objectives_that_cannot_be(settings: dict[str, Any], words: str):
+    with pytest.raises(PgsrError) as refusal:
         ObjectiveConfig(**settings)
+    assert words in str(refusal.value)
+    assert str(refusal.value).startswith("objective.")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"critic_steps": 1}, {"critic_steps": 1000}, {"penalty_every": 1000}, {"unrolled_steps": 100}),
+        *({"balance": 0.0}, {"balance": 1.0}, {"adversarial": "none"}, {"pixel_at": "inputs"}),
+        {"updates": "simultaneous", "gradient_penalty": 10.0, "drift": 0.001, "penalty_every": 4},
+    ],
+)
+def test_objectives_that_can_be(settings: dict[str, Any]):
+    config = ObjectiveConfig(**settings)
+    assert {name: getattr(config, name) for name in settings} == settings
+
+
+# ----------------------------------------------------------------------------
+# What is told beside the losses, pairs, and several scales.
+
+
+def test_scores_are_means_to_watch():
+    """And have no graph."""
+    config, fakes = ObjectiveConfig(r1=1.0), FAKES.clone().requires_grad_()
+    found = objectives.critic_terms(config, linear, REALS, fakes, BLEND, 0).scores
+    real, fake = linear(REALS).tolist(), linear(FAKES).tolist()
+    signs = [1.0 if score > 0 else -1.0 for score in real]
+    expected = {"real": close(mean(real)), "fake": close(mean(fake)), "sign": close(mean(signs))}
+    assert {name: score.item() for name, score in found.items()} == expected
+    made = objectives.adversarial_terms(config, linear, fakes).scores
+    assert {name: score.item() for name, score in made.items()} == {"made": close(mean(fake))}
+    assert not any(score.requires_grad for score in (*found.values(), *made.values()))
+
+
+def test_the_critics_loss_is_told_the_objectives_state():
+    state = {"k": torch.tensor(0.25, dtype=torch.float64)}
+    config = ObjectiveConfig(adversarial="began")
+    found = critic_terms(config, quadratic, REALS, FAKES, BLEND, 0, state)
+    expected = mean(quadratic(REALS).tolist()) - 0.25 * mean(quadratic(FAKES).tolist())
+    assert found["critic"].item() == close(expected)
+
+
+def test_reals_have_gradients_only_where_r1_looks():
+    seen: list[bool] = []
+
+    def watched(x: Any) -> Tensor:
+        seen.append(x.requires_grad)
+        return quadratic(x)
+
+    for options in ({}, {"r1": 1.0}, {"r1": 1.0, "penalty_every": 2}):
+        critic_terms(ObjectiveConfig(**options), watched, REALS, FAKES, BLEND, 1)  # type: ignore[arg-type]
+    assert seen[::2] == [False, True, False]
+
+
+def test_pixels_are_compared_at_the_inputs_by_reducing():
+    """Equation 7 of paper 3: the means of the generated images' boxes against the inputs."""
+    made, inputs = randn(5, 3, 4, 6, seed=6), randn(5, 3, 2, 3, seed=7)
+    config = ObjectiveConfig(adversarial="none", pixel="mse", pixel_at="inputs", pixel_weight=2.0)
+    boxes = made.view(5, 3, 2, 2, 3, 2).mean(dim=(3, 5))
+    found = objectives.paired_losses(config, made, REALS, inputs)
+    assert found["pixel"].item() == close(2 * (boxes - inputs).square().mean().item())
+    assert objectives.paired_losses(config, FAKES, REALS) == {}
+
+
+def test_contents_are_compared_through_features():
+    """The reals' features are made without a graph, and both in float32 at least."""
+    graphs: list[bool] = []
+
+    def features(x: Tensor) -> Tensor:
+        graphs.append(torch.is_grad_enabled())
+        return x.square()
+
+    config = ObjectiveConfig(adversarial="none", content="lite0", content_weight=0.25)
+    fakes = FAKES.clone().requires_grad_()
+    found = objectives.paired_losses(config, fakes, REALS, features=features)
+    expected = mean([(f * f - r * r) ** 2 for f, r in zip(*flat(FAKES, REALS), strict=True)])
+    assert {name: term.item() for name, term in found.items()} == {"content": close(0.25 * expected)}
+    assert graphs == [False, True]
+    (gradient,) = torch.autograd.grad(found["content"], fakes)
+    assert gradient.any()
+    half = objectives.paired_losses(config, FAKES, REALS, features=lambda x: x.half())
+    assert half["content"].dtype == torch.float32
+
+
+def flat(*tensors: Tensor) -> list[list[float]]:
+    return [tensor.flatten().tolist() for tensor in tensors]
+
+
+def of_scales(images: Any) -> Tensor:
+    """|x|**2 / 2 of the larger scale, and three times that of the smaller."""
+    large, small = images
+    return quadratic(large) + 3 * quadratic(small)
+
+
+def test_penalties_of_several_scales_are_means_over_them():
+    """Paper 4, section 3: one critic, whose gradient at every scale is known here."""
+    reals, fakes = (REALS, randn(5, 3, 2, 2, seed=8)), (FAKES, randn(5, 3, 2, 2, seed=9))
+    points = [r + (f - r) * BLEND.view(-1, 1, 1, 1) for r, f in zip(reals, fakes, strict=True)]
+    norms = [by * p.flatten(1).norm(dim=1) for by, p in zip((1, 3), points, strict=True)]
+    expected = mean([(norm - 2.0).square().mean().item() for norm in norms]) / 4
+    assert gradient_penalty(of_scales, reals, fakes, BLEND, 2.0).item() == close(expected)
+    squares = [(by * r).square().sum(dim=(1, 2, 3)) for by, r in zip((1, 3), reals, strict=True)]
+    terms = critic_terms(ObjectiveConfig(r1=1.0), of_scales, reals, fakes, BLEND, 0)
+    assert terms["r1"].item() == close(0.5 * mean([s.mean().item() for s in squares]))
+    assert terms["critic"].item() == close(mean(of_scales(fakes).tolist()) - mean(of_scales(reals).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("device", "on", "kind", "expected"),
+    [
+        ("cpu", True, torch.float16, True),
+        ("cuda", True, torch.float16, True),
+        ("cpu", False, torch.float16, False),
+        ("cuda", True, torch.bfloat16, False),
+        ("meta", True, torch.float16, False),
+    ],
+)
+def test_where_gradients_are_scaled(
+    device: str, on: bool, kind: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda asked: on and asked == device)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda asked: kind if asked == device else None)
+    assert objectives._in_float16(device) == expected
+
+
+def test_gradients_in_float16_are_multiplied_by_the_largest_side(monkeypatch: pytest.MonkeyPatch):
+    """What the critic's backward pass is given, and that the result does not have it."""
+    monkeypatch.setattr(objectives, "_in_float16", lambda device: True)
+    given: list[Tensor] = []
+
+    def scored(images: tuple[Tensor, ...]) -> Tensor:
+        scores = of_scales(images)
+        scores.register_hook(given.append)
+        return scores
+
+    reals = (REALS.clone().requires_grad_(), randn(5, 3, 2, 2, seed=8).requires_grad_())
+    found = squared_gradient(scored(reals), reals)
+    assert [gradient.tolist() for gradient in given] == [[4.0] * 5]
+    assert found.requires_grad  # its own gradient is what the penalty is for
+    squares = [(by * r).square().sum(dim=(1, 2, 3)) for by, r in zip((1, 3), reals, strict=True)]
+    assert found.tolist() == pytest.approx(((squares[0] + squares[1]) / 2).tolist(), rel=1e-12)
 
 
 def test_contents_that_can_be():
@@ -588,3 +773,18 @@ def test_labels_without_logits_and_logits_without_labels():
         for score, given in ((plain, labels), (with_logits, None), (with_logits, labels))
     ]
     assert found == [{"generator"}, {"generator"}, {"generator", "labels"}]
+
+    def critics(real: Any, fake: Any, given: Tensor | None) -> set[str]:
+        scores = iter((real, fake))
+        return set(
+            objectives.critic_terms(
+                ObjectiveConfig(), lambda x: next(scores)(x), images, images, BLEND[:2], 0, None, given
+            ).losses
+        )
+
+    assert critics(with_logits, with_logits, labels) == {"critic", "labels"}
+    for some in (
+        *((plain, with_logits, labels), (with_logits, plain, labels), (plain, plain, labels)),
+        (with_logits, with_logits, None),
+    ):
+        assert critics(*some) == {"critic"}

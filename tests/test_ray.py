@@ -111,7 +111,7 @@ def test_a_cluster_of_this_process_makes_the_same_set(model: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_no_cluster_is_a_line(model: Path, tmp_path: Path):
     process = start(*FEW, "--ray", "127.0.0.1:1", "--model", model, "--out", tmp_path / "set")
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=600)
     assert (process.returncode, out) == (1, "")
     assert errors.startswith("error: no Ray cluster at --ray 127.0.0.1:1")
     assert errors.count("\n") == 1
@@ -197,7 +197,7 @@ def test_a_folder_of_pictures_on_a_cluster(cluster: LocalCluster, tmp_path: Path
     arguments = (tmp_path / "in", "--model", model, "--backend", "onnxruntime")
     alone = start(*arguments, "--out", tmp_path / "alone", package="runtime.upscale")
     on_ray = start(*arguments, "--out", tmp_path / "set", "--ray", cluster.address, package="runtime.upscale")
-    sentences = [process.communicate(timeout=300)[1].splitlines()[-1] for process in (alone, on_ray)]
+    sentences = [process.communicate(timeout=600)[1].splitlines()[-1] for process in (alone, on_ray)]
     assert sentences[0] == sentences[1]
     assert "1 of 40" in sentences[0]
     assert kills.files(tmp_path / "set") == kills.files(tmp_path / "alone")

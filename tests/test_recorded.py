@@ -32,7 +32,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         [sys.executable, str(tests / "recorded.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env=environment,
         cwd=folder,
     )

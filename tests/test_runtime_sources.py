@@ -379,14 +379,14 @@ def test_two_windows_that_begin_at_once_agree(synthesizer: Synthesizer, tmp_path
 def test_a_dry_run_takes_as_long_as_there_are_files(model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--out", tmp_path / "f")
     result_of(*options, "--count", 3)
-    began = time.perf_counter()
+    began = time.process_time()
     for count in (10**9, 2**63 - 1):
         told = result_of(*options, "--count", count, "--dry-run")
         assert (told["missing"], told["present"]) == (count - 3, 3)
     told = result_of(*options, "--count", 10**9, "--dry-run", "--shard", "1/2")
     assert (told["missing"], told["present"]) == (10**9 // 2 - 1, 1)
     assert result_of("--model", model, "--out", tmp_path / "g", "--count", 10**9, "--dry-run")["present"] == 0
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 # ----------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
+import resource
 import struct
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -558,3 +562,146 @@ def test_archives_by_their_names() -> None:
     assert archives.form_of(Path("a.TAR")) is ARCHIVES[".tar"]
     assert archives.form_of(Path("a.b.zip")) is ARCHIVES[".zip"]
     assert archives.form_of(Path("a.tar.gz")) is archives.form_of(Path("zip")) is None
+
+
+def test_a_name_that_is_no_text_ends_a_tar(tmp_path: Path) -> None:
+    """No archive that is written here has one."""
+    whole, odd = archives.tar_entry("a.x", b"a"), tarfile.TarInfo("\udcff.x")
+    header = odd.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+    (tmp_path / "a.tar").write_bytes(whole + header + whole)
+    assert [member.name for member, _ in members(tmp_path / "a.tar")] == ["a.x"]
+
+
+def test_a_name_that_is_not_ascii_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("\u00e9.x", b"a")
+    assert [(member.name, data) for member, data in members(tmp_path / "a.zip")] == [("\ufffd\ufffd.x", b"a")]
+
+
+def test_a_zip_that_ends_with_a_header_or_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(archives._zip_entry("", b""))
+    ((member, data),) = members(path)
+    assert (member, data) == (archives.Member("", 0, 30, 0, 30, 0), b"")
+    path.unlink()
+    fill(path, [], [])
+    assert path.read_bytes() == struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0)
+    assert held(path) == {}
+
+
+@pytest.mark.parametrize(("less", "wide"), [(0, True), (-1, False)])
+def test_the_64_bit_end_is_there_where_the_directory_ends_at_the_limit(
+    less: int, wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (archives.FULL_16, archives.FULL_32) == (0xFFFF, 0xFFFFFFFF)
+    path = tmp_path / "a.zip"
+    fill(path, MEMBERS, LENGTHS)
+    end = path.stat().st_size - archives.END.size
+    path.unlink()
+    monkeypatch.setattr(archives, "FULL_32", end - less)
+    fill(path, MEMBERS, LENGTHS)
+    assert (b"PK\6\6" in path.read_bytes()) == wide
+
+
+# ----------------------------------------------------------------------------
+# Archives that cannot be read or written.
+
+
+def test_archives_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(PgsrError, match=f"cannot read {tmp_path / 'a.tar'}"):
+        list(members(tmp_path / "a.tar"))
+    with pytest.raises(PgsrError, match=f"cannot write {tmp_path / 'b' / 'a.tar'}"):
+        ArchiveFile(tmp_path / "b" / "a.tar")
+
+
+def handles() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_who_is_refused_holds_no_handle(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with ArchiveFile(path):
+        before = handles()
+        with pytest.raises(PgsrError, match="another process is writing") as refusal:
+            ArchiveFile(path)
+        assert handles() == before, refusal  # which keeps what was opened
+
+
+@pytest.mark.parametrize("begun_again", [False, True])
+def test_an_archive_that_another_process_ends_while_it_is_waited_for(
+    begun_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is locked then is its archive, whether it began another one since or not."""
+    path, flock = tmp_path / "a.tar", fcntl.flock
+
+    def ended_meanwhile(file: Any, how: int) -> None:
+        flock(file, how)
+        os.replace(partial(path), path)
+        if begun_again:
+            partial(path).touch()
+
+    monkeypatch.setattr(fcntl, "flock", ended_meanwhile)
+    before = handles()
+    with pytest.raises(PgsrError, match=r"another process has just written .*: run the same") as refusal:
+        ArchiveFile(path)
+    assert handles() == before, refusal
+    assert path.read_bytes() == b""
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process gets longer meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("what", ["append", "keep", "end"])
+def test_an_archive_that_cannot_get_longer(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    works: dict[str, Callable[[ArchiveFile], object]] = {
+        "append": lambda archive: archive.append("a.x", bytes(100_000)),
+        "keep": lambda archive: archive.keep(100_000),
+        "end": lambda archive: None,
+    }
+
+    def write() -> None:
+        with ArchiveFile(path) as archive:
+            works[what](archive)
+            done.append(what)
+
+    done: list[str] = []
+    with files_of_at_most(1000), pytest.raises(PgsrError, match=str(path)):
+        write()
+    assert done == (["end"] if what == "end" else [])
+    assert os.listdir(tmp_path) == [partial(path).name]
+
+
+def test_an_error_is_not_hidden_by_what_could_not_be_written_after_it(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with ArchiveFile(tmp_path / "a.tar") as archive:
+            archive.append("a.x", bytes(3000))  # which waits in memory
+            raise KeyboardInterrupt
+
+    with files_of_at_most(1000), pytest.raises(KeyboardInterrupt):
+        stopped()
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_all_of_an_archive_reaches_the_disk_before_its_name(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / f"a{suffix}", os.replace
+    order: list[int | str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append(os.fstat(handle).st_size))
+
+    def replaced(old: Any, new: Any) -> None:
+        order.append("named")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    fill(path, MEMBERS, LENGTHS)
+    assert order == [path.stat().st_size, "named"]

@@ -23,7 +23,7 @@ class Painter:
 
     def __call__(self, orders: list[Any]) -> list[Any]:
         self.batches.append(orders)
-        assert self.gate.wait(10)
+        assert self.gate.wait(120)
         if "bad batch" in orders:
             raise MemoryError("no")
         return orders
@@ -42,7 +42,7 @@ def run(work: Callable[[Painter, Batcher[Any]], Coroutine[Any, Any, None]], **op
         settings = {"batch": 4, "calls": 1, "max_wait": 0.02, "capacity": 10, "threads": 1, **options}
         batcher: Batcher[Any] = Batcher(painter, finish, **settings)
         try:
-            await asyncio.wait_for(work(painter, batcher), 20)
+            await asyncio.wait_for(work(painter, batcher), 120)
         finally:
             painter.gate.set()
             await batcher.close()
@@ -66,9 +66,9 @@ def test_a_full_batch_does_not_wait():
         began = time.perf_counter()
         made = await asyncio.gather(*(batcher.put(i) for i in range(4)))
         assert made == [("made", i) for i in range(4)]
-        assert time.perf_counter() - began < 5
+        assert time.perf_counter() - began < 60
 
-    assert run(work, max_wait=10.0).batches == [[0, 1, 2, 3]]
+    assert run(work, max_wait=100.0).batches == [[0, 1, 2, 3]]
 
 
 def test_one_face_waits_for_company_only_so_long():
@@ -78,9 +78,9 @@ def test_one_face_waits_for_company_only_so_long():
         await asyncio.sleep(0.05)
         assert painter.batches == []
         assert await asyncio.gather(first, batcher.put("b")) == [("made", "a"), ("made", "b")]
-        assert time.perf_counter() - began >= 0.2
+        assert time.perf_counter() - began >= 1.0
 
-    assert run(work, max_wait=0.2).batches == [["a", "b"]]
+    assert run(work, max_wait=1.0).batches == [["a", "b"]]
 
 
 def test_what_gathers_while_another_batch_is_computed_goes_together():

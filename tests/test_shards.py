@@ -65,6 +65,36 @@ def test_a_shard_is_the_archive_of_its_faces(model: Path, tmp_path: Path):
         assert archive.read_bytes() == (tmp_path / f"set/shard-00000{number}.tar").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[", b"[" * 100_000, b"[]", b"5", b"null", b'{"bytes": NaN}', b'{"bytes": "5"}'),
+        *(b'{"bytes": -1}', b'{"node": [1]}', b'{"node": 7}', b'{"node": "ab"}', b"\xff"),
+    ],
+)
+def test_a_damaged_record_tells_nothing(data: bytes, tmp_path: Path):
+    """The shard is there: who made it is not known any more."""
+    store, shards = FolderStore(tmp_path), Shards(Job(STDOUT, count=20), 10)
+    write(store, "made/000000.json", data)
+    write(store, "made/000001.json", json.dumps({"bytes": 7, "node": {"host": "a"}}).encode())
+    nodes = shards_module.write_nodes(shards, store, {})
+    assert nodes == [{"shards": "0"}, {"host": "a", "shards": "1"}]
+    assert json.loads((tmp_path / "nodes.json").read_text())["bytes"] == 7
+
+
+def test_a_manifest_that_never_ends_is_not_waited_for(model: Path, tmp_path: Path):
+    (tmp_path / "set").mkdir()
+    os.mkfifo(tmp_path / "set" / "set.json")
+    arguments = [*map(str, FEW), "--model", str(model), "--out", str(tmp_path / "set")]
+    refused(arguments, "set.json is a pipe or a device")
+
+
+def test_a_deep_manifest_is_none(tmp_path: Path):
+    write(FolderStore(tmp_path), "set.json", b"[" * 100_000)
+    with pytest.raises(PgsrError, match="is not a set's manifest"):
+        shards_module.read_set(FolderStore(tmp_path))
+
+
 def test_digits_are_those_of_the_whole_set(synthesizer: Synthesizer, tmp_path: Path):
     job = Job(STDOUT, count=20, start=999_990)
     generate_shards(synthesizer, Shards(job, 10), FolderStore(tmp_path))
@@ -257,7 +287,7 @@ def s3_server(folder: Path) -> Iterator[str]:
             [program, "serve", "s3", str(folder), *options], stdout=log_file, stderr=log_file
         )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port)).close()

@@ -29,7 +29,7 @@ from typing import Any
 from pgsr.bundle import Bundle
 from pgsr.errors import PgsrError, check_choice
 from pgsr.machine import installed_versions, processor_name
-from pgsr.schema import shortened
+from pgsr.schema import check, parsed_json, record, shortened, whole
 
 from ..backends import backend_versions
 from ..output.archives import ARCHIVES, ArchiveFile, partial
@@ -46,6 +46,7 @@ FORMS = ("tar", "files")
 SHARD_SIZE = 10_000  # faces: a gigabyte of 256 x 256 PNG files, a minute of a few cores
 MOST_SHARDS = 10**7
 READ_AT_ONCE = 16  # records
+RECORD = record({}, {"bytes": whole(0, 2**63), "node": record({})})  # as far as it is read again
 
 # Which of runtime.backends.BACKENDS calls its provider so (its first word).
 PROVIDERS = {
@@ -158,7 +159,7 @@ def read_set(store: Store) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        there = json.loads(data)
+        there = parsed_json(data)
     except ValueError:
         there = None
     if not isinstance(there, dict) or there.get("schema") != SCHEMA:
@@ -331,10 +332,11 @@ def write_nodes(shards: Shards, store: Store, records: dict[int, dict[str, Any]]
 def _record(store: Store, number: int) -> dict[str, Any]:
     """A shard's record; an empty one where it is damaged."""
     try:
-        record = json.loads(store.read(f"{MADE}/{record_name(number)}") or b"{}")
+        found: dict[str, Any] = parsed_json(store.read(f"{MADE}/{record_name(number)}") or b"{}")
+        check(found, RECORD)
     except ValueError:
         return {}
-    return record if isinstance(record, dict) else {}
+    return found
 
 
 def stretches(numbers: list[int]) -> str:

@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pgsr.errors import PgsrError, missing_package
-from pgsr.files import cannot_read, cannot_write, flush, make_folder, remove_leftovers, temporary_beside
+from pgsr.files import (
+    cannot_read,
+    cannot_write,
+    flush,
+    make_folder,
+    read_regular,
+    remove_leftovers,
+    temporary_beside,
+)
+from pgsr.schema import LONGEST_DOCUMENT
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "tos"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # of pyproject.toml
@@ -93,12 +102,14 @@ class FolderStore:
             raise cannot_read(self._folder / folder, error) from error
 
     def read(self, name: str) -> bytes | None:
+        path = self._folder / name
         try:
-            return (self._folder / name).read_bytes()
+            path.stat()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise cannot_read(self._folder / name, error) from error
+            raise cannot_read(path, error) from error
+        return read_regular(path, LONGEST_DOCUMENT)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:

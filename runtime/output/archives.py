@@ -215,8 +215,7 @@ class ArchiveFile:
     def keep(self, length: int) -> None:
         """Cuts off what stands behind so many bytes."""
         try:
-            self._file.truncate(length)
-            self._file.seek(0, os.SEEK_END)
+            self._file.truncate(length)  # what is appended stands there, since the file is open to append
         except OSError as error:
             raise cannot_write(self._path, error) from error
 

@@ -195,6 +195,10 @@ def idx(count: int, side: int) -> bytes:
     return struct.pack(">4B3I", 0, 0, 8, 3, count, side, side) + bytes(count * side * side)
 
 
+def idx_labels() -> list[bytes]:
+    return [struct.pack(">4BI", 0, 0, 8, 1, 2) + b"\1\2"]
+
+
 def npy(array: Any) -> bytes:
     out = io.BytesIO()
     np.save(out, array)
@@ -384,8 +388,8 @@ TARGETS = [
     Target("tar", read_tar, tars, built_tars),
     Target("lmdb", read_lmdb, databases, near(databases)),
     Target("idx", read_idx, lambda: [idx(2, 4), gzip.compress(idx(1, 2))], lambda: packed(built_idx())),
-    Target("idx-labels", read_idx_labels, lambda: [struct.pack(">4BI", 0, 0, 8, 1, 2) + b"\1\2"]),
-    Target("cifar", read_cifar, lambda: [cifar(1)]),
+    Target("idx-labels", read_idx_labels, idx_labels, near(idx_labels)),
+    Target("cifar", read_cifar, lambda: [cifar(1)], near(lambda: [cifar(1)])),
     Target(
         "cifar-tar",
         read_cifar_tar,

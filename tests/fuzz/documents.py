@@ -14,8 +14,11 @@ from hypothesis.strategies import SearchStrategy
 import bundles as tiny
 from pgsr import bundle as bundles
 from pgsr.runtime import measured
+from pgsr.runtime.generate import shards
 from pgsr.runtime.generate.claim import SCHEMA, claimed_digits
+from pgsr.runtime.generate.job import STDOUT, Job
 from pgsr.runtime.generate.latents import Seeds
+from pgsr.runtime.generate.store import open_store
 from pgsr.runtime.serve.settings import Settings, read_keys
 from pgsr.tensorrt.sidecars import read_sidecar
 from pgsr.trainer.data import celeba, contents
@@ -37,6 +40,10 @@ RECIPE: dict[str, Any] = {
 CLAIM = {
     **{"schema": SCHEMA, "seed": 0, "model": "ab", "precision": "fp32", "truncation": 1.0, "format": "png"},
     **{"quality": None, "size": 8, "digits": 6},
+}
+SET = {
+    **{"schema": shards.SCHEMA, "model": "ab", "precision": "fp32", "count": 2, "shard_size": 2},
+    **{"bytes": 5, "node": {"host": "a", "threads": 1}},  # which records have
 }
 LINE = {
     **{"images_shown": 8, "step": 2, "resolution": 8, "alpha": 0.5, "batch": 4, "loss/critic": 0.1},
@@ -106,6 +113,23 @@ def _run() -> Path:
 def read_claim(data: bytes) -> None:
     put("manifest.json", data)
     assert claimed_digits(work(), CLAIM) is not None
+
+
+def read_set(data: bytes) -> None:
+    """The manifest and a record of a set of shards that is there already."""
+    (_set() / "made" / "000000.json").write_bytes(data)
+    (_set() / "set.json").write_bytes(data)
+    store = open_store(_set())
+    nodes = shards.write_nodes(shards.Shards(Job(STDOUT, count=2), 2), store, {})
+    assert [node["shards"] for node in nodes] == ["0"]
+    shards.claim_set(store, SET, ["ab"], mixed=True)
+
+
+@functools.cache
+def _set() -> Path:
+    made = folder("set")
+    (made / "made").mkdir()
+    return made
 
 
 def read_seeds(data: bytes) -> None:
@@ -192,9 +216,10 @@ TARGETS = [
     Target("config", read_config, *of(RECIPE | {"name": "x", "chosen": {"precision": "float32"}})),
     Target("metrics", read_metrics, lambda: [as_json(LINE) + b"\n"], lambda: lines(LINE)),
     Target("claim", read_claim, *of(CLAIM)),
+    Target("set", read_set, *of(SET)),
     Target("seed-list", read_seeds, lambda: [b"0-99,200", b"7"], seed_lists),
     Target("engine-note", read_engine_note, *of(SIDECAR)),
-    Target("api-keys", read_api_keys, lambda: [b"# ours\n" + b"f" * 20 + b"\n"]),
+    Target("api-keys", read_api_keys, *text(f"# ours\n{'f' * 20}\n")),
     Target("landmarks", read_landmarks, *text(LANDMARKS)),
     Target("partition", read_partition, *text("image_id,partition\n000001.jpg,0\n000002.jpg,2\n")),
     Target(

@@ -28,6 +28,7 @@ from pgsr.errors import PgsrError
 
 SECONDS = 2.0  # of the processor, that a case may take
 BYTES = 500 * 2**20  # of memory, that a case may take
+AGAIN = 2  # times that a case which took more is tried once more: the least counts
 LONGEST_LINE = 2000  # letters of an error
 SEEDS = Path(__file__).parent / "seeds"  # a folder a target: what once was a defect
 
@@ -56,7 +57,24 @@ class Defect(Exception):
 
 
 def check(target: Target, data: bytes) -> bool:
-    """Whether a target takes the bytes; False where it refuses them. Raises Defect for anything else."""
+    """Whether a target takes the bytes; False where it refuses them. Raises Defect for anything else.
+
+    The first case loads libraries, and a busy machine takes longer: what is too much once is tried again.
+    """
+    taken, seconds, grown = _tried(target, data)
+    for _ in range(AGAIN):
+        if seconds > SECONDS or grown > BYTES:
+            taken, seconds_again, grown_again = _tried(target, data)
+            seconds, grown = min(seconds, seconds_again), min(grown, grown_again)
+    if seconds > SECONDS:
+        raise Defect(f"{seconds:.1f} seconds")
+    if grown > BYTES:
+        raise Defect(f"{grown / 2**20:.0f} MB")
+    return taken
+
+
+def _tried(target: Target, data: bytes) -> tuple[bool, float, int]:
+    """Whether a target takes the bytes, seconds of the processor, and bytes of memory."""
     _forget_peak()
     before, began = _peak(), time.process_time()
     try:
@@ -67,13 +85,7 @@ def check(target: Target, data: bytes) -> bool:
         check_line(str(error))
     except Exception as error:
         raise Defect(where(error)) from error
-    seconds = time.process_time() - began
-    if seconds > SECONDS:
-        raise Defect(f"{seconds:.1f} seconds")
-    grown = _peak() - before
-    if grown > BYTES:
-        raise Defect(f"{grown / 2**20:.0f} MB")
-    return taken
+    return taken, time.process_time() - began, _peak() - before
 
 
 def _peak() -> int:

@@ -31,7 +31,7 @@ from .pictures import examples
 from .strategies import bytes_near, documents, values
 
 LIMITS = Limits(count=20, frames=8, pixels=2**12, body=2**18, rate=0.0)
-WAIT = 20.0  # seconds for an answer to end
+WAIT = 100.0  # seconds of the clock for an answer to end
 BOUNDARY = "xyz"
 
 

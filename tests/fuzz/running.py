@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 WAYS = ("bytes", "built")
-HANGS = 60  # seconds of the clock, after which a case is given up
+HANGS = 300  # seconds of the clock, after which a case is given up: a busy machine takes a hundred for two
 MEMORY = 4096  # MB that a process may take beside what it has before the first case
 LONGEST = 2**14  # bytes of an input, or twice those of the longest seed
 MOST_CRASHES = 5  # of a target and way, after which the next one's turn comes
@@ -40,6 +40,7 @@ class Order:
     found: str  # the folder for what is answered wrongly
     seconds: float  # 0: as long as the cases take
     cases: int  # 0: as many as there is time for
+    seed: int  # of what is drawn
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def run(module: str, orders: Sequence[Order]) -> Iterator[Told]:
     """What came of each turn of a module's targets, as they end."""
     with tempfile.TemporaryDirectory(prefix="pgsr-fuzz-") as folder:
         environment = os.environ | {"PGSR_CACHE": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONHASHSEED"] = "0"
+        environment |= {
+            "MALLOC_ARENA_MAX": "2"
+        }  # each takes 64 MB of addresses, as many as there are processors
         command = [sys.executable, str(Path(__file__).parent), "--turns", module]
         command.append(json.dumps([asdict(order) for order in orders]))
         with (
@@ -155,7 +160,8 @@ def _cases(target: Any, order: Order, counts: Path, seconds: float, cases: int) 
     most = _addresses() + MEMORY * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))  # who asks for more gets a MemoryError
     turn = _unguided if find_spec("atheris") is None else _guided
-    turn(case, seeds, Path(order.found) / order.target, max(1, int(seconds)) if order.seconds else 0, cases)
+    most_seconds = max(1, int(seconds)) if order.seconds else 0
+    turn(case, seeds, Path(order.found) / order.target, order.seed, most_seconds, cases)
 
 
 def _addresses() -> int:
@@ -177,7 +183,7 @@ def _through(strategy: Any, case: Callable[[bytes], None]) -> Callable[[bytes], 
 
 
 def _guided(
-    case: Callable[[bytes], None], seeds: Iterable[bytes], crashes: Path, seconds: int, cases: int
+    case: Callable[[bytes], None], seeds: Iterable[bytes], crashes: Path, seed: int, seconds: int, cases: int
 ) -> None:
     import atheris
 
@@ -189,18 +195,19 @@ def _guided(
     crashes.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={crashes}/", f"-timeout={HANGS}"]
     options += [f"-runs={cases}"] if cases else []
+    options += [f"-seed={1 + seed % 2**31}"]  # 0 is one of libFuzzer's own
     options += [f"-rss_limit_mb={MEMORY}", f"-max_len={longest}", "-print_final_stats=1"]
     atheris.Setup(["fuzz", *options, str(corpus)], case)
     atheris.Fuzz()  # which ends the process
 
 
 def _unguided(
-    case: Callable[[bytes], None], seeds: Sequence[bytes], crashes: Path, seconds: int, cases: int
+    case: Callable[[bytes], None], seeds: Sequence[bytes], crashes: Path, seed: int, seconds: int, cases: int
 ) -> None:
     from mutations import changed_bytes
 
     end, number = time.monotonic() + seconds, 0
     while (time.monotonic() < end or not seconds) and (number < cases or not cases):
-        draw = random.Random(number)
+        draw = random.Random(f"{seed} {number}")
         case(changed_bytes(draw.choice(seeds), draw) if seeds else draw.randbytes(draw.randrange(4000)))
         number += 1
