@@ -81,7 +81,7 @@ def _coloured(layer: Layer) -> Layer:
 
 def he(weight: Tensor, equalized: bool, gain: float = ROOT2) -> float:
     """Gain / sqrt(fan-in) of a weight whose first side is its outputs."""
-    return gain / math.sqrt(math.prod(weight.shape[1:])) if equalized else 1.0
+    return gain / math.sqrt(max(1, fan_in(weight))) if equalized else 1.0
 
 
 # Equalized learning rate leaves weights near a deviation of 1; He's initialisation starts them near
@@ -97,7 +97,8 @@ def is_equalized(taker: Taker, pattern: str, hints: Hints, says: bool | None) ->
     """
     if hints.equalized is not None or says is not None:
         return bool(says if hints.equalized is None else hints.equalized)
-    weights = [t.double() for name, t in taker.tensors.items() if re.fullmatch(pattern, name) and t.dim() > 1]
+    named = [t for name, t in taker.tensors.items() if re.fullmatch(pattern, name) and t.dim() > 1]
+    weights = [t.double() for t in named if fan_in(t) > 1]  # a fan-in of 1 looks the same either way
     ways = sorted(-math.log(max(float(w.std()), 1e-30)) / math.log(fan_in(w) ** 0.5) for w in weights)
     way = ways[len(ways) // 2] if ways else 0.0
     if EQUALIZED <= way <= ORDINARY:
@@ -183,7 +184,7 @@ def _akanimax_layers(taker: Taker, early: bool, equalized: bool) -> Layers:
     start = "initial_block" if early else "layers.0"
     weight = taker.take(f"{start}.conv_1.weight", None, None, 4, 4)  # [in, out, 4, 4]
     inputs, maps = weight.shape[:2]
-    scale = ROOT2 / math.sqrt(inputs) if equalized else 1.0
+    scale = ROOT2 / math.sqrt(max(1, inputs)) if equalized else 1.0
     first = Layer(
         weight.permute(1, 2, 3, 0).reshape(16 * maps, inputs) * scale,
         taker.take(f"{start}.conv_1.bias", maps),
