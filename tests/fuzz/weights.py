@@ -234,9 +234,14 @@ def built_nvidia() -> SearchStrategy[bytes]:
 
 
 def _nvidia_of(arrays: Any, settings: dict[str, Any]) -> bytes:
-    return _nvidia(
-        {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}, **settings
-    )
+    return _nvidia({k: _array(v) for k, v in arrays.items()}, **settings)
+
+
+def _array(value: Any) -> Any:
+    """A tensor as numpy has it, which knows no bfloat16."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 # ----------------------------------------------------------------------------

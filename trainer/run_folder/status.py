@@ -96,17 +96,16 @@ def _seconds_left(
     recipe: config.Recipe, schedule: Schedule | None, images_shown: int, last: Mapping[str, Any]
 ) -> float | None:
     """Estimates the time left at the present speed; at resolutions to come, by their multiply-adds an
-    image."""
-    speed = float(last.get("images_per_second", 0.0))
-    if schedule is None or not speed:
+    image. None where the log tells no speed, or a resolution that the schedule has not."""
+    speed, now = float(last.get("images_per_second", 0.0)), last.get("resolution")
+    batches = {phase.resolution: phase.batch for phase in schedule.phases} if schedule else {}
+    if schedule is None or not speed or now not in batches:
         return None
     left: dict[int, int] = {}
-    batches = {phase.resolution: phase.batch for phase in schedule.phases}
     for phase in schedule.phases:
         left[phase.resolution] = (
             left.get(phase.resolution, 0) + phase.end - max(phase.start, min(phase.end, images_shown))
         )
-    now = int(last["resolution"])
     if not any(images for size, images in left.items() if size != now):
         return left[now] / speed
     cost = {size: count / batches[size] for size, count in multiply_adds(recipe, schedule).items()}
