@@ -254,6 +254,9 @@ def test_scores_measured_on_a_cluster(cluster: LocalCluster, tmp_path: Path):
 # Prometheus.
 
 
+WATCHED = {"RAY_enable_metrics_collection": "1", "RAY_metrics_report_interval_ms": "500"}
+
+
 @contextmanager
 def watched_ray(folder: Path) -> Iterator[tuple[str, str]]:
     """A cluster of one node that shows its metrics: its address, and the page's."""
@@ -268,11 +271,10 @@ def watched_ray(folder: Path) -> Iterator[tuple[str, str]]:
         "temp-dir": folder,
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    settings = {"RAY_enable_metrics_collection": "1", "RAY_metrics_report_interval_ms": "500"}
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env={**environment(), **settings},
+            env={**environment(), **WATCHED},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -316,7 +318,7 @@ def test_rays_page_has_the_servers_names(model: Path):
         while not shown_on(page) and time.monotonic() < deadline:
             time.sleep(0.5)
         arguments = ("--count", count, "--shard-size", 500, "--model", model, "--backend", "onnxruntime")
-        process = start(*arguments, "--out", Path(short) / "set", "--ray", address)
+        process = start(*arguments, "--out", Path(short) / "set", "--ray", address, settings=WATCHED)
         while process.poll() is None:
             for name, value in shown_on(page).items():
                 largest[name] = max(value, largest.get(name, value))

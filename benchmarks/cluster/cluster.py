@@ -38,6 +38,7 @@ PATIENCE = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",  # else workers are behind all that runs beside them, which the command is not
     "RAY_AUTH_MODE": "disabled",  # else a token is left in the user's home
 }
 PROGRAM = "import sys; from pgsr.{}.cli import main; main(sys.argv[1:])"
@@ -98,12 +99,13 @@ class LocalCluster:
         return start("--ray", self.address, *arguments)
 
 
-def start(*arguments: Any, package: str = "runtime.generate") -> subprocess.Popen[str]:
-    """Starts pgsr-generate, or another package's command, with --json."""
+def start(
+    *arguments: Any, package: str = "runtime.generate", settings: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Starts pgsr-generate, or another package's command, with --json and settings of Ray's own."""
     command = [sys.executable, "-c", PROGRAM.format(package), *(str(a) for a in arguments), "--json"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    around = {**environment(), **(settings or {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around)
 
 
 def result(process: subprocess.Popen[str], seconds: float = 600.0) -> dict[str, Any]:
