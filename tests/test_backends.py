@@ -106,7 +106,7 @@ def test_bfloat16_where_the_cpu_has_it(
         monkeypatch.setattr(module, "_precision", lambda core, precision: "bf16")
     found = psnr(faces(bundle, "openvino", "bf16"), reference)
     print(f"\nopenvino bf16: {found:.1f} dB")
-    assert found >= 45
+    assert found >= 42
 
 
 def test_layers_at_low_resolutions_stay_in_float32(shipped: Bundle) -> None:

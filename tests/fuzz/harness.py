@@ -7,6 +7,7 @@ is a defect, and its bytes are kept. A folder in memory takes the files that rea
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import hashlib
 import mmap
@@ -26,6 +27,7 @@ from hypothesis.strategies import SearchStrategy
 from pgsr.cli import in_one_line
 from pgsr.errors import PgsrError
 
+LIBC = ctypes.CDLL(None)
 SECONDS = 2.0  # of the processor, that a case may take
 BYTES = 500 * 2**20  # of memory, that a case may take
 AGAIN = 2  # times that a case which took more is tried once more: the least counts
@@ -64,6 +66,7 @@ def check(target: Target, data: bytes) -> bool:
     taken, seconds, grown = _tried(target, data)
     for _ in range(AGAIN):
         if seconds > SECONDS or grown > BYTES:
+            _give_back()
             taken, seconds_again, grown_again = _tried(target, data)
             seconds, grown = min(seconds, seconds_again), min(grown, grown_again)
     if seconds > SECONDS:
@@ -95,6 +98,12 @@ def _peak() -> int:
 
 def _forget_peak() -> None:
     os.pwrite(_peak_file(), b"5", 0)
+
+
+def _give_back() -> None:
+    """Frees what malloc keeps for later: memory that was taken once would be there, and not grow, again."""
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
 
 
 @functools.cache
