@@ -366,6 +366,13 @@ row(
         (f"{R}test_a_bundle_that_changes_in_the_middle",),
     ),
 )
+LIMITED_WORKER = Row(
+    ("ray",),
+    "a worker that is limited says no or dies, and others make its shards",
+    "the same bytes",
+    (f"{R}test_a_limit_of_a_worker",),
+    "that test not yet run to its end",
+)
 row(
     "address-space limit (ulimit -v)",
     Row(
@@ -380,13 +387,7 @@ row(
         "every file",
         (f"{S}test_little_memory",),
     ),
-    Row(
-        ("ray",),
-        "a worker that is limited says no or dies, and others make its shards",
-        "the same bytes",
-        (f"{R}test_a_limit_of_a_worker",),
-        "that test not yet run to its end",
-    ),
+    LIMITED_WORKER,
 )
 row(
     "handle limit (ulimit -n)",
@@ -399,13 +400,7 @@ row(
         "all that is open",
         (f"{S}test_few_handles",),
     ),
-    Row(
-        ("ray",),
-        "a worker that is limited says no or dies, and others make its shards",
-        "the same bytes",
-        (f"{R}test_a_limit_of_a_worker",),
-        "that test not yet run to its end",
-    ),
+    LIMITED_WORKER,
 )
 row(
     "unwritable cache",

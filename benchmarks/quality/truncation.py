@@ -61,18 +61,19 @@ def run(
     rows, faces_of = [], {}
     with looking(settings, network) as look:
         reference = Reference(photos, photos.whole, device, settings.pairs, network, look)
-        for psi in psis:
-            with looking(replace(settings, truncation=psi), network) as reference.look:
-                batches = chain.batches(photos.whole.most, "generator")
-                found = reference.measure("generator", "generator", batches, photos.whole.features)
-                form = "upscaler" if chain.scale > 1 else "generator"
-                (shown,) = reference.look(asked(form, [range(SHOWN)], SHOWN, 0))
-                faces_of[psi] = shown.pixels
-            rows.append({"psi": psi, **_scores(found)})
-            report(f"PSI {psi:g}: SWD average {rows[-1]['SWD average']:.1f}")
-        reference.look = look
         half = reference.of_half()
         floor = half.measure("photographs", "photographs", photos.others(), photos.half.features)
+        del half
+    for psi in psis:
+        with looking(replace(settings, truncation=psi), network) as look:
+            reference.look = look
+            batches = chain.batches(photos.whole.most, "generator")
+            found = reference.measure("generator", "generator", batches, photos.whole.features)
+            form = "upscaler" if chain.scale > 1 else "generator"
+            (shown,) = look(asked(form, [range(SHOWN)], SHOWN, 0))
+        faces_of[psi] = shown.pixels
+        rows.append({"psi": psi, **_scores(found)})
+        report(f"PSI {psi:g}: SWD average {rows[-1]['SWD average']:.1f}")
     return {
         "model": model.name,
         "default": model.truncation,

@@ -62,6 +62,15 @@ def between(first: NDArray[np.float32], second: NDArray[np.float32], share: floa
     return result
 
 
+def along(latents: NDArray[np.float32], position: float) -> NDArray[np.float32]:
+    """The latent [L] at a place of the way through `latents` [N, L], which stand at 0, 1, ...; the last one
+    leads to the first again. Their own at their places, and between them by equal angles."""
+    first = min(int(position), len(latents) - 1)
+    share = position - first
+    own: NDArray[np.float32] = latents[first]
+    return between(own, latents[(first + 1) % len(latents)], share) if share else own
+
+
 def gaussian(sigma: float) -> NDArray[np.float64]:
     """exp(-k^2 / (2 sigma^2)) for |k| <= REACH * sigma: [2 * reach + 1]; what it sums to does not matter."""
     reach = math.ceil(REACH * sigma)

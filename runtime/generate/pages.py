@@ -14,7 +14,7 @@ from pgsr.images import sheet
 
 from ..output.writers import Encoding
 from ..synthesizer import Synthesizer
-from .interpolation import between
+from .interpolation import along
 from .job import Report
 from .latents import Source
 
@@ -90,8 +90,5 @@ class Between:
         return np.stack([self._latent(*divmod(position, self.columns), size) for position in positions])
 
     def _latent(self, row: int, column: int, size: int) -> NDArray[np.float32]:
-        first, second = self.source.latents([row, row + 1], size)
-        if 0 < column < self.columns - 1:
-            return between(first, second, column / (self.columns - 1))
-        own: NDArray[np.float32] = second if column else first
-        return own
+        ends = self.source.latents([row, row + 1], size)
+        return along(ends, column / (self.columns - 1))

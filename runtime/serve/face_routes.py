@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pgsr import draws
 
-from ..generate.interpolation import between
+from ..generate.interpolation import along
 from ..generate.write import encoding_note
 from ..output.writers import digits_of
 from ..synthesizer import check_window
@@ -169,13 +169,7 @@ def _latent(model: Model, place: Place) -> NDArray[np.float32]:
 
 def _on_the_way(rows: NDArray[np.float32], frame: int, query: LatentsBody) -> NDArray[np.float32]:
     """The latent of a frame, [L]: the faces' own at their places, and between them by equal angles."""
-    own: NDArray[np.float32]
     if not query.frames:
-        own = rows[frame]
-        return own
+        return along(rows, frame)
     ways = len(rows) if query.loop else len(rows) - 1
-    position = frame * ways / (query.frames if query.loop else max(1, query.frames - 1))
-    first = min(int(position), len(rows) - 1)
-    share = position - first
-    own = rows[first]
-    return between(own, rows[(first + 1) % len(rows)], share) if share else own
+    return along(rows, frame * ways / (query.frames if query.loop else max(1, query.frames - 1)))
