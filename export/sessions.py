@@ -5,17 +5,18 @@ from __future__ import annotations
 import onnxruntime
 
 from pgsr.errors import check_onnxruntime
+from pgsr.machine import threads_by_affinity, threads_by_quota
 
 
 def open_session(
     model: bytes | str, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph's bytes or file; `threads` of 0 leaves their number to ONNX Runtime.
+    """A session of a graph's bytes or file; `threads` of 0 is one a core that this process may use.
 
     Raises PgsrError if nothing but its folder is left of it.
     """
     check_onnxruntime(onnxruntime)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or threads_by_quota() or threads_by_affinity()
     return onnxruntime.InferenceSession(model, options, providers=list(providers))

@@ -23,11 +23,32 @@ def usable_cores() -> int:
 def threads_by_quota() -> int:
     """The number of threads for libraries that count cores by themselves; 0 where they count rightly.
 
-    They look at affinity alone. In a container with the time of two cores on a machine of 64 they would start
-    64 threads, which spend their time waiting for the next period.
+    They look at affinity alone, if at that. In a container with the time of two cores on a machine of 64 they
+    would start 64 threads, which spend their time waiting for the next period.
     """
     quota = cores_by_quota()
     return quota if 0 < quota < len(os.sched_getaffinity(0)) else 0
+
+
+def threads_by_affinity(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The number of threads for a library that does not look at affinity; 0 where this process may use all.
+
+    ONNX Runtime, told no number, starts a thread for every core of the machine and ties each to its own,
+    also to cores that taskset, Slurm or a container's cpuset has given to others. Two processors that are one
+    core's hardware threads count once, as it counts them.
+    """
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) >= os.sysconf("SC_NPROCESSORS_ONLN"):
+        return 0
+    return len({_core(topology / f"cpu{number}", number) for number in allowed})
+
+
+def _core(processor: Path, number: int) -> str:
+    """What the hardware threads of one core have in common (Linux, admin-guide/cputopology)."""
+    try:
+        return (processor / "topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(number)
 
 
 def keep_to_quota() -> None:

@@ -147,6 +147,53 @@ def test_backends_keep_to_the_quota(backend: str, tmp_path: Path, monkeypatch: p
     assert set(made) == {2}
 
 
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [({0, 1, 2, 3}, 0), ({1}, 1), ({0, 2}, 1), ({0, 1, 2}, 2), ({1, 7}, 2)],
+    ids=["the whole machine", "one", "both threads of a core", "two cores", "one that nothing is said of"],
+)
+def test_threads_are_as_many_as_the_cores_of_the_process(
+    allowed: set[int], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Four processors, 0 and 2 one core's, 1 and 3 another's."""
+    for number in range(4):
+        folder = tmp_path / f"cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 2},{number % 2 + 2}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: allowed)
+    monkeypatch.setattr(os, "sysconf", lambda name: 4)
+    assert machine.threads_by_affinity(tmp_path) == expected
+
+
+BOUND = """
+import json, os, sys
+os.sched_setaffinity(0, {int(sys.argv[2])})
+from pathlib import Path
+if sys.argv[3] == "export":
+    from pgsr.export.sessions import open_session
+    session = open_session(str(next(Path(sys.argv[1]).glob("*.onnx"))))
+else:
+    from pgsr.runtime.synthesizer import Synthesizer
+    session = Synthesizer(Path(sys.argv[1]), "cpu", backend=sys.argv[3])
+    session.images(0, 4)
+status = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+lines = [line for text in status for line in text.splitlines() if line.startswith("Cpus_allowed_list")]
+print(json.dumps([line.split()[1] for line in lines]))
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.parametrize("what", ["onnxruntime", "openvino", "export"])
+def test_a_process_bound_to_a_core_uses_no_other(what: str, tmp_path: Path):
+    """ONNX Runtime left to itself ties a thread to each core of the machine."""
+    if what != "export":
+        pytest.importorskip(what)
+    core = min(os.sched_getaffinity(0))
+    arguments = [sys.executable, "-c", BOUND, tiny.write_bundle(tmp_path / "model"), str(core), what]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {str(core)}
+
+
 COMMAND = """
 import json, os, sys
 from pgsr import machine
