@@ -15,9 +15,11 @@ import itertools
 import logging
 import os
 import platform
+import signal
 import socket
 import statistics
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -76,7 +78,8 @@ def connected(address: str) -> Iterator[Any]:
     own = {"include_dashboard": False} if address == "local" else {}
     try:
         _knock(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        with _handlers_kept():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # of many kinds
         words = " ".join(str(error).split())[:200]
         raise PgsrError(
@@ -88,6 +91,20 @@ def connected(address: str) -> Iterator[Any]:
             yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Sets the handlers of signals again that were there before the block: Ray's would end the command with
+    the signal's number for its code, behind a list of addresses."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None: set by something that is not Python
+                    signal.signal(number, handler)
 
 
 def _knock(address: str) -> None:

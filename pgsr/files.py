@@ -197,19 +197,31 @@ def sha256(path: Path) -> str:
         raise cannot_read(path, error) from error
 
 
+class NotRegularError(OSError):
+    """A file is none that can be read to its end."""
+
+
+def regular_handle(path: Path) -> int:
+    """A handle for reading a regular file. Raises OSError for another kind, which is not waited for."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise NotRegularError("not a regular file")
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe by now
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file to read it. Pipes and devices, which may never end, are refused at once.
 
     Raises PgsrError if it is something else or cannot be opened.
     """
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise PgsrError(f"{path} is a folder, not a file")
-        if not stat.S_ISREG(mode):
-            raise PgsrError(f"{path} is a pipe or a device: save what comes out of it as a file")
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe by now
-        return open(handle, "rb")
+        return open(regular_handle(path), "rb")
+    except IsADirectoryError as error:
+        raise PgsrError(f"{path} is a folder, not a file") from error
+    except NotRegularError as error:
+        raise PgsrError(f"{path} is a pipe or a device: save what comes out of it as a file") from error
     except (OSError, ValueError) as error:  # ValueError: a null in the name
         raise cannot_read(path, error) from error
 

@@ -7,6 +7,7 @@ What is sent goes through pickle, as there. tests/test_ray.py has real clusters.
 from __future__ import annotations
 
 import pickle
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -66,6 +67,7 @@ class Rays:
 
     def init(self, address: str, **options: Any) -> None:
         self.connected = True
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
 
     def shutdown(self) -> None:
         self.connected = False

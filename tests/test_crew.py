@@ -8,6 +8,7 @@ import json
 import pickle
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from pgsr.benchmarks.quality.looking import PLAIN, Seen, asked, looking
 from pgsr.benchmarks.quality.sets import Settings as Quality
 from pgsr.crew import AHEAD, FEWEST, MOST_DEATHS, MOST_FAILURES, Crew, Hiring, Mapped, connected
 from pgsr.errors import PgsrError
+from pgsr.files import ending_cleanly
 from pgsr.runtime.generate.cli import main as generate
 from pgsr.runtime.upscale.cli import main as upscale
 from pgsr.trainer.data.cli import main as data
@@ -216,6 +218,13 @@ def test_nobody_at_the_address_is_a_line(rays: Rays):
     with connected("auto") as ray:
         assert ray.connected
     assert not rays.connected
+
+
+def test_sigterm_ends_a_command_as_without_ray(rays: Rays):
+    with pytest.raises(SystemExit) as ended, ending_cleanly(), connected("auto"):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # ----------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_process_bound_to_a_core_uses_no_other(what: str, tmp_path: Path):
     if what != "export":
         pytest.importorskip(what)
     core = min(os.sched_getaffinity(0))
-    arguments = [sys.executable, "-c", BOUND, tiny.write_bundle(tmp_path / "model"), str(core), what]
+    arguments = [sys.executable, "-c", BOUND, str(tiny.write_bundle(tmp_path / "model")), str(core), what]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout.splitlines()[-1])) == {str(core)}
 

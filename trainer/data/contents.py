@@ -23,10 +23,9 @@ from typing import Any
 
 from pgsr.cli import progress_bar
 from pgsr.errors import PgsrError
-from pgsr.files import writable_cache, write_bytes
+from pgsr.files import regular_handle, writable_cache, write_bytes
 from pgsr.machine import usable_cores
-
-from .listing import open_regular, parsed_json
+from pgsr.schema import parsed_json
 
 CHUNK = 2**20  # bytes read at a time
 SETTLED_NS = 2_000_000_000  # the coarsest times that file systems keep
@@ -81,7 +80,7 @@ def _settled(state: State, now: int) -> bool:
 def _crc32(path: Path) -> int:
     crc = 0
     try:
-        with open(open_regular(path), "rb", buffering=0) as file:
+        with open(regular_handle(path), "rb", buffering=0) as file:
             while data := file.read(CHUNK):
                 crc = zlib.crc32(data, crc)
     except OSError:

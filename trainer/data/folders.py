@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from pgsr.errors import PgsrError
+from pgsr.files import regular_handle
 from pgsr.first_bytes import HEAD_BYTES, begins_like_picture
 
 from .contents import crc32_of_files
@@ -28,7 +29,6 @@ from .listing import (
     has_picture_suffix,
     hidden_reason,
     no_picture,
-    open_regular,
     prepared_filter,
     prepared_sizes,
     read_file,
@@ -204,7 +204,7 @@ class _Walk:
 
     def _begins_like_picture(self, name: str) -> bool:
         try:
-            handle = open_regular(self.found.source / name)
+            handle = regular_handle(self.found.source / name)
         except OSError:
             return False
         try:

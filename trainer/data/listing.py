@@ -7,10 +7,8 @@ Readers work on regular files and within the limits that stand here, whatever a 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
-import stat
 import sys
 import zipfile
 import zlib
@@ -20,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 from pgsr.errors import PgsrError
+from pgsr.files import regular_handle
 from pgsr.pictures import SUFFIXES
-from pgsr.schema import visible
+from pgsr.schema import parsed_json, visible
 
 # What reading a member raises where it is damaged, encrypted or packed in a way Python does not know.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -193,18 +191,9 @@ def too_large(size: int) -> OSError:
     return OSError(f"{size:,} bytes, more than the {LARGEST_FILE:,} that are read of a picture")
 
 
-def open_regular(path: Path) -> int:
-    """A handle for reading a regular file. Raises OSError for another kind, which is not waited for."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError("not a regular file")
-    return handle
-
-
 def read_file(path: Path) -> bytes:
     """A picture's file. Raises OSError if it is no regular file, or too large."""
-    with open(open_regular(path), "rb") as file:
+    with open(regular_handle(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST_FILE:
             raise too_large(size)
@@ -214,7 +203,7 @@ def read_file(path: Path) -> bytes:
 def read_manifest(folder: Path) -> bytes | None:
     """The manifest in a folder, if there is one that can be read."""
     try:
-        with open(open_regular(folder / MANIFEST), "rb") as file:
+        with open(regular_handle(folder / MANIFEST), "rb") as file:
             return file.read(min(LARGEST_JSON, os.fstat(file.fileno()).st_size))
     except OSError:
         return None
@@ -223,14 +212,6 @@ def read_manifest(folder: Path) -> bytes | None:
 def without_manifest(left_out: Iterable[LeftOut], sizes: Sequence[int]) -> tuple[LeftOut, ...]:
     """What is left out, but for a manifest that was read."""
     return tuple(file for file in left_out if not sizes or file.name != MANIFEST)
-
-
-def parsed_json(data: bytes) -> Any:
-    """JSON of any origin. Raises ValueError for what is none, or too deep."""
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def prepared_sizes(manifest: bytes | None) -> tuple[int, ...]:

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from pgsr.errors import PgsrError
 from pgsr.files import hold, replacing
+from pgsr.schema import parsed_json
 
-from .listing import LeftOut, parsed_json
+from .listing import LeftOut
 
 HEADER = 128  # bytes of a .npy's header of such a shape
 MAGIC = b"pgsrpix1"

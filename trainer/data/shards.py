@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from pgsr.errors import PgsrError
+from pgsr.files import regular_handle
 from pgsr.first_bytes import HEAD_BYTES, begins_like_picture
+from pgsr.schema import parsed_json
 from pgsr.tars import DAMAGED, Header
 
 from .contents import crc32_of_files
@@ -30,8 +32,6 @@ from .listing import (
     has_picture_suffix,
     hidden_reason,
     no_picture,
-    open_regular,
-    parsed_json,
     prepared_filter,
     prepared_sizes,
     read_manifest,
@@ -139,7 +139,7 @@ def reading_shards(pictures: Pictures) -> Iterator[tuple[Mapping[str, tuple[int,
     with ExitStack() as stack:
         for shard in pictures.shards:
             path = _root(pictures.source) / shard
-            handle = stack.enter_context(open(open_regular(path), "rb")).fileno()
+            handle = stack.enter_context(open(regular_handle(path), "rb")).fileno()
             for member in read_shard(path).pictures:
                 places[f"{shard}/{member.name}"] = (handle, member.place)
 
@@ -220,7 +220,7 @@ def _headers(path: Path) -> list[tarfile.TarInfo]:
     """Every member's, in order."""
     headers: list[tarfile.TarInfo] = []
     try:
-        with open(open_regular(path), "rb") as file:
+        with open(regular_handle(path), "rb") as file:
             if file.read(2) == b"\x1f\x8b":
                 raise PgsrError(f"{path} is compressed, so its members cannot be found: gunzip it first")
             file.seek(0)

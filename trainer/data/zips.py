@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pgsr.errors import PgsrError
 from pgsr.first_bytes import HEAD_BYTES, begins_like_picture
+from pgsr.schema import parsed_json
 
 from .listing import (
     LABELS,
@@ -26,7 +27,6 @@ from .listing import (
     has_picture_suffix,
     hidden_reason,
     no_picture,
-    parsed_json,
     prepared_filter,
     prepared_sizes,
     too_large,

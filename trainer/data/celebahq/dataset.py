@@ -29,7 +29,6 @@ from pgsr.errors import PgsrError
 from pgsr.files import make_folder, remove_leftovers, write_text
 from pgsr.lock import holding_lock, is_held
 
-from ..listing import parsed_json
 from ..sources import MAX_DAMAGED, Damage
 from .picture import PICTURES, Maker, Record, Settings, picture_path
 from .sources import Place, Source
@@ -202,7 +201,7 @@ def check_settings(source: Source, settings: Settings, out: Path) -> None:
         write_text(path, json.dumps(now, indent=1) + "\n")
         return
     try:
-        before: Mapping[str, Any] = dict(parsed_json(path.read_bytes()))
+        before: Mapping[str, Any] = dict(schema.parsed_json(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise PgsrError(f"{path} is damaged ({error}): name another --out") from error
     if before.get("pictures") == source.older_fingerprint:
