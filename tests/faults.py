@@ -150,7 +150,6 @@ row(
         "the driver ends, exit 143",
         f"{AGAIN}, and removes what was half written",
         (f"{R}test_a_signal_to_the_driver",),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -184,7 +183,6 @@ row(
         "the driver ends, exit 1, a line",
         f"{AGAIN}, and removes what was half written",
         (f"{R}test_a_signal_to_the_driver",),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -197,7 +195,7 @@ row(
         "every file",
         (f"{S}test_ctrl_c_once_finishes_what_was_begun_and_twice_does_not",),
     ),
-    Row(("ray",), "as once", AGAIN, (f"{R}test_a_signal_to_the_driver",), "that test not yet run to its end"),
+    Row(("ray",), "as once", AGAIN, (f"{R}test_a_signal_to_the_driver",)),
 )
 row(
     "disk full",
@@ -227,7 +225,6 @@ row(
         "a full node gives its work away; where all are full, a line, exit 1",
         f"once there is room: {AGAIN}",
         ("test_ray.py::test_a_node_whose_disk_is_full_gives_its_work_away", f"{R}test_a_full_disk"),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -249,7 +246,6 @@ row(
         "a worker that is limited says no, and others make its shards",
         "the same bytes",
         (f"{R}test_a_limit_of_a_worker",),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -301,7 +297,6 @@ row(
         "ends well, or with a line, exit 1",
         f"given back: {AGAIN}",
         (f"{R}test_permission_that_is_lost_in_the_middle",),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -324,7 +319,6 @@ row(
         "ends well, or with a line, exit 1",
         "what was written after; the same command again ends with the same bytes",
         (f"{R}test_a_folder_that_is_removed_in_the_middle",),
-        "that test not yet run to its end",
     ),
 )
 row(
@@ -371,7 +365,6 @@ LIMITED_WORKER = Row(
     "a worker that is limited says no or dies, and others make its shards",
     "the same bytes",
     (f"{R}test_a_limit_of_a_worker",),
-    "that test not yet run to its end",
 )
 row(
     "address-space limit (ulimit -v)",
@@ -539,7 +532,6 @@ row(
         "works on",
         "the same bytes; the log's seconds are of another clock",
         (f"{F}test_a_clock_that_jumps",),
-        "export and bench: not yet run",
     ),
     Row(
         ("serve",),

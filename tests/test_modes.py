@@ -27,6 +27,7 @@ from pgsr.trainer.step import batches, pixels
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step.residency import Pixels
 from pgsr.trainer.step.schedule import build as build_schedule
+from pgsr.trainer.step.tables import DataConfig
 from pictures import write_zip
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
@@ -119,7 +120,7 @@ def test_a_recipe_trains_on_stacks(archive: Path, own_cache: Path):
 
 def test_stacks_have_no_boxes():
     with pytest.raises(PgsrError, match=r"data\.stacked and data\.box exclude each other"):
-        config.DataConfig(stacked=True, box=8)
+        DataConfig(stacked=True, box=8)
 
 
 # ----------------------------------------------------------------------------

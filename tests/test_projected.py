@@ -26,6 +26,7 @@ from pgsr.trainer.step.augment import AugmentConfig, adjust_color, augment, cut_
 from pgsr.trainer.step.objectives import critic_terms
 from pgsr.trainer.step.parallel import Ranks
 from pgsr.trainer.step.state import learning_rate, restore, state_tensors
+from pgsr.trainer.step.tables import OptimizerConfig
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -441,12 +442,12 @@ def test_signs_of_real_scores_are_what_ada_reads():
 
 
 def test_rates_fall_by_a_half_cosine():
-    chosen = config.OptimizerConfig(learning_rate=2.0, cosine_from=100, cosine_to=300, cosine_floor=0.05)
+    chosen = OptimizerConfig(learning_rate=2.0, cosine_from=100, cosine_to=300, cosine_floor=0.05)
     assert [learning_rate(chosen, n) for n in (0, 100, 300, 10_000)] == [2.0, 2.0, 0.1, 0.1]
     assert learning_rate(chosen, 200) == pytest.approx(1.05)
     assert learning_rate(chosen, 150) == pytest.approx(2 * (0.05 + 0.95 * (1 + math.sqrt(0.5)) / 2))
     with pytest.raises(PgsrError, match="cosine_to is 50"):
-        config.OptimizerConfig(cosine_from=100, cosine_to=50)
+        OptimizerConfig(cosine_from=100, cosine_to=50)
 
 
 def test_maps_are_those_named(recipe: Path, toy: Path):

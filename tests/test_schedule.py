@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pgsr.errors import PgsrError
-from pgsr.trainer.step.recipe import Override, ScheduleConfig
 from pgsr.trainer.step.schedule import Schedule, build
+from pgsr.trainer.step.tables import Override, ScheduleConfig
 
 K = 1000
 

@@ -27,7 +27,7 @@ from pgsr.trainer.run_folder import cost
 from pgsr.trainer.step import recipe as config
 from pgsr.trainer.step import schedule, state
 from pgsr.trainer.step import trainer as loop
-from pgsr.trainer.step.recipe import AveragingConfig, OptimizerConfig
+from pgsr.trainer.step.tables import AveragingConfig, OptimizerConfig, ScheduleConfig
 from pictures import flipped, png, write_zip
 from processes import CLOCKED
 
@@ -395,7 +395,7 @@ def test_the_average_is_its_formula():
 
 def stage_of(batch: int, images_shown: int = 0) -> schedule.Stage:
     """A stage of a schedule 4, 8 whose fade to 8 begins at 1600 images."""
-    plan = config.ScheduleConfig(8, fade_images=800, stable_images=1600, batch=batch)
+    plan = ScheduleConfig(8, fade_images=800, stable_images=1600, batch=batch)
     return schedule.build(plan).at(images_shown)
 
 

@@ -20,6 +20,7 @@ from pgsr.trainer.step.objectives import ObjectiveConfig
 from pgsr.trainer.step.parallel import ALONE, Ranks
 from pgsr.trainer.step.schedule import build
 from pgsr.trainer.step.state import Critic, state_tensors
+from pgsr.trainer.step.tables import ScheduleConfig
 from pgsr.trainer.step.unrolled import unrolled_scores
 
 PIXELS = 5
@@ -97,7 +98,7 @@ def test_the_generators_loss_and_gradient_are_those_of_slow_steps(steps: int, st
         optimizer.step()
     kept = {name: value.clone() for name, value in network.state_dict().items()}
     reals, fakes = images(1, 4), images(2, 3).requires_grad_()
-    stage = build(config.ScheduleConfig(resolution=4, start_resolution=4)).at(0)
+    stage = build(ScheduleConfig(resolution=4, start_resolution=4)).at(0)
     score = unrolled_scores(critic, stage, reals, fakes, torch.zeros(3), None, steps)
     loss = nn.functional.softplus(-score(fakes)).mean()
     (gradient,) = torch.autograd.grad(loss, fakes)

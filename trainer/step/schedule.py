@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pgsr.errors import PgsrError
 
-from .recipe import Override, ScheduleConfig
+from .tables import Override, ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from pgsr.networks.interfaces import Discriminator, Generator
 
 from .objectives import OBJECTIVES, ObjectiveConfig
 from .precision import LossScale
-from .recipe import AveragingConfig, OptimizerConfig, Recipe
+from .recipe import Recipe
 from .schedule import Stage
+from .tables import AveragingConfig, OptimizerConfig
 
 Network = TypeVar("Network", bound=nn.Module)
 
