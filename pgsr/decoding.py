@@ -32,6 +32,8 @@ Levels = NDArray[np.uint8]  # [H, W]
 
 VERSION = 2  # of what is made of a file's levels: pixels that another one made are decoded again
 MOST_PIXELS = 178_956_970  # of a picture: Pillow's own limit, whatever it is set to
+PLAUSIBLE_PIXELS = 2**25  # that a file of any length may have
+PIXELS_A_BYTE = 2**14  # of larger ones: deflate packs 8,256 pixels of one bit into a byte, and nothing more
 BACKGROUND = (255, 255, 255)  # over which what is transparent is composed for training
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -130,6 +132,9 @@ def _loaded(source: Path | bytes, files: ExitStack) -> ImageFile.ImageFile:
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise Refused(f"is too large: {width}x{height}, and at most {MOST_PIXELS:,} pixels are read")
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if width * height > max(PLAUSIBLE_PIXELS, PIXELS_A_BYTE * size):
+        raise Refused(f"is damaged: {width}x{height} pixels are not in {size:,} bytes")
     _load(image, source)
     return image
 

@@ -312,6 +312,12 @@ def test_the_file_is_named_by_its_hash(vgg_file: Path):
     assert content.content_provenance(ObjectiveConfig(content="critic")) == {}
 
 
+def test_a_bias_that_is_one_number(tmp_path: Path):
+    torch.save({**tiny_vgg19(), "features.0.bias": torch.tensor(0.0)}, tmp_path / "vgg.pth")
+    with pytest.raises(PgsrError, match=r"features.0.weight of .* where VGG19 has \(1, 3, 3, 3\)"):
+        load_vgg19(tmp_path / "vgg.pth")
+
+
 @pytest.mark.parametrize(
     "odd",
     [torch.zeros(6, 3, 3, 3).to_sparse(), torch.zeros(1, dtype=torch.half).expand(6, 3, 3, 3)],

@@ -453,6 +453,29 @@ def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
             decode(data, "x")
 
 
+def claiming(width: int, height: int) -> bytes:
+    """A TIFF of 32 bits a pixel, none of which is there."""
+    tags = [(256, width), (257, height), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, 63)])
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + bytes(4)
+
+
+def test_a_short_file_that_claims_many_pixels(tmp_path: Path) -> None:
+    """Half a gigabyte would be taken for it, twice."""
+    (tmp_path / "x.tif").write_bytes(claiming(9, 14_483_463))
+    for source in (tmp_path / "x.tif", claiming(9, 14_483_463)):
+        with pytest.raises(PictureError, match=r"x\.tif is damaged: 9x14483463 pixels are not in 122 bytes"):
+            decode(source, "x.tif")
+
+
+def test_a_short_file_that_has_many_pixels() -> None:
+    """One bit each, all the same."""
+    data = saved(Image.new("1", (5800, 5800), 1), "PNG", compress_level=9)
+    assert decoding.PLAUSIBLE_PIXELS < 5800**2
+    assert 3000 * len(data) < 5800**2
+    assert decode(data, "x").colours.getextrema() == (255, 255)
+
+
 def many_scans(count: int) -> bytes:
     """A progressive JPEG whose last scan is there again and again: each has all of its pixels done anew."""
     whole = saved(Image.fromarray(GREY).resize((1500, 1500)), "JPEG", progressive=True, quality=50)

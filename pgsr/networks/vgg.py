@@ -70,7 +70,7 @@ def load_vgg19(path: Path) -> VGG19:
                 f"{path}: features.{number} is no plain tensor, or larger than what is stored of it"
             )
         weights.append((pair[0].float(), pair[1].float()))
-    widths = [3, *[len(bias) for _, bias in weights]]
+    widths = [3, *[bias.numel() for _, bias in weights]]
     for number, (inputs, outputs), (weight, bias) in zip(LAYERS, pairwise(widths), weights, strict=True):
         if weight.shape != (outputs, inputs, 3, 3) or bias.dim() != 1:
             raise PgsrError(
