@@ -60,6 +60,7 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
     graph = bundle.graph(name, precision)
     try:
         model = onnx.load(bundle.path(graph))
+        _check_texts(model)
         layers = read_layers(model, side_of(bundle, graph))
         held = activation_bytes(model, side_of(bundle, graph))
     except PgsrError:
@@ -83,6 +84,16 @@ def explained(bundle: Bundle, name: str | None = None, precision: str = "fp32") 
         "input": _ports(graph),
         "layers": [asdict(layer) for layer in layers],
     }
+
+
+def _check_texts(model: onnx.ModelProto) -> None:
+    """Raises ValueError for a name that is not UTF-8: protobuf lets it pass, as bytes."""
+    texts: list[object] = [model.doc_string]
+    for node in model.graph.node:
+        texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+    for text in texts:
+        if isinstance(text, bytes):
+            raise ValueError(f"{text[:50]!r} is not UTF-8")
 
 
 def _ports(graph: Graph) -> str:

@@ -65,7 +65,10 @@ class Faces:
         """The bundles that are served. Raises PgsrError as all do: for what the server refuses."""
         response = self._call("GET", "/v1/models")
         try:
-            return [dict(model) for model in response.json()["models"]]
+            models = [dict(model) for model in response.json()["models"]]
+            if not all(isinstance(model["name"], str) for model in models):
+                raise ValueError("a model's name is no text")
+            return models
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise self._strange("/v1/models", error) from error
 

@@ -225,7 +225,18 @@ def test_names_that_lead_elsewhere_are_refused(name: str):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b'{"models": 3}', b'{"models": [3]}', b"\xff", b"[" * 100_000], ids=len
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"models": 3}',
+        b'{"models": [3]}',
+        b'{"models": [{}]}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
+    ids=len,
 )
 def test_answers_of_something_else(body: bytes):
     with (

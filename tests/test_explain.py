@@ -37,17 +37,32 @@ def test_multiply_adds_are_those_that_the_export_counted(shipped: bundle.Bundle,
     assert sum(found["operations"].values()) == found["nodes"]
 
 
+def with_chain(folder: Path, data: bytes) -> bundle.Bundle:
+    """A bundle whose chain is of these bytes, and hashed as they are."""
+    tiny.write_bundle(folder)
+    (folder / "chain.onnx").write_bytes(data)
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    manifest["graphs"][0]["sha256"] = sha256(folder / "chain.onnx")
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    return bundle.read(folder)
+
+
 def test_a_graph_that_fails_in_inference_is_a_line(tmp_path: Path):
     """A loop without a body, to which onnx's own inference answers with an error of C++'s."""
     model = tiny.chain_model()
     model.graph.node[-1].op_type = "Loop"
-    folder = tiny.write_bundle(tmp_path / "b")
-    onnx.save(model, folder / "chain.onnx")
-    manifest = json.loads((folder / bundle.MANIFEST).read_text())
-    manifest["graphs"][0]["sha256"] = sha256(folder / "chain.onnx")
-    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(PgsrError, match=r"chain\.onnx cannot be read as ONNX: "):
-        explained(bundle.read(folder))
+        explained(with_chain(tmp_path / "b", model.SerializeToString()))
+
+
+def test_names_that_are_not_utf_8_are_a_line(tmp_path: Path):
+    """protobuf gives them back as bytes."""
+    model = tiny.chain_model()
+    model.graph.node[-1].op_type, model.doc_string = "Odd", "note"
+    for text in (b"Odd", b"note"):
+        damaged = model.SerializeToString().replace(text, b"\xff" * len(text))
+        with pytest.raises(PgsrError, match=r"chain\.onnx cannot be read as ONNX: b'\\xff"):
+            explained(with_chain(tmp_path / text.decode(), damaged))
 
 
 def test_precision_is_read_from_the_weights(shipped: bundle.Bundle):
