@@ -47,7 +47,7 @@ def test_provenance_and_licence_are_told() -> None:
     assert "non-commercial" in shipped.licence
     for part in ("generator", "upscaler"):
         made = shipped.provenance[part]
-        assert made["recipe"]["name"] in ("faces-64-large", "light")
+        assert made["recipe"]["name"] in ("faces-64-large", "upscale-4x")
         assert len(made["data"]["fingerprint"]) == 64
         assert made["images_shown"] > 10_000
 
