@@ -26,6 +26,7 @@ from pgsr.export.graphs import Chain
 from pgsr.export.lowering import DividingNorm, NormBehind, PixelNorm
 from pgsr.export.onnx_file import finished, to_onnx
 from pgsr.export.rewrites.table import choose_rewrites, rewritten
+from pgsr.machine import processor_flags
 from pgsr.networks import GENERATORS, resolved
 from pgsr.networks import build as build_network
 from pgsr.runtime.backends.openvino import one_core
@@ -428,7 +429,9 @@ def test_openvino_reads_it(exported: bundle.Bundle, precision: str):
     compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     z = draws.latents(5, range(4), 12)
     exact = parity.session_of(exported.path(exported.graph("chain")).read_bytes())(z)
-    assert parity.compare(exact, compiled([z])[0]).psnr_db > 28
+    # Without VNNI sums of two products end at 16 bits (Intel, VPMADDUBSW), which random weights reach.
+    saturates = precision == "int8" and not {"avx_vnni", "avx512_vnni"} & processor_flags()
+    assert parity.compare(exact, compiled([z])[0]).psnr_db > (15 if saturates else 28)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
