@@ -3,8 +3,8 @@
     python tests/offline.py            # all, minutes
     python tests/offline.py generate   # those in which a word stands
 
-Each runs as README.md has it, but for the options that say how much: small numbers stand here instead. Two
-need their own processes to reach each other, and get the loopback: torchrun and pgsr-serve.
+Each runs as README.md has it, but for the options that say how much: small numbers stand here instead. Three
+need their own processes to reach each other, and get the loopback: torchrun, pgsr-serve and --ray.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LESS = {
     "pgsr-bench quality": "pgsr-bench quality --images 32",
 }
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-LOOPBACK = ("torchrun", "pgsr-serve")
+LOOPBACK = ("torchrun ", "pgsr-serve", "--ray local")  # whose own processes talk to each other
 ASKED = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/', timeout=5).status)"
 
 
@@ -99,7 +99,7 @@ def weights(path: Path) -> None:
 
 def answered(command: str, folder: Path) -> tuple[int, str]:
     """Exit code and the last line of a command in a namespace of its own; of a server, whether it answers."""
-    up = "ip link set lo up; " if command.startswith(LOOPBACK) else ""
+    up = "ip link set lo up; " if any(word in command for word in LOOPBACK) else ""
     if command.startswith("pgsr-serve"):
         ask = f"{sys.executable} -c {shlex.quote(ASKED)} 2>/dev/null"
         asks = f"for i in $(seq 90); do sleep 1; {ask} && break; done; answered=$?"
