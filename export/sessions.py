@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnxruntime
 
 from pgsr.errors import check_onnxruntime
-from pgsr.machine import threads_by_affinity, threads_by_quota
+from pgsr.machine import threads_for_onnxruntime
 
 
 def open_session(
@@ -18,5 +18,5 @@ def open_session(
     check_onnxruntime(onnxruntime)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
-    options.intra_op_num_threads = threads or threads_by_quota() or threads_by_affinity()
+    options.intra_op_num_threads = threads_for_onnxruntime(threads)
     return onnxruntime.InferenceSession(model, options, providers=list(providers))

@@ -203,12 +203,21 @@ class NotRegularError(OSError):
 
 def regular_handle(path: Path) -> int:
     """A handle for reading a regular file. Raises OSError for another kind, which is not waited for."""
-    mode = os.stat(path).st_mode
+    _check_regular(os.stat(path).st_mode)  # before it is opened, which some devices notice
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _check_regular(os.fstat(handle).st_mode)  # it may be another file by now
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_regular(mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
         raise NotRegularError("not a regular file")
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe by now
 
 
 def open_regular(path: Path) -> BufferedReader:

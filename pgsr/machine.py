@@ -30,6 +30,11 @@ def threads_by_quota() -> int:
     return quota if 0 < quota < len(os.sched_getaffinity(0)) else 0
 
 
+def threads_for_onnxruntime(asked: int) -> int:
+    """The number of its threads: what is asked for, or for 0 what this process has cores for; 0: its own."""
+    return asked or threads_by_quota() or threads_by_affinity()
+
+
 def threads_by_affinity(topology: Path = Path("/sys/devices/system/cpu")) -> int:
     """The number of threads for a library that does not look at affinity; 0 where this process may use all.
 

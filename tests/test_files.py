@@ -297,6 +297,16 @@ def test_what_is_no_file_is_named(tmp_path: Path):
         files.open_regular(tmp_path / "a\0b")
 
 
+def test_a_pipe_that_was_a_file_when_it_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "pipe")
+    file = os.stat(__file__)
+    monkeypatch.setattr(files.os, "stat", lambda path: file)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.regular_handle(tmp_path / "pipe")
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_files_are_not_inherited(tmp_path: Path):
     (tmp_path / "x").touch()
     with files.open_regular(tmp_path / "x") as file:

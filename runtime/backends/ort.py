@@ -21,7 +21,7 @@ from pgsr.bundle import Bundle, Graph
 from pgsr.errors import PgsrError, check_onnxruntime
 from pgsr.files import cache_root, make_folder
 from pgsr.gpu import find_gpu
-from pgsr.machine import threads_by_affinity
+from pgsr.machine import threads_for_onnxruntime
 
 from . import INSTALL_ORT_CUDA, INSTALL_ORT_TENSORRT, Runner, Settings, checked
 from .buffers import is_fixed, plan
@@ -102,7 +102,7 @@ def open_graph(bundle: Bundle, graph: Graph, settings: Settings) -> Runner:
 
 def _open_cpu(onnxruntime: Any, path: str, graph: Graph, settings: Settings) -> OrtRunner:
     options = _options(onnxruntime)
-    options.intra_op_num_threads = settings.cpu_threads or threads_by_affinity()
+    options.intra_op_num_threads = threads_for_onnxruntime(settings.threads)
     # Threads that wait for work by spinning would take the cores from those that encode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = _session(onnxruntime, path, options, [CPU])
