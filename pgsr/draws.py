@@ -39,6 +39,7 @@ PURPOSES = {
     "augment fake": 20,  # of the generated images in the critics' updates
     "augment generator": 21,  # and in the generator's
     "coarse noise": 22,  # on super-resolution inputs, of blocks
+    "generated": 23,  # which super-resolution inputs are crops of a generator's images, and which crops
 }
 
 

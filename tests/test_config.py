@@ -90,6 +90,17 @@ def test_the_resolved_recipe_holds_every_option():
         ({"data": {"jpeg": [50, 60]}}, "data.jpeg is for networks whose inputs are images"),
         ({"data": {"filters": "area"}}, "data.filters is 'area', but must be a list"),
         ({"data": {"blur": -0.5}}, "data.blur is -0.5"),
+        ({"data": {"generated_share": 1.5}}, "data.generated_share is 1.5, but must be at most 1"),
+        ({"data": {"generated": "faces.zip"}}, "data.generated is for networks whose inputs are images"),
+        ({"data": {"generated": "faces.zip", "box": 16}}, "data.generated and data.box exclude each other"),
+        (
+            {
+                "generator": {"kind": "compact", "scale": 2},
+                "objective": {"adversarial": "none"},
+                "data": {"generated": "faces.zip"},
+            },
+            "data.generated needs a loss of pixels",
+        ),
         ({"averaging": {"decay": True}}, "averaging.decay is True, but must be of type float"),
         ({"seed": None}, "seed is None, but must be of type int"),
         ({"generator": {"kind": "progan", "resolution": 16, "wide": 1}}, "unknown option 'wide' of 'progan'"),

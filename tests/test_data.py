@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import shutil
@@ -670,6 +671,51 @@ def test_crops_do_not_depend_on_the_batch(placed: Path, ways: dict[str, Any]):
     parts = [source.for_critic(stage, start) for start in (20, 25)]
     assert torch.equal(torch.cat([p.inputs for p in parts]), whole.inputs)
     assert torch.equal(torch.cat([p.reals for p in parts]), whole.reals)
+
+
+def test_some_inputs_are_crops_of_a_generators_pictures(placed: Path, tmp_path: Path):
+    """As many as asked for, from every place of every picture; the others are as they were."""
+    drawn = np.random.default_rng(3).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    for i, pixels in enumerate(drawn):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    options = {**CROPS["data"], "generated": str(tmp_path), "generated_share": 0.4}  # type: ignore[dict-item]
+    recipe = config.from_dict({**CROPS, "data": options})
+    source = batches.CropBatches(recipe, placed, CPU)
+    plain = batches.CropBatches(config.from_dict(CROPS), placed, CPU)
+    found: Counter[tuple[int, int, int]] = Counter()
+    for start in range(0, 1000, 10):
+        stage = build(recipe.schedule).at(start)
+        batch, without = source.for_critic(stage, start), plain.for_critic(stage, start)
+        assert without.photographed is None
+        assert batch.photographed is not None
+        assert torch.equal(batch.reals, without.reals)
+        assert torch.equal(batch.inputs[batch.photographed], without.inputs[batch.photographed])
+        for crop in ((batch.inputs[~batch.photographed] + 1) * 127.5).round().byte().permute(0, 2, 3, 1):
+            (place,) = [
+                (n, y, x)
+                for n, y, x in itertools.product(range(3), range(5), range(5))
+                if (drawn[n, y : y + 4, x : x + 4] == crop.numpy()).all()
+            ]
+            found[place] += 1
+    assert 340 < found.total() < 460  # of 1,000; the deviation is 15
+    assert len(found) == 3 * 5 * 5
+    assert source.fingerprint not in (plain.fingerprint, source.opened[-1].fingerprint)
+
+
+def test_generated_crops_do_not_depend_on_the_batch(placed: Path):
+    recipe = config.from_dict({**CROPS, "data": {**CROPS["data"], "generated": str(placed)}})  # type: ignore[dict-item]
+    halved = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, batch=5))
+    whole = batches.CropBatches(recipe, placed, CPU).for_critic(build(recipe.schedule).at(20), 20)
+    source, stage = batches.CropBatches(halved, placed, CPU), build(halved.schedule).at(20)
+    parts = [source.for_critic(stage, start) for start in (20, 25)]
+    assert torch.equal(torch.cat([p.inputs for p in parts]), whole.inputs)
+    assert [*parts[0].photographed, *parts[1].photographed] == [*whole.photographed]  # type: ignore[misc]
+
+
+def test_a_generators_pictures_that_are_not_there(placed: Path, tmp_path: Path):
+    options = {**CROPS["data"], "generated": str(tmp_path / "faces.zip")}  # type: ignore[dict-item]
+    with pytest.raises(PgsrError, match=r"faces\.zip"):
+        batches.CropBatches(config.from_dict({**CROPS, "data": options}), placed, CPU)
 
 
 def test_the_low_half_of_a_pair_is_the_picture_reduced(folder: Path, own_cache: Path):

@@ -50,6 +50,7 @@ def test_purposes_keep_their_numbers():
         "augment fake": 20,
         "augment generator": 21,
         "coarse noise": 22,
+        "generated": 23,
     }
 
 

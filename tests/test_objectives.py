@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -672,6 +673,36 @@ def test_pixels_are_compared_at_the_inputs_by_reducing():
     found = objectives.paired_losses(config, made, REALS, inputs)
     assert found["pixel"].item() == close(2 * (boxes - inputs).square().mean().item())
     assert objectives.paired_losses(config, FAKES, REALS) == {}
+
+
+def test_what_has_no_real_image_is_compared_with_its_input_coarsely():
+    """Rows 0 and 3 are photographs; of the others only means of boxes of 4 x 4 inputs are looked at."""
+    made, reals, inputs = randn(5, 3, 8, 16, seed=6), randn(5, 3, 8, 16, seed=7), randn(5, 3, 4, 8, seed=8)
+    own = torch.tensor([True, False, False, True, False])
+    config = ObjectiveConfig(
+        adversarial="none", pixel="l1", pixel_weight=2.0, content="lite0", content_weight=3.0
+    )
+    fakes = made.clone().requires_grad_()
+    found = objectives.paired_losses(config, fakes, reals, inputs, torch.sin, own)
+    pixel, content, coarse = 0.0, 0.0, 0.0
+    for i in range(5):
+        if own[i]:
+            pixel += (made[i] - reals[i]).abs().sum().item()
+            content += (made[i].sin() - reals[i].sin()).square().sum().item()
+            continue
+        for channel, box in itertools.product(range(3), range(2)):
+            of_image = made[i, channel, :, 8 * box : 8 * box + 8].mean()
+            coarse += abs(of_image - inputs[i, channel, :, 4 * box : 4 * box + 4].mean()).item()
+    expected = {
+        "pixel": 2 * pixel / made.numel(),
+        "content": 3 * content / made.numel(),
+        "coarse": coarse / 15,
+    }
+    assert {name: term.item() for name, term in found.items()} == {k: close(v) for k, v in expected.items()}
+    (gradient,) = torch.autograd.grad(found["pixel"] + found["content"], fakes, retain_graph=True)
+    assert gradient.flatten(1).any(1).tolist() == own.tolist()
+    (gradient,) = torch.autograd.grad(found["coarse"], fakes)
+    assert gradient.flatten(1).any(1).tolist() == (~own).tolist()
 
 
 def test_contents_are_compared_through_features():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from pgsr.networks.pixels import from_pixels
 from pgsr.networks.progan import fade_reals
 
 from ..data.cache import Noise, Photographs, Source, first_size, load_photographs
-from ..data.listing import LeftOut
+from ..data.listing import LeftOut, fingerprint_of
 from .degradation import compressed, degraded
 from .parallel import ALONE, Ranks
 from .pixels import box_cuts, boxes, data_indices, middle_boxes, mirror, mirrored, stack_cuts, stacked
@@ -40,6 +41,7 @@ class Batch:
     reals: Tensor  # [N, 3, H, W] in [-1, 1]
     paired: bool  # whether reals are what the generator should have made of inputs
     labels: Tensor | None = None  # [N] that the inputs hold; in the critic's batch those of the reals
+    photographed: Tensor | None = None  # [N] of bool: whether the reals are the inputs' own; None: all are
 
 
 class TrainingBatches(Protocol):
@@ -242,7 +244,18 @@ class CropBatches(Batches):
         high, low = self.photographs(source, side), self.photographs(source, side // self.scale)
         self.rows = rows_of_pairs(high, low, recipe.data.held_out, source)
         self.count = len(self.rows)
-        self.high, self.low = self.place(high.pixels, low.pixels)
+        pictures = [high.pixels, low.pixels]
+        if recipe.data.generated and not isinstance(source, Noise):
+            pictures.append(self.photographs(Path(recipe.data.generated), side // self.scale).pixels)
+        self.high, self.low, *others = self.place(*pictures)
+        self.generated = others[0] if others else None
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the photographs, and of the generator's pictures where there are any."""
+        if self.generated is None:
+            return super().fingerprint
+        return fingerprint_of([super().fingerprint, self.opened[-1].fingerprint])
 
     def cuts(self, positions: range) -> tuple[Cuts, Cuts]:
         """The crops at positions, of high and of low resolution."""
@@ -256,6 +269,20 @@ class CropBatches(Batches):
             highs.append((of_high, top * self.scale, left * self.scale))
         return Cuts(tuple(highs), self.crop), Cuts(tuple(lows), low_crop)
 
+    def with_generated(self, low: Tensor, positions: range) -> tuple[Tensor, Tensor | None]:
+        """The inputs, some of them replaced by crops of the generator's pictures, and which are left."""
+        if self.generated is None:
+            return low, None
+        shares = draws.uniform_rows(self.recipe.seed, "generated", positions, 4)
+        chosen = shares[:, 0] < self.recipe.data.generated_share
+        steps = self.generated.side - low.shape[-1] + 1
+        places = (shares[chosen, 1:] * [len(self.generated), steps, steps]).astype(int)
+        if chosen.any():
+            cuts = Cuts(tuple((n, top, left) for n, top, left in places.tolist()), low.shape[-1])
+            low = low.clone()
+            low[torch.from_numpy(chosen)] = self.tensor(from_pixels(self.generated.cut(cuts)))
+        return low, torch.from_numpy(~chosen).to(self.device)
+
     def for_critic(self, stage: Stage, start: int) -> Batch:
         self.check_files()
         positions = self.ranks.share(start, stage.batch)
@@ -265,12 +292,13 @@ class CropBatches(Batches):
         data = self.recipe.data
         worse = (data.filters, data.blur, data.noise, data.coarse_noise, data.jpeg)
         low = degraded(low, high, self.recipe.seed, positions, *worse)
+        low, photographed = self.with_generated(low, positions)
         self.high.expect(lambda: self.cuts(self.following(stage, start))[0])
         self.low.expect(lambda: self.cuts(self.following(stage, start))[1])
         if self.recipe.data.mirror:
             flips = mirrored(self.recipe.seed, positions)
             low, high = mirror(low, flips), mirror(high, flips)
-        return Batch(low, high, self.paired)
+        return Batch(low, high, self.paired, photographed=photographed)
 
     def generator_inputs(self, stage: Stage, start: int, critic_batch: Batch | None) -> Batch:
         """The critic's last batch, since its pairs serve the pixel loss as well."""

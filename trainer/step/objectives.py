@@ -297,9 +297,19 @@ def paired_losses(
     reals: Images,  # what they should be
     inputs: Tensor | None = None,  # what the generator was given: [N, 3, h, w] where pixel_at is "inputs"
     features: Callable[[Tensor], Tensor] | None = None,  # of images, where contents are compared
+    photographed: Tensor | None = None,  # [N] of bool: whether the reals are the inputs' own; None: all are
 ) -> dict[str, Tensor]:
-    """The generator's terms of the real images that it should have made: pixels and contents."""
+    """The generator's terms of the real images that it should have made: pixels and contents.
+
+    Where an input has no real image, what is made of it is compared with the input, coarsely, and with
+    nothing else.
+    """
     losses: dict[str, Tensor] = {}
+    if photographed is not None and inputs is not None:
+        (image,), (real,) = scales(fakes), scales(reals)
+        rows = photographed.view(-1, 1, 1, 1)
+        losses["coarse"] = config.pixel_weight * coarse_difference(config, image, inputs, ~rows)
+        fakes, reals = image, torch.where(rows, real, image.detach())
     target = reals if config.pixel_at == "reals" else inputs
     if config.pixel != "none" and target is not None:
         generated, targets = at_least_float32(scales(fakes)[0]), at_least_float32(scales(target)[0])
@@ -311,6 +321,17 @@ def paired_losses(
         difference = F.mse_loss(at_least_float32(features(scales(fakes)[0])), targets)
         losses["content"] = config.content_weight * difference
     return losses
+
+
+COARSER = 4  # times: what is left of an input has its colours and shapes, and none of its grain
+
+
+def coarse_difference(config: ObjectiveConfig, images: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
+    """The pixel loss between images and the inputs that they were made of, both reduced until they are
+    COARSER times as coarse as the inputs; rows [N, 1, 1, 1] that are False count as equal."""
+    wanted = F.avg_pool2d(at_least_float32(inputs), COARSER)
+    made = F.avg_pool2d(at_least_float32(images), images.shape[-1] // wanted.shape[-1])
+    return PIXEL_LOSSES[config.pixel](made * rows, wanted * rows)
 
 
 # ----------------------------------------------------------------------------

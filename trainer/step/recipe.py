@@ -75,6 +75,12 @@ class Recipe:
             )
         if "latent_size" in self.generator and self.data.jpeg:
             raise PgsrError("data.jpeg is for networks whose inputs are images: leave it out")
+        if "latent_size" in self.generator and self.data.generated:
+            raise PgsrError("data.generated is for networks whose inputs are images: leave it out")
+        if self.data.generated and self.objective.pixel == "none":
+            raise PgsrError(
+                "data.generated needs a loss of pixels, so that colours stay: set objective.pixel"
+            )
         whole_pictures = "latent_size" in self.generator and not self.data.box
         if whole_pictures and self.data.resolution % self.schedule.resolution:
             raise PgsrError(

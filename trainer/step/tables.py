@@ -149,6 +149,8 @@ class DataConfig:
     noise: float = 0.0  # the most, as a standard deviation
     coarse_noise: float = 0.0  # the same, of blocks of 2 x 2
     jpeg: Sequence[int] = ()  # the least and the most quality of JPEG, last of all; empty: none
+    generated: str = ""  # pictures of a generator, as large as the inputs: some crops are of them
+    generated_share: float = 0.5  # of the crops
     box: int = 0  # if not 0, side of a random box of each photograph, reduced by averaging to what is trained
     held_out: int = 0  # so many photographs, the last ones, are not trained on
     stacked: bool = False  # each image is red of one picture, green of another, blue of a third
@@ -164,6 +166,7 @@ class DataConfig:
             ("noise", "coarse_noise"),
         )
         bounds = sides | {"held_out": LARGEST, "blur": MOST_BLUR} | dict.fromkeys(strengths, MOST_NOISE)
+        bounds |= {"generated_share": 1}
         for name, most in bounds.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
@@ -185,6 +188,8 @@ class DataConfig:
                 f"data.jpeg is {list(self.jpeg)}, but must be the least and the most quality, from 1 to "
                 f"{MOST_QUALITY}"
             )
+        if self.generated and self.box:
+            raise PgsrError("data.generated and data.box exclude each other")
         if self.jpeg and self.box:
             raise PgsrError("data.jpeg and data.box exclude each other")
         if self.stacked and self.box:

@@ -91,7 +91,8 @@ class GeneratorLoss(nn.Module):
             losses |= critic.labelled(terms.losses)
             scores |= critic.labelled(terms.scores)
         if batch.paired:
-            losses |= paired_losses(self.recipe.objective, fakes, batch.reals, batch.inputs, self.features)
+            pairs = (fakes, batch.reals, batch.inputs)
+            losses |= paired_losses(self.recipe.objective, *pairs, self.features, batch.photographed)
         return losses, scores
 
     def _scores(
