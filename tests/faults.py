@@ -71,7 +71,7 @@ row(
         "ends at once",
         "the newest checkpoint; --resume ends with the same weights, log and samples",
         (f"{F}test_a_signal", f"{F}test_200_kills", "test_kill.py::test_20_kills_at_random_instants"),
-        "by hand: 40 kills",
+        "by hand: 200 kills",
     ),
     Row(
         ("tar", "zip"),
@@ -96,7 +96,7 @@ row(
             f"{F}test_200_kills",
             "test_celebahq.py::test_a_killed_process_leaves_no_workers_and_a_folder_that_goes_on",
         ),
-        "by hand: 40 kills",
+        "by hand: 200 kills",
     ),
     Row(
         ("export", "bench"),
@@ -107,7 +107,7 @@ row(
             f"{F}test_200_kills",
             "test_bundle_folder.py::test_a_kill_at_any_instant_leaves_a_bundle",
         ),
-        "by hand: 5 kills of export, none of bench",
+        "by hand: 200 kills of export, none of bench",
     ),
     Row(
         ("serve",),

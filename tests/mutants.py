@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,10 +251,16 @@ def kill_group(process: int) -> None:
 
 
 class Blame:
-    """A pytest plugin: writes which test failed into a file."""
+    """A pytest plugin: writes which test failed into a file, and ends what waits in a test, by SIGALRM."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, seconds: Mapping[str, float]) -> None:
+        self.file, self.seconds = file, seconds  # of each test, without the change
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_REAL, WAITING * (GRACE + SLOWER * self.seconds.get(nodeid, 0)))
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -355,9 +361,9 @@ def verdict(tree: Path, file: str, source: bytes, mutant: Mutant, base: Baseline
     limit = GRACE + SLOWER * sum(base.seconds[test] for test in tests)
     blame = tree.parent / "blame"
     blame.write_text("")
-    code = forked(lambda: pytest_of(tests, [Blame(blame)]), limit)
+    code = forked(lambda: pytest_of(tests, [Blame(blame, base.seconds)]), limit)
     base.kills.update(filter(None, [blame.read_text()]))
-    if code is None:
+    if code in (None, -signal.SIGALRM):
         return "timeout"
     return "survived" if code == 0 else "killed"
 

@@ -218,13 +218,18 @@ def test_strangers_are_left_alone(model: Path, tmp_path: Path):
         (["--shard-size", "10", "--workers", "2"], "--workers is for --ray"),
         (["--workers", "2"], "--workers is for --shard-size and --ray"),
         (["--mixed"], "--mixed is for --shard-size and --ray"),
-        (["--out", "nowhere://bucket/faces"], "--out nowhere://bucket/faces cannot be used"),
         (["--ray", "auto", "--from-latents", "a.npy"], "--from-latents is not for --ray"),
         (["--count", str(2**40), "--shard-size", "1"], "--shard-size 1 makes"),
     ],
 )
 def test_wrong_use_is_a_line(arguments: list[str], words: str, tmp_path: Path):
     refused_in(tmp_path, arguments, words)
+
+
+def test_an_unknown_store_is_a_line(tmp_path: Path):
+    pytest.importorskip("fsspec")
+    words = "--out nowhere://bucket/faces cannot be used"
+    refused_in(tmp_path, ["--out", "nowhere://bucket/faces"], words)
 
 
 def test_a_failure_leaves_nothing(synthesizer: Synthesizer, tmp_path: Path):
