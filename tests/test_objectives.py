@@ -570,7 +570,7 @@ def test_what_a_recipe_says_nothing_of():
             "r1": 0.0,
         },
         **{"penalty_every": 1, "clip": 0.0, "pixel": "none", "pixel_at": "reals", "pixel_weight": 1.0},
-        **{"balance": 0.5, "balance_rate": 0.001, "label_weight": 1.0},
+        **{"grid_weight": 0.0, "balance": 0.5, "balance_rate": 0.001, "label_weight": 1.0},
         **{"content": "none", "content_depth": 0, "content_weight": 0.006},
     }
 
@@ -605,6 +605,7 @@ SIMULTANEOUS = "objective.updates = 'simultaneous' needs a zero-sum objective al
         ({"updates": "simultaneous", "unrolled_steps": 1}, SIMULTANEOUS),
         ({"updates": "simultaneous", "clip": 0.1}, SIMULTANEOUS),
         ({"updates": "simultaneous", "pixel": "l1"}, SIMULTANEOUS),
+        ({"updates": "simultaneous", "grid_weight": 1.0}, SIMULTANEOUS),
         ({"updates": "simultaneous", "content": "critic"}, SIMULTANEOUS),
     ],
 )
@@ -703,6 +704,18 @@ def test_what_has_no_real_image_is_compared_with_its_input_coarsely():
     assert gradient.flatten(1).any(1).tolist() == own.tolist()
     (gradient,) = torch.autograd.grad(found["coarse"], fakes)
     assert gradient.flatten(1).any(1).tolist() == (~own).tolist()
+
+
+def test_the_grid_is_what_places_of_a_block_differ_by():
+    smooth = randn(2, 3, 4, 6, seed=5).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    pattern = torch.tensor([[0.5, -0.25], [-0.5, 0.25]], dtype=torch.float64)
+    images, inputs = smooth + pattern.repeat(4, 6), randn(2, 3, 4, 6, seed=6)
+    found = objectives.grid_of(images, 2)
+    assert torch.allclose(found, pattern.expand(2, 3, 2, 2), atol=1e-6)
+    config = ObjectiveConfig(adversarial="none", grid_weight=4.0)
+    losses = objectives.paired_losses(config, images, images, inputs)
+    assert {name: term.item() for name, term in losses.items()} == {"grid": close(4 * (0.25 + 0.0625) / 2)}
+    assert objectives.paired_losses(config, smooth, smooth, inputs)["grid"].item() < 1e-12
 
 
 def test_contents_are_compared_through_features():

@@ -188,6 +188,7 @@ class ObjectiveConfig:
         "reals"  # or "inputs": between the inputs and the generated images reduced (paper 3, eq. 7)
     )
     pixel_weight: float = 1.0
+    grid_weight: float = 0.0  # of the mean square of what an upscaler's own grid leaves in its images
     balance: float = 0.5  # gamma of BEGAN: low for likeness, high for variety
     balance_rate: float = 0.001  # lambda_k of BEGAN (paper 5)
     label_weight: float = 1.0  # of the cross-entropy of labels, where the critic has logits
@@ -227,7 +228,7 @@ class ObjectiveConfig:
         images."""
         if self.adversarial == "none" or not OBJECTIVES[self.adversarial].zero_sum:
             return False
-        alone = self.pixel == self.content == "none" and self.adversarial_weight == 1
+        alone = self.pixel == self.content == "none" and not self.grid_weight and self.adversarial_weight == 1
         return alone and self.critic_steps == 1 and not self.clip and not self.unrolled_steps
 
     def penalised(self, step: int) -> bool:
@@ -315,6 +316,10 @@ def paired_losses(
         generated, targets = at_least_float32(scales(fakes)[0]), at_least_float32(scales(target)[0])
         generated = F.avg_pool2d(generated, generated.shape[-1] // targets.shape[-1])
         losses["pixel"] = config.pixel_weight * PIXEL_LOSSES[config.pixel](generated, targets)
+    if config.grid_weight and inputs is not None:
+        image = scales(fakes)[0]
+        grid = grid_of(at_least_float32(image), image.shape[-1] // inputs.shape[-1])
+        losses["grid"] = config.grid_weight * grid.square().mean()
     if features is not None:
         with torch.no_grad():
             targets = at_least_float32(features(scales(reals)[0]))
@@ -332,6 +337,16 @@ def coarse_difference(config: ObjectiveConfig, images: Tensor, inputs: Tensor, r
     wanted = F.avg_pool2d(at_least_float32(inputs), COARSER)
     made = F.avg_pool2d(at_least_float32(images), images.shape[-1] // wanted.shape[-1])
     return PIXEL_LOSSES[config.pixel](made * rows, wanted * rows)
+
+
+def grid_of(images: Tensor, scale: int) -> Tensor:
+    """How far each place in the blocks of scale x scale pixels, which an upscaler makes of one pixel, is from
+    the others on average: [N, 3, s h, s w] -> [N, 3, s, s]. Weights differ by place (Odena et al. 2016,
+    "Deconvolution and Checkerboard Artifacts"); photographs do not."""
+    n, channels, height, width = images.shape
+    blocks = images.view(n, channels, height // scale, scale, width // scale, scale)
+    means = blocks.mean((2, 4))
+    return means - means.mean((2, 3), keepdim=True)
 
 
 # ----------------------------------------------------------------------------
