@@ -47,7 +47,7 @@ def test_provenance_and_licence_are_told() -> None:
     assert "non-commercial" in shipped.licence
     for part in ("generator", "upscaler"):
         made = shipped.provenance[part]
-        assert made["recipe"]["name"] in ("faces-64-large", "upscale-4x")
+        assert made["recipe"]["name"] in ("faces-64-large", "upscale-4x-generated")
         assert len(made["data"]["fingerprint"]) == 64
         assert made["images_shown"] > 10_000
 
@@ -89,6 +89,8 @@ def test_no_grid_of_the_low_resolution_shows(faces: NDArray[np.uint8]) -> None:
         steps = np.abs(np.diff(faces.astype(float), axis=axis)).mean(axis=(0, 3, 3 - axis))
         by_place = [steps[i::4].mean() for i in range(4)]
         assert max(by_place) < 1.3 * min(by_place)
+    blocks = faces.mean(axis=3).reshape(-1, 64, 4, 64, 4).mean(axis=(0, 1, 3))
+    assert np.ptp(blocks) < 1.5  # of 255: the places themselves
 
 
 @pytest.mark.skipif(not LARGE.is_file(), reason="no photographs in ../shared/data")
