@@ -129,7 +129,7 @@ def _peak_memory_bytes(trainer: Trainer) -> int:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to go on [default: begin anew].")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is kept.")
 @click.option("--minutes", type=float, default=8.0, show_default=True, help="Of training.")
-@click.option("--recipe", default="faces-64", show_default=True, help="A name, or a .toml file.")
+@click.option("--recipe", default="faces-64-large", show_default=True, help="A name, or a .toml file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=64")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 @json_option
