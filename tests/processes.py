@@ -12,12 +12,13 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,9 +38,10 @@ class Process:
         """Whether it has ended, or does within some seconds."""
         return self.code is not None or bool(select.select([self.answers], [], [], seconds)[0])
 
-    def send(self, signal: int) -> None:
+    def send(self, number: int) -> None:
         if not self.ended():
-            os.kill(self.id, signal)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.id, number)
 
     def wait(self, seconds: float = 600.0) -> int:
         """Its exit code; minus the signal that killed it."""
@@ -224,36 +226,50 @@ def _serve() -> None:
         importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         process = os.fork()
         if process == 0:
             _become_a_run(json.loads(line))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         print(process, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)  # which wait while a process is not yet, or no longer, the command
+
+
 def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
-    code: Any = 70
-    try:
-        main = importlib.import_module(job["command"]).main
-        for number, path in ((1, job["stdout"]), (2, job["output"] + ".err")):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
-        os.environ.update(job["environment"])
-        _limit(job)
-        if not job["privileged"] and os.geteuid() == 0:
-            _obey_permissions()
-        sys.argv = [NAMES.get(job["command"], job["command"]), *job["arguments"]]
-    except KeyboardInterrupt:  # a Python that has hardly begun would show where
-        os._exit(130)
-    try:
-        main(job["arguments"])
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
+    main = importlib.import_module(job["command"]).main
+    for number, path in ((1, job["stdout"]), (2, job["output"] + ".err")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+    os.environ.update(job["environment"])
+    _limit(job)
+    if not job["privileged"] and os.geteuid() == 0:
+        _obey_permissions()
+    sys.argv = [NAMES.get(job["command"], job["command"]), *job["arguments"]]
+    code = _run(main, job["arguments"])
     threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: the threads of pools are waited for
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    """The exit code."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    except KeyboardInterrupt:  # a Python that has hardly begun would show where
+        return 130
+    code: Any = 70
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    return code
 
 
 NAMES = {"pgsr.trainer.cli": "pgsr-train"}  # as the command to go on with is called
