@@ -9,11 +9,12 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -73,8 +74,7 @@ class Streams(click.Command):
             _discard_stdout()
             sys.exit(1)
         except KeyboardInterrupt:  # where click does not look: before it begins, and a second one
-            click.echo("Aborted!", err=True)
-            sys.exit(1)
+            _end("Aborted!")
         except OSError as error:
             if error.filename is not None or error.errno not in UNWRITABLE:
                 raise
@@ -268,6 +268,8 @@ def errors_as_lines() -> Iterator[None]:
     """Ends the process with one line for errors that the user can mend."""
     try:
         yield
+    except KeyboardInterrupt:
+        _end("Aborted!")
     except PgsrError as error:
         fail(str(error))
     except MemoryError as error:
@@ -308,9 +310,19 @@ class Group(Streams, click.Group):
     command_class = Command
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """One line on stderr, exit 1."""
-    click.echo(f"error: {in_one_line(message)}", err=True)
+    _end(f"error: {in_one_line(message)}")
+
+
+def _end(line: str) -> NoReturn:
+    """Writes this line to stderr and exits with 1.
+
+    The process ends now, so one more Ctrl-C is not heard: Python would show where it came.
+    """
+    with suppress(ValueError):  # not the main thread, which alone hears it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    click.echo(line, err=True)
     sys.exit(1)
 
 

@@ -36,6 +36,13 @@ def precision() -> Iterator[str]:
         yield os.environ["PGSR_PRECISION"]
 
 
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """A command that ends with a line is deaf to Ctrl-C from then on; here it shares its process."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty PGSR_CACHE for one test."""

@@ -247,7 +247,10 @@ def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
     if not job["privileged"] and os.geteuid() == 0:
         _obey_permissions()
     sys.argv = [NAMES.get(job["command"], job["command"]), *job["arguments"]]
-    code = _run(main, job["arguments"])
+    try:
+        code = _run(main, job["arguments"])
+    except KeyboardInterrupt:  # before the command has begun, or when it is over: a Python would show where
+        code = 130
     threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: the threads of pools are waited for
     sys.stdout.flush()
     sys.stderr.flush()
@@ -256,19 +259,17 @@ def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
 
 def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     """The exit code."""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    except KeyboardInterrupt:  # a Python that has hardly begun would show where
-        return 130
     code: Any = 70
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         main(arguments)
     except SystemExit as stop:
         code = stop.code or 0
+    except KeyboardInterrupt:
+        raise
     except BaseException:
         traceback.print_exc()
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code
 
 
