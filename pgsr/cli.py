@@ -269,7 +269,7 @@ def errors_as_lines() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _end("Aborted!")
+        _end("\nAborted!")  # as click has it: below ^C, or a progress bar
     except PgsrError as error:
         fail(str(error))
     except MemoryError as error:

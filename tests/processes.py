@@ -235,7 +235,7 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
-ENDING = (signal.SIGINT, signal.SIGTERM)  # which wait while a process is not yet, or no longer, the command
+ENDING = (signal.SIGINT, signal.SIGTERM)  # which wait while a process is not yet the command
 
 
 def _become_a_run(job: Mapping[str, Any]) -> NoReturn:
@@ -265,9 +265,7 @@ def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
         main(arguments)
     except SystemExit as stop:
         code = stop.code or 0
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+    except Exception:
         traceback.print_exc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code

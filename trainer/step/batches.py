@@ -279,7 +279,6 @@ class CropBatches(Batches):
         places = (shares[chosen, 1:] * [len(self.generated), steps, steps]).astype(int)
         if chosen.any():
             cuts = Cuts(tuple((n, top, left) for n, top, left in places.tolist()), low.shape[-1])
-            low = low.clone()
             low[torch.from_numpy(chosen)] = self.tensor(from_pixels(self.generated.cut(cuts)))
         return low, torch.from_numpy(~chosen).to(self.device)
 

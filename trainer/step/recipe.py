@@ -73,10 +73,9 @@ class Recipe:
                 f"data.box is {self.data.box}, but must be a multiple of {self.schedule.resolution} "
                 "(schedule.resolution)"
             )
-        if "latent_size" in self.generator and self.data.jpeg:
-            raise PgsrError("data.jpeg is for networks whose inputs are images: leave it out")
-        if "latent_size" in self.generator and self.data.generated:
-            raise PgsrError("data.generated is for networks whose inputs are images: leave it out")
+        for name in ("jpeg", "generated"):
+            if "latent_size" in self.generator and getattr(self.data, name):
+                raise PgsrError(f"data.{name} is for networks whose inputs are images: leave it out")
         if self.data.generated and self.objective.pixel == "none":
             raise PgsrError(
                 "data.generated needs a loss of pixels, so that colours stay: set objective.pixel"

@@ -161,12 +161,12 @@ class DataConfig:
         check_choice("data.reduce", self.reduce, REDUCERS)
         for name in self.filters:
             check_choice("data.filters", name, FILTERS)
-        sides, strengths = (
-            dict.fromkeys(("resolution", "width", "box"), LARGEST_SIDE),
-            ("noise", "coarse_noise"),
-        )
-        bounds = sides | {"held_out": LARGEST, "blur": MOST_BLUR} | dict.fromkeys(strengths, MOST_NOISE)
-        bounds |= {"generated_share": 1}
+        bounds = {
+            **dict.fromkeys(("resolution", "width", "box"), LARGEST_SIDE),
+            **{"held_out": LARGEST, "blur": MOST_BLUR},
+            **dict.fromkeys(("noise", "coarse_noise"), MOST_NOISE),
+            "generated_share": 1,
+        }
         for name, most in bounds.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
@@ -188,12 +188,9 @@ class DataConfig:
                 f"data.jpeg is {list(self.jpeg)}, but must be the least and the most quality, from 1 to "
                 f"{MOST_QUALITY}"
             )
-        if self.generated and self.box:
-            raise PgsrError("data.generated and data.box exclude each other")
-        if self.jpeg and self.box:
-            raise PgsrError("data.jpeg and data.box exclude each other")
-        if self.stacked and self.box:
-            raise PgsrError("data.stacked and data.box exclude each other")
+        for name in ("generated", "jpeg", "stacked"):
+            if getattr(self, name) and self.box:
+                raise PgsrError(f"data.{name} and data.box exclude each other")
 
 
 @dataclass(frozen=True)
