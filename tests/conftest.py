@@ -15,6 +15,9 @@ from click.testing import CliRunner, Result
 from gpu_report import pytest_addoption, pytest_configure  # noqa: F401  # hooks
 from processes import Server, serving
 
+# As in `make test`: sums in one order, in this process and in those it starts. PyTorch is not loaded yet.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -101,6 +101,14 @@ def test_the_resolved_recipe_holds_every_option():
             },
             "data.generated needs a loss of pixels",
         ),
+        (
+            {
+                "generator": {"kind": "compact", "scale": 2},
+                "objective": {"adversarial": "none", "pixel": "l1", "pixel_at": "inputs"},
+                "data": {"generated": "faces.zip"},
+            },
+            "data.generated compares photographs with photographs",
+        ),
         ({"averaging": {"decay": True}}, "averaging.decay is True, but must be of type float"),
         ({"seed": None}, "seed is None, but must be of type int"),
         ({"generator": {"kind": "progan", "resolution": 16, "wide": 1}}, "unknown option 'wide' of 'progan'"),

@@ -699,7 +699,7 @@ def test_some_inputs_are_crops_of_a_generators_pictures(placed: Path, tmp_path: 
             found[place] += 1
     assert 340 < found.total() < 460  # of 1,000; the deviation is 15
     assert len(found) == 3 * 5 * 5
-    assert source.fingerprint not in (plain.fingerprint, source.opened[-1].fingerprint)
+    assert source.fingerprint not in (plain.fingerprint, source.others[tmp_path].fingerprint)
 
 
 def test_generated_crops_do_not_depend_on_the_batch(placed: Path):

@@ -55,6 +55,23 @@ sample_images = 1000
 checkpoint_images = 8
 sample_grid = 4
 """
+UPSCALER = """
+about = "for tests"
+[generator]
+kind = "compact"
+scale = 2
+[discriminator]
+[schedule]
+resolution = 8
+start_resolution = 8
+batch = 4
+stable_images = 8
+[objective]
+adversarial = "none"
+pixel = "l1"
+[data]
+resolution = 16
+"""
 CPU = torch.device("cpu")
 
 
@@ -290,6 +307,22 @@ def test_training_tells_what_it_leaves_out(run: Path, photos: Path, tmp_path: Pa
     assert f"{note}; --verbose names them" in quiet
     verbose = resume(command, run, tmp_path / "copy", "--verbose").stderr.splitlines()
     assert {note, "left out lost.png: a link to nothing"} <= set(verbose)
+
+
+def test_what_is_left_out_is_told_of_the_source_that_holds_it(photos: Path, tmp_path: Path, command):
+    """A generator's pictures, as pgsr-generate packs them, have files beside them."""
+    (tmp_path / "faces").mkdir()
+    for name in ("0.png", "1.png", "2.png"):
+        (tmp_path / "faces" / name).write_bytes(png(8, 1))
+        (tmp_path / "faces" / name).with_suffix(".json").write_text("{}")
+    (tmp_path / "crops.toml").write_text(UPSCALER)
+    settings = ("--set", f"data.generated={tmp_path / 'faces'}", "--out", tmp_path / "run")
+    result = command(cli.main, tmp_path / "crops.toml", "--data", photos, *settings)
+    assert result.exit_code == 0, result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("note: ")] == [
+        f"note: {tmp_path / 'faces'}: 3 pictures used, 3 left out: "
+        "3 no picture of a format that is read (.json); --verbose names them"
+    ]
 
 
 def test_a_run_goes_on_with_a_copy_of_its_data_and_not_with_other_data(

@@ -215,6 +215,8 @@ def _train(
         _start_from(options.start_from, run)
     if ranks.rank == 0:
         tell(data, trainer.batches.count, trainer.batches.left_out, options.verbose)
+        for path, photographs in trainer.batches.others.items():
+            tell(path, len(photographs), photographs.left_out, options.verbose)
         print(beginning(trainer), file=sys.stderr)
     with StopRequest(options.minutes) as stop:
         finished = train(run, stop, options.on_nan)

@@ -61,9 +61,11 @@ class TrainingBatches(Protocol):
         """That which pgsr 0.1 gave them."""
         ...
 
+    others: dict[Path, Photographs]  # of other sources than the run's own
+
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Files of the source that are not trained on."""
+        """Files of the run's source that are not trained on."""
         ...
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
@@ -93,6 +95,7 @@ class Batches:
     def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.device, self.ranks = recipe, device, ranks
         self.opened: list[Photographs] = []
+        self.others: dict[Path, Photographs] = {}
         self.dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
 
     def tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
@@ -111,16 +114,17 @@ class Batches:
         return self.ranks.share(start + stage.batch, stage.batch)
 
     def photographs(self, source: Source, side: int) -> Photographs:
-        """Read by one rank of a machine first, so that the others find its cache."""
-        if isinstance(source, Noise):
-            photographs = source.photographs(side)
-        else:
-            what = f"the photographs of {side}x{side}, which another process reads"
-            photographs = self.ranks.in_turn(
-                lambda: load_photographs(source, side, self.recipe.data.reduce, self.recipe.data.width), what
-            )
+        """Those of the run's source, at one size."""
+        photographs = source.photographs(side) if isinstance(source, Noise) else self.read(source, side)
         self.opened.append(photographs)
         return photographs
+
+    def read(self, path: Path, side: int) -> Photographs:
+        """Reads by one rank of a machine first, so that the others find its cache."""
+        what = f"the photographs of {side}x{side}, which another process reads"
+        return self.ranks.in_turn(
+            lambda: load_photographs(path, side, self.recipe.data.reduce, self.recipe.data.width), what
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -136,7 +140,7 @@ class Batches:
 
     def check_files(self) -> None:
         """Raises PgsrError if a file behind the pixels has been cut short."""
-        for photographs in self.opened:
+        for photographs in (*self.opened, *self.others.values()):
             photographs.check_length()
 
 
@@ -246,16 +250,18 @@ class CropBatches(Batches):
         self.count = len(self.rows)
         pictures = [high.pixels, low.pixels]
         if recipe.data.generated and not isinstance(source, Noise):
-            pictures.append(self.photographs(Path(recipe.data.generated), side // self.scale).pixels)
+            path = Path(recipe.data.generated)
+            self.others[path] = self.read(path, side // self.scale)
+        pictures += [photographs.pixels for photographs in self.others.values()]
         self.high, self.low, *others = self.place(*pictures)
         self.generated = others[0] if others else None
 
     @property
     def fingerprint(self) -> str:
         """That of the photographs, and of the generator's pictures where there are any."""
-        if self.generated is None:
+        if not self.others:
             return super().fingerprint
-        return fingerprint_of([super().fingerprint, self.opened[-1].fingerprint])
+        return fingerprint_of([super().fingerprint, *(other.fingerprint for other in self.others.values())])
 
     def cuts(self, positions: range) -> tuple[Cuts, Cuts]:
         """The crops at positions, of high and of low resolution."""

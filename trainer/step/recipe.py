@@ -80,6 +80,10 @@ class Recipe:
             raise PgsrError(
                 "data.generated needs a loss of pixels, so that colours stay: set objective.pixel"
             )
+        if self.data.generated and self.objective.pixel_at == "inputs":
+            raise PgsrError(
+                "data.generated compares photographs with photographs: set objective.pixel_at to 'reals'"
+            )
         whole_pictures = "latent_size" in self.generator and not self.data.box
         if whole_pictures and self.data.resolution % self.schedule.resolution:
             raise PgsrError(
