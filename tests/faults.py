@@ -107,7 +107,7 @@ row(
             f"{F}test_200_kills",
             "test_bundle_folder.py::test_a_kill_at_any_instant_leaves_a_bundle",
         ),
-        "by hand: 200 kills of export, 110 of bench",
+        "by hand: 200 kills each",
     ),
     Row(
         ("serve",),
