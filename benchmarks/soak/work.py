@@ -60,11 +60,14 @@ MINUTES = 0.0003  # of training between two resumes: a few steps
 
 
 def generated(folder: Path, model: Path | None) -> Iterator[int]:
-    """Makes the same faces in turn to a folder, a tar, a zip and a stream; gives back how many so far."""
+    """Makes the same faces in turn to a folder, a tar, a zip and a stream, with a bundle that is opened anew
+    for every eight; gives back how many so far."""
     from pgsr.runtime.generate.job import STDOUT, Job
     from pgsr.runtime.generate.write import generate
+    from pgsr.runtime.memory import share_arenas
     from pgsr.runtime.synthesizer import Synthesizer
 
+    share_arenas()  # as pgsr-generate does
     outs = [folder / "faces", folder / "faces.tar", folder / "faces.zip", STDOUT]
     first: dict[Path, str] = {}
     made = 0

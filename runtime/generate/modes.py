@@ -20,6 +20,7 @@ from pgsr import bundle
 from pgsr.cli import emit
 from pgsr.errors import PgsrError
 
+from ..memory import share_arenas
 from ..output.archives import form_of
 from ..synthesizer import Synthesizer
 from .job import STDOUT, Job
@@ -61,6 +62,7 @@ def opened(
         truncation = 1.0
     if label is not None:
         _check_label(model, label)
+    share_arenas()
     return Synthesizer(model, device, precision, backend, batch, threads, truncation, tile)
 
 

@@ -25,6 +25,7 @@ from pgsr.metric_names import IMAGES, SHARD_BYTES, SHARD_SECONDS, SHARDS
 from pgsr.truncation import check_truncation
 
 from ..machinery import Machinery, Model, model_of
+from ..memory import share_arenas
 from ..synthesizer import Synthesizer
 from .shards import (
     PROVIDERS,
@@ -111,6 +112,7 @@ class Worker:
         if manifest is not None and not plan.mixed:
             backend = PROVIDERS.get(str(manifest.get("provider")), "auto") if backend == "auto" else backend
             batch = batch or int(manifest.get("batch", 0))
+        share_arenas()
         with naming_the_node():
             synthesizer = Synthesizer(
                 self._model.here(ray.get),

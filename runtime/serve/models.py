@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import json
 import logging
@@ -30,6 +29,7 @@ from pgsr.machine import installed_versions
 from pgsr.sphere import toward
 
 from ..backends import backend_versions
+from ..memory import give_back, share_arenas
 from ..output.encoders import installed
 from ..output.writers import FORMATS, Encoding
 from ..synthesizer import Synthesizer
@@ -38,6 +38,8 @@ from .batcher import Batcher, Observe
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+
+ARENAS = 2  # of the C library's memory: more would keep a model's or a batch's worth each
 
 STAGES = ("chain", "generator")  # after the upscaler, and before it
 
@@ -263,23 +265,7 @@ class Model:
         if self._upscaler is not None:
             self._upscaler.__exit__(None, None, None)
         self.synthesizer.__exit__(None, None, None)
-        _give_memory_back()
-
-
-ARENAS, M_ARENA_MAX = 2, -8  # malloc.h
-
-
-def _share_memory() -> None:
-    """Lets all threads take memory from two arenas of the C library. Left alone, it makes eight a core,
-    and keeps in every one what the largest batch or model has once needed there."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
-
-
-def _give_memory_back() -> None:
-    """Lets the C library return what was freed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
 
 class Painter:
@@ -320,7 +306,7 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         """Opens every bundle. Raises PgsrError if one cannot be."""
         self._settings = settings
-        _share_memory()
+        share_arenas(ARENAS)
         self._models = {name: Model(name, path, settings) for name, path in settings.models.items()}
         self._observe: Observe = lambda images, seconds: None
         self._closing: set[asyncio.Task[None]] = set()

@@ -71,6 +71,7 @@ def main(
     **options: Any,
 ) -> None:
     """Upscale PICTURES: files, folders, 'patterns', or - for stdin."""
+    from ..memory import share_arenas
     from .run import Run
     from .tasks import SUFFIXES, check_out, find
     from .upscaler import Upscaler
@@ -94,6 +95,7 @@ def main(
         return
     if workers is not None:
         raise PgsrError("--workers is for --ray: leave it out")
+    share_arenas()
     with Upscaler(**options) as upscaler:
         run = Run(upscaler, out, single or file_format, quality, overwrite)
         if out == STREAM:

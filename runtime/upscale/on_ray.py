@@ -15,6 +15,7 @@ from typing import Any
 from pgsr.crew import Crew, naming_the_node
 
 from ..machinery import Machinery, Model, model_of
+from ..memory import share_arenas
 from .run import Batch, Run, refusal, repeated_places
 from .tasks import Found, UpscaleTask, targets
 from .upscaler import Upscaler
@@ -55,6 +56,7 @@ class Worker:
         import ray
 
         machinery = self._plan.machinery
+        share_arenas()
         with naming_the_node():
             self._upscaler = Upscaler(
                 self._model.here(ray.get),
