@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from pgsr.benchmarks.cli import main
-from pgsr.benchmarks.scaling import costs
+from pgsr.benchmarks.scaling import costs, local
 from pgsr.benchmarks.scaling.local import Work, run_shards
 from pgsr.benchmarks.scaling.measure import Settings, generated
 from pgsr.benchmarks.scaling.simulate import WHERE, Cluster, simulate
@@ -156,6 +157,22 @@ def test_real_workers_make_every_shard_once(kills: tuple[tuple[float, int], ...]
     assert [name for name in names if name.endswith(".png")] == [f"{i:06d}.png" for i in range(200)]
     assert len(run.shards) == 5
     assert run.repeated <= run.kills <= len(kills)
+
+
+def test_a_worker_that_dies_before_it_is_told_what_to_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another takes its place."""
+    take, struck = local._Driver.take, threading.Event()
+
+    def after_a_death(driver: local._Driver) -> int | None:
+        if not struck.is_set():
+            struck.set()
+            driver.processes[0].kill()
+            driver.processes[0].wait()
+        return take(driver)
+
+    monkeypatch.setattr(local._Driver, "take", after_a_death)
+    run = run_shards(Work(2, 4, write_model(tmp_path / "model"), backend="onnxruntime"), 1)
+    assert (len(run.starts), len(run.shards), run.repeated) == (2, 2, 1)
 
 
 def test_a_worker_that_gives_up_is_one_sentence(tmp_path: Path):

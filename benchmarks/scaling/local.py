@@ -8,6 +8,7 @@ A worker is a process that makes a tar of each shard, under another name until i
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,8 @@ class _Driver:
                 if ready:
                     self.run.starts.append(time.perf_counter() - began)
                     self.feed(process)
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # what a dead one was still to be told
+                    process.stdin.close()
                 if process.wait() > 0:  # it gave up; a signal would be below 0
                     with self.lock:
                         self.failure = process.stderr.read().strip()[-300:]
