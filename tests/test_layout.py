@@ -257,7 +257,7 @@ ROOMS = {
         *("shapes", "bundle_folder", "bundle_builder", "engines", "explain", "importers", "triton", "cli"),
     ),
     "runtime": (
-        *("measured", "output", "backends", "triton_model", "pipeline", "autotune"),
+        *("measured", "memory", "output", "backends", "triton_model", "pipeline", "autotune"),
         *("machinery", "upscale", "stages", "synthesizer", "generate", "serve"),
     ),
 }
