@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from pgsr.bundle import MANIFEST, Bundle, read
-from pgsr.cli import Mode, Modes, emit, json_option, option, options, packages, version_option
+from pgsr.cli import PATH, Mode, Modes, emit, json_option, option, options, packages, version_option
 from pgsr.errors import check_choice
 
 from .engines import EngineRequest, engine_request, engines_summary, progress
@@ -25,7 +25,7 @@ from .engines import EngineRequest, engine_request, engines_summary, progress
 BUNDLE, GRAPHS, ENGINES, SERVING = "Bundle", "Graphs", "Engines", "Serving"
 
 export_options = options(
-    option(BUNDLE, "--out", type=click.Path(path_type=Path), help="The bundle's folder."),
+    option(BUNDLE, "--out", type=PATH, help="The bundle's folder."),
     option(BUNDLE, "--name", help="The bundle's name; default: the folder's."),
     option(
         BUNDLE, "--licence", default="unstated", show_default=True, help="Of the weights, for the manifest."
@@ -125,13 +125,13 @@ def main() -> None:
 
 
 @main.command(cls=Mode, short_help="Runs or checkpoints as one bundle (the default).")
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=PATH)
 @option(
     BUNDLE,
     "--from",
     "foreign",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Weights of another project (see docs/importers.md); may be named again. They come behind RUNS.",
 )
@@ -161,7 +161,7 @@ def bundle(
 
 
 @main.command("import", cls=Mode, short_help="Another project's weights as a bundle.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=PATH)
 @export_options
 @engine_options
 @json_option
@@ -181,7 +181,7 @@ def import_(
 
 
 @main.command(cls=Mode, short_help="A bundle's engines for NVIDIA GPUs.")
-@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="BUNDLE", type=PATH)
 @click.argument("library", metavar="tensorrt|tensorrt-rtx")
 @engine_options
 @json_option
@@ -195,8 +195,8 @@ def engine(
 
 
 @main.command(cls=Mode, short_help="A bundle's graph as a table and a drawing.")
-@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="A picture of the graph: .svg, .png or .pdf.")
+@click.argument("folder", metavar="BUNDLE", type=PATH)
+@click.option("--out", type=PATH, help="A picture of the graph: .svg, .png or .pdf.")
 @click.option("--graph", help="[default: chain, or the only one]")
 @click.option("--precision", default="fp32", show_default=True)
 @json_option
@@ -212,8 +212,8 @@ def explain(folder: Path, out: Path | None, graph: str | None, precision: str, a
 
 
 @main.command(cls=Mode, short_help="A bundle as a model repository of NVIDIA Triton.")
-@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.argument("repository", metavar="REPO", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="BUNDLE", type=PATH)
+@click.argument("repository", metavar="REPO", type=PATH)
 @option(GRAPHS, "--precision", default="fp32", show_default=True, help="Of the models: fp32,fp16,bf16,int8.")
 @option(
     SERVING,

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -36,6 +37,11 @@ class Option(click.Option):
     def __init__(self, *args: Any, heading: str = "Options", **options: Any) -> None:
         super().__init__(*args, **options)
         self.heading = heading
+
+
+# Who reads a file says what is wrong with it, in a line. click would look before, at another instant, and end
+# with its usage.
+PATH = click.Path(path_type=Path, readable=False)
 
 
 def option(heading: str, *names: str, **attributes: Any) -> Callable[[F], F]:

@@ -325,10 +325,12 @@ row(
     "photographs, run or bundle removed or cut in the middle",
     Row(
         ("train", "data", "export", "folder", "tar", "zip", "stdout", "upscale"),
-        "ends well with what was read before, or with a line, exit 1; nothing half written",
+        "ends well with what was read before, or with a line, exit 1, as where they may not be read; "
+        "nothing half written",
         f"brought back: {AGAIN}",
         (
             f"{F}test_inputs_that_change_in_the_middle",
+            f"{F}test_inputs_that_may_not_be_read",
             "test_contents.py::test_a_cache_that_is_cut_while_it_is_trained_on_is_a_line",
         ),
     ),

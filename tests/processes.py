@@ -79,7 +79,7 @@ class Server:
         file_bytes: int = 0,  # no file may be longer
         memory_bytes: int = 0,  # no more addresses than the server has and so many
         handles: int = 0,  # no more files open than the server has and so many
-        privileged: bool = True,  # if not, without root's privilege to write where permissions forbid it
+        privileged: bool = True,  # if not, without root's privilege where permissions forbid
         stdout: str = "",  # where its standard output goes; the server reads it if it is not said
         environment: Mapping[str, str] | None = None,
     ) -> Process:
@@ -287,14 +287,14 @@ def _limit(job: Mapping[str, Any]) -> None:
 
 
 def _obey_permissions() -> None:
-    """Gives up CAP_DAC_OVERRIDE (capabilities(7)), for which Python has no function."""
+    """Gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (capabilities(7)); Python has no function for it."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the lower 32 of each, the upper
     if libc.capget(header, sets):
         raise OSError(ctypes.get_errno(), "capget")
     for i in (0, 1):
-        sets[i] &= ~(1 << 1)
+        sets[i] &= ~(1 << 1 | 1 << 2)
     if libc.capset(header, sets):
         raise OSError(ctypes.get_errno(), "capset")
 

@@ -410,6 +410,22 @@ def test_a_folder_that_is_removed_in_the_middle(bench: Bench, name: str):
 
 
 @pytest.mark.parametrize("name", [p for p in ALL if COMMANDS[p.values[0]].reads])
+def test_inputs_that_may_not_be_read(bench: Bench, name: str):
+    """A file, or a folder that may not be entered."""
+    place, inputs = bench.folder / "place", bench.folder / "inputs"
+    shutil.copytree(bench.inputs, inputs)
+    reads = inputs / COMMANDS[name].reads
+    mode = reads.stat().st_mode
+    reads.chmod(0)
+    process = bench.start(place, inputs, privileged=False)
+    assert_ended_well(process, 1)
+    assert process.code == 1
+    assert str(reads) in process.stderr
+    reads.chmod(mode)
+    bench.ends_as_if_nothing_had_been(place)
+
+
+@pytest.mark.parametrize("name", [p for p in ALL if COMMANDS[p.values[0]].reads])
 @pytest.mark.parametrize("how", ["removed", "cut"])
 def test_inputs_that_change_in_the_middle(bench: Bench, name: str, how: str):
     """What is read is removed, or half of every file; then it is what it was."""

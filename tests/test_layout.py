@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,3 +280,25 @@ def test_no_room_imports_a_later_one(folder: str):
         for module, _ in imports(path):
             if module.startswith(f"pgsr.{folder}.") and room(module) in order:
                 assert order.index(room(module)) <= order.index(own), f"{path} imports {module}"
+
+
+# ----------------------------------------------------------------------------
+# Paths that commands are given.
+
+
+def parameters(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    for mode in getattr(command, "commands", {}).values():
+        yield from parameters(mode)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_who_reads_a_path_says_what_is_wrong_with_it(name: str):
+    """click looks at none before: it would end with its usage and code 2, and a file may go meanwhile."""
+    main = importlib.import_module(COMMANDS[name]).main
+    paths = [p for p in parameters(main) if isinstance(p.type, click.Path)]
+    assert paths
+    for path in paths:
+        kind = path.type
+        assert isinstance(kind, click.Path)
+        assert not any((kind.exists, kind.readable, kind.writable, kind.executable)), path.opts

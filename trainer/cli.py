@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, option, packages, version_option
+from pgsr.cli import PATH, Command, emit, json_option, option, packages, version_option
 
 
 def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -26,16 +26,14 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 @click.command(cls=Command)
 @click.argument("words", metavar="[RECIPE]", nargs=-1)
-@option(
-    "Run", "--data", type=click.Path(path_type=Path), help="Folder, zip or pgsr-data archive of photographs."
-)
-@option("Run", "--out", type=click.Path(path_type=Path), help="The run's folder.")
+@option("Run", "--data", type=PATH, help="Folder, zip or pgsr-data archive of photographs.")
+@option("Run", "--out", type=PATH, help="The run's folder.")
 @option("Run", "--resume", is_flag=True, help="Go on from the run's newest checkpoint, exactly.")
 @option("Run", "--other-data", is_flag=True, help="Let --resume go on with data of another fingerprint.")
 @option(
     "Run",
     "--start-from",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A run or checkpoint to take the generator from.",
 )
 @option("Run", "--verbose", is_flag=True, help="Name every file of the data that is not trained on.")
@@ -68,11 +66,11 @@ def _list_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> No
     callback=_list_recipes,
     help="List recipes.",
 )
-@option("Look", "--status", type=click.Path(path_type=Path), metavar="RUN", help="Print where a run stands.")
+@option("Look", "--status", type=PATH, metavar="RUN", help="Print where a run stands.")
 @option(
     "Look",
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN [RUN ...]",
     help="Draw a run's curves.png; of several, runs.png: over each other, over images and hours.",
 )

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from pgsr.cli import PATH
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-model_option = click.option(
-    "--model", type=click.Path(path_type=Path), help="A bundle [default: the shipped]."
-)
+model_option = click.option("--model", type=PATH, help="A bundle [default: the shipped].")
 threads_option = click.option(
     "--threads", type=int, default=0, show_default=True, help="0: one a usable core."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]")
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
-photographs_option = click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Photographs: folder or zip."
-)
-runs_option = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and report."
-)
+photographs_option = click.option("--data", type=PATH, required=True, help="Photographs: folder or zip.")
+runs_option = click.option("--out", type=PATH, required=True, help="Folder for runs and report.")
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for all."
 )
@@ -85,7 +80,7 @@ def by_features(required: bool) -> Callable[[F], F]:
             ),
             click.option(
                 "--features",
-                type=click.Path(path_type=Path),
+                type=PATH,
                 required=required,
                 default=None if required else "auto",
                 show_default=not required,
@@ -116,8 +111,8 @@ def trained_on(function: F) -> F:
             "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe setting, for both."
         ),
         click.option("--quick", is_flag=True, help="Tiny sizes instead: a minute, to see that it works."),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="For runs and report."),
-        click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs."),
+        click.option("--out", type=PATH, required=True, help="For runs and report."),
+        click.option("--data", type=PATH, required=True, help="Photographs."),
     ):
         function = decorator(function)
     return function

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages
+from pgsr.cli import PATH, Command, emit, json_option, packages
 
 from .options import (
     by_features,
@@ -23,7 +23,7 @@ from .options import (
 
 @click.command(cls=Command)
 @photographs_option
-@click.option("--large-data", type=click.Path(path_type=Path), help="Of the upscaled size [default: --data].")
+@click.option("--large-data", type=PATH, help="Of the upscaled size [default: --data].")
 @model_option
 @click.option("--upscalers", type=int, default=0, help="Of a chain, so many alone [default: all].")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16")
@@ -33,12 +33,12 @@ from .options import (
 @click.option("--reduce", default="lanczos", show_default=True, help="Filter of the upscaler's inputs.")
 @seed_option
 @by_features(required=False)
-@click.option("--lpips", type=click.Path(path_type=Path), help="LPIPS as TorchScript.")
+@click.option("--lpips", type=PATH, help="LPIPS as TorchScript.")
 @device_option
 @threads_option
 @click.option("--ray", metavar="ADDRESS", help="Of a Ray cluster that looks: auto, HOST:PORT, or local.")
 @click.option("--workers", type=int, help="Of the cluster, at most [default: what it has room for].")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report, its plots and sheets.")
+@click.option("--out", type=PATH, help="Folder for the report, its plots and sheets.")
 @json_option
 def quality(out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a bundle: SWD, MS-SSIM, and FID and the like with a feature network (paper 1, Table 2)."""
@@ -65,7 +65,7 @@ def quality(out: Path | None, as_json: bool, **options: Any) -> None:
 @by_features(required=False)
 @device_option
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for truncation.json, .md and .png.")
+@click.option("--out", type=PATH, help="Folder for truncation.json, .md and .png.")
 @json_option
 def truncation(out: Path | None, psis: tuple[float, ...], as_json: bool, **options: Any) -> None:
     """Score a bundle's faces at several truncations, and show them side by side."""
@@ -80,8 +80,8 @@ def truncation(out: Path | None, psis: tuple[float, ...], as_json: bool, **optio
 
 
 @click.command(cls=Command)
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @json_option
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Compare two quality.json score by score; scores that were made differently are refused."""
@@ -107,7 +107,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for neighbours.json and .png.")
+@click.option("--out", type=PATH, help="Folder for neighbours.json and .png.")
 @json_option
 def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
     """Find the training photographs nearest to generated faces (paper 2, Figure 10)."""
@@ -120,12 +120,12 @@ def neighbours(out: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--count", type=int, default=8, show_default=True, help="Latents, a column each.")
 @click.option("--start", type=int, default=0, show_default=True, help="The first one's index.")
 @seed_option
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda[:N]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for scales.json and .png.")
+@click.option("--out", type=PATH, help="Folder for scales.json and .png.")
 @json_option
 def scales(out: Path | None, as_json: bool, **options: Any) -> None:
     """Draw what a trained RUN makes of the same latents at each of its resolutions (paper 4, Figure 3)."""
@@ -138,17 +138,17 @@ def scales(out: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs of faces.")
+@click.option("--data", type=PATH, required=True, help="Photographs of faces.")
 @click.option(
     "--labels",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     required=True,
     help="Their attributes: CelebA's list or CSV; may be repeated.",
 )
 @click.option("--epochs", type=int, default=20, show_default=True)
 @seed_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
+@click.option("--out", type=PATH, required=True, help="The .onnx file.")
 @json_option
 def judge(out: Path, as_json: bool, labels: tuple[Path, ...], **options: Any) -> None:
     """Train a classifier of attributes, for quality --features: a judge that no training has seen."""

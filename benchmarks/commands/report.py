@@ -7,22 +7,20 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages
+from pgsr.cli import PATH, Command, emit, json_option, packages
 
 from .options import threads_option
 
 
 @click.command(cls=Command)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--out", type=PATH, help="Folder of the report.")
 @click.option("--quick", is_flag=True, help="Coarser and fewer: minutes in the place of hours.")
 @click.option("--part", "parts", multiple=True, help="One part; may be repeated [default: all].")
-@click.option("--data", type=click.Path(path_type=Path), help="Photographs, for the parts that want some.")
-@click.option(
-    "--held-out", type=click.Path(path_type=Path), help="Others, that trainings are scored against."
-)
+@click.option("--data", type=PATH, help="Photographs, for the parts that want some.")
+@click.option("--held-out", type=PATH, help="Others, that trainings are scored against.")
 @click.option(
     "--features",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default="auto",
     show_default=True,
     help="Whose features they are judged by, as pgsr-bench quality takes them.",
@@ -32,13 +30,13 @@ from .options import threads_option
     "--compare",
     "both",
     nargs=2,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="A.json B.json",
     help="Measure nothing: compare two reports, and mark what differs by more than its spread.",
 )
 @click.option(
     "--figures",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="CHECKOUT",
     help="Then draw the pictures and fill in the tables of the README and docs there.",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages
+from pgsr.cli import PATH, Command, emit, json_option, packages
 
 from .options import model_option, numbers, seed_option
 
@@ -23,7 +23,7 @@ from .options import model_option, numbers, seed_option
 @click.option("--rounds", type=int, default=3, show_default=True)
 @click.option("--cores", default="", help="How many, such as 1,2 [default: all that may be used].")
 @click.option("--minutes", type=float, default=0.0, help="Of further load, to watch the memory.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for serve.json and serve.md.")
+@click.option("--out", type=PATH, help="Folder for serve.json and serve.md.")
 @json_option
 def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
     """Load pgsr-serve beside pgsr-generate and a plain handler: throughput, latencies, memory."""
@@ -41,7 +41,7 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--model", type=click.Path(path_type=Path), help="A bundle [default: the one that ships].")
+@click.option("--model", type=PATH, help="A bundle [default: the one that ships].")
 @click.option("--count", type=int, help="Faces of a set [default: 20000].")
 @click.option("--shard-size", type=int, help="[default: 10000; 500 with --kills]")
 @click.option("--workers", default="1,2,4", show_default=True, callback=numbers, help="On a core each.")
@@ -53,7 +53,7 @@ def serve(out: Path | None, cores: str, as_json: bool, **options: Any) -> None:
     help="Measure nothing: kill workers, nodes and drivers so often, and compare the sets' bytes.",
 )
 @click.option("--seed", type=int, help="Of the kills' instants [default: by chance].")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for cluster.json, or kills.json.")
+@click.option("--out", type=PATH, help="Folder for cluster.json, or kills.json.")
 @json_option
 def cluster(out: Path | None, kills: int, seed: int | None, as_json: bool, **options: Any) -> None:
     """Time pgsr-generate --ray beside the plain command, on a cluster of nodes with a core each here."""
@@ -87,7 +87,7 @@ def cluster(out: Path | None, kills: int, seed: int | None, as_json: bool, **opt
     "--check-faces", type=int, default=300, show_default=True, help="Faces of a shard of the check."
 )
 @seed_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for scaling.html, .md and .json.")
+@click.option("--out", type=PATH, help="Folder for scaling.html, .md and .json.")
 @json_option
 def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) -> None:
     """What a billion faces cost, and how long 1 to 1,000 nodes take: measured figures, simulated nodes."""
@@ -107,7 +107,7 @@ def scaling(out: Path | None, precisions: str, as_json: bool, **options: Any) ->
 @model_option
 @click.option("--clients", type=int, default=6, show_default=True, help="Of the server.")
 @click.option("--pause", type=float, default=0.02, show_default=True, help="Seconds between their requests.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for soak-WHAT.json and .png.")
+@click.option("--out", type=PATH, help="Folder for soak-WHAT.json and .png.")
 @json_option
 def soak(out: Path | None, as_json: bool, **options: Any) -> None:
     """Watch memory, handles, threads and temporary files while faces are served or made, or runs resumed."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages
+from pgsr.cli import PATH, Command, emit, json_option, packages
 
 from .options import (
     batch_at,
@@ -43,10 +43,10 @@ from .options import (
 @click.option("--scale", type=click.IntRange(1), default=4, show_default=True, help="2 or 4.")
 @click.option("--sr-blocks", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--sr-features", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), help="A bundle to measure [default: the shipped].")
+@click.option("--model", type=PATH, help="A bundle to measure [default: the shipped].")
 @threads_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for throughput.json, .md and .png.")
+@click.option("--out", type=PATH, help="Folder for throughput.json, .md and .png.")
 @json_option
 def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
     """Time every stage from latents to files: naive, vanilla, separable, the model that ships; all backends.
@@ -86,7 +86,7 @@ def throughput(out: Path | None, as_json: bool, **options: Any) -> None:
 )
 @click.option("--threads", type=int, help="[default: one a usable core]")
 @click.option("--quick", is_flag=True, help="A coarse grid, in a minute or two.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for conv.json, .md and .svg.")
+@click.option("--out", type=PATH, help="Folder for conv.json, .md and .svg.")
 @json_option
 def conv(out: Path | None, quick: bool, as_json: bool, **options: Any) -> None:
     """Time single convolutions, vanilla beside separable: tells from which width on separable pays.
@@ -136,7 +136,7 @@ def conv(out: Path | None, quick: bool, as_json: bool, **options: Any) -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N.")
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for training.json, .md and .png.")
+@click.option("--out", type=PATH, help="Folder for training.json, .md and .png.")
 @json_option
 def training(out: Path | None, as_json: bool, variants: tuple[str, ...], **options: Any) -> None:
     """Time a step of pgsr-train beside a plain reference's: vanilla and separable, at each resolution.
@@ -165,7 +165,7 @@ def training(out: Path | None, as_json: bool, variants: tuple[str, ...], **optio
 @feature_base_option
 @feature_max_option
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for rewrites.json, .md and .png.")
+@click.option("--out", type=PATH, help="Folder for rewrites.json, .md and .png.")
 @json_option
 def rewrites(out: Path | None, timed: tuple[int, ...], as_json: bool, **options: Any) -> None:
     """Count and time what each rewrite of pgsr-export gains, on every backend, beside eager PyTorch.
@@ -198,7 +198,7 @@ def rewrites(out: Path | None, timed: tuple[int, ...], as_json: bool, **options:
 @click.option("--sr-blocks", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--sr-features", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: one a usable core.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for opponent.json and .md.")
+@click.option("--out", type=PATH, help="Folder for opponent.json and .md.")
 @json_option
 def opponent(out: Path | None, as_json: bool, **options: Any) -> None:
     """Race a plain export in plain OpenVINO, as a good engineer writes it in an afternoon."""
@@ -220,13 +220,13 @@ def opponent(out: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--data", type=click.Path(path_type=Path), help="Photographs [default: drawn pictures].")
+@click.option("--data", type=PATH, help="Photographs [default: drawn pictures].")
 @click.option("--from-size", type=click.IntRange(0), default=0, help="Of the originals [default: their own].")
 @click.option("--to-size", type=int, default=64, show_default=True, help="What they are reduced to.")
 @click.option("--pictures", type=int, default=8, show_default=True)
 @click.option("--rounds", type=int, default=7, show_default=True, help="Timed calls of every filter.")
 @click.option("--enlarge", default="bicubic", show_default=True, help="Filter back, for PSNR; or same.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for resample.json, .md and .png.")
+@click.option("--out", type=PATH, help="Folder for resample.json, .md and .png.")
 @json_option
 def resample(out: Path | None, as_json: bool, **options: Any) -> None:
     """Time and judge the filters that reduce photographs (paper 1, Table 1)."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages
+from pgsr.cli import PATH, Command, emit, json_option, packages
 
 from .options import by_features, device_option, network_of, overrides_option, runs_option, trained_on
 
@@ -61,7 +60,7 @@ def growing(quick: bool, as_json: bool, **options: Any) -> None:
 @trained_on
 @click.option(
     "--held-out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="What scores are against [default: --data].",
 )
 @click.option("--resolution", type=int, default=32, show_default=True, help="The last one: 16, 32 or 64.")
@@ -88,8 +87,8 @@ def quality_curves(quick: bool, as_json: bool, **options: Any) -> None:
 
 
 @click.command("sr-matrix", cls=Command)
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Photographs, at least 64x64.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for runs and report.")
+@click.option("--data", required=True, type=PATH, help="Photographs, at least 64x64.")
+@click.option("--out", required=True, type=PATH, help="Folder for runs and report.")
 @click.option("--images", type=int, default=80_000, show_default=True, help="Of each cell's generator.")
 @click.option("--batch", type=int, default=16, show_default=True)
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the networks.")
@@ -118,9 +117,7 @@ def sr_matrix(cells: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Labelled digits: pgsr-data of MNIST."
-)
+@click.option("--data", type=PATH, required=True, help="Labelled digits: pgsr-data of MNIST.")
 @runs_option
 @click.option("--images", type=int, default=6_400_000, show_default=True, help="Shown in each training.")
 @click.option("--seeds", type=int, default=8, show_default=True, help="Trainings of each system.")
@@ -146,7 +143,7 @@ def modes(systems: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Photographs to train on.")
+@click.option("--data", type=PATH, required=True, help="Photographs to train on.")
 @runs_option
 @click.option("--resolution", type=int, default=32, show_default=True, help="The paper's is 128.")
 @click.option("--images", type=int, default=100_000, show_default=True, help="Shown to each; 10M there.")
@@ -171,7 +168,7 @@ def ladder(rungs: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="What is trained on.")
+@click.option("--data", type=PATH, required=True, help="What is trained on.")
 @click.option("--recipe", default="progan-cifar10", show_default=True, help="Its name, or a .toml file.")
 @click.option("--runs", type=int, default=10, show_default=True, help="Trainings, each of its own seed.")
 @click.option("--evaluations", type=int, default=20, show_default=True, help="Looks at each run.")

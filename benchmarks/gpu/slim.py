@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.cli import PATH, Command, emit, json_option, packages, version_option
 from pgsr.errors import PgsrError
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def _beta1(config: Mapping[str, Any], name: str) -> float:
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The smaller file.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The smaller file.")
 @click.option(
     "--moments",
     type=click.Choice(["bfloat16", "float32"]),

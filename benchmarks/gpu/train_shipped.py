@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, packages, version_option
+from pgsr.cli import PATH, Command, emit, json_option, packages, version_option
 from pgsr.errors import PgsrError
 from pgsr.files import make_folder, replacing, write_text
 
@@ -125,9 +125,9 @@ def _peak_memory_bytes(trainer: Trainer) -> int:
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or zip of photographs.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to go on [default: begin anew].")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for what is kept.")
+@click.option("--data", required=True, type=PATH, help="Folder or zip of photographs.")
+@click.option("--checkpoint", type=PATH, help="Where to go on [default: begin anew].")
+@click.option("--out", required=True, type=PATH, help="Folder for what is kept.")
 @click.option("--minutes", type=float, default=8.0, show_default=True, help="Of training.")
 @click.option("--recipe", default="faces-64-large", show_default=True, help="A name, or a .toml file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="schedule.batch=64")

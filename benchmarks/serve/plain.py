@@ -16,11 +16,12 @@ from PIL import Image
 
 from pgsr import bundle as bundles
 from pgsr import draws
+from pgsr.cli import PATH
 from pgsr.runtime.backends import open_runner
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path))
+@click.option("--model", type=PATH)
 @click.option("--backend", default="auto")
 @click.option("--precision", default="fp32")
 @click.option("--threads", type=int, default=0)

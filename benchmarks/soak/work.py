@@ -19,6 +19,7 @@ from pathlib import Path
 
 import click
 
+from pgsr.cli import PATH
 from pgsr.errors import PgsrError
 
 FACES = 96  # of a job
@@ -167,8 +168,8 @@ def _wait_for_the_end(ended: threading.Event) -> None:
 
 @click.command()
 @click.argument("what", type=click.Choice(sorted(WORK)))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
+@click.option("--model", type=PATH)
 def main(what: str, folder: Path, model: Path | None) -> None:
     """Work in FOLDER until the standard input ends."""
     with open(os.dup(1), "w", buffering=1) as counts, open(os.devnull, "w") as null:

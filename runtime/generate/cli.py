@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgsr import bundle
-from pgsr.cli import Mode, Modes, emit, json_option, option, options, version_option
+from pgsr.cli import PATH, Mode, Modes, emit, json_option, option, options, version_option
 from pgsr.errors import PgsrError
 
 if TYPE_CHECKING:  # numpy, Pillow and a backend are loaded when there is something to do
@@ -50,7 +50,7 @@ class Output(click.Path):
     """A path, or as a string an address for fsspec: s3://bucket/folder."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path)
+        super().__init__(path_type=Path, readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
@@ -66,7 +66,7 @@ start_option = option(WHICH, "--start", type=int, default=0, show_default=True, 
 from_latents_option = option(
     WHICH,
     "--from-latents",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.npy",
     help="In place of a seed, latents: a row for each face.",
 )
@@ -78,7 +78,7 @@ synthesizer_options = options(
     option(
         WHICH,
         "--model",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="A bundle's folder [default: the one that comes along].",
     ),
     option(
@@ -174,7 +174,7 @@ def main() -> None:
 @option(
     OUTPUT,
     "--sheet",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The contact sheet, a PNG [default: OUT/sheet.png].",
 )
 @option(OUTPUT, "--no-sheet", is_flag=True, help="Write no contact sheet.")
@@ -253,7 +253,7 @@ def faces(
 
 
 @main.command(cls=Mode, short_help="An interpolation: .mp4, .gif or .webp.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @option(WAY, "--seconds", type=float, default=10.0, show_default=True, help="Of the video.")
 @option(WAY, "--fps", type=int, default=0, help="Frames a second [default: 60; 50 for .gif].")
 @option(
@@ -293,7 +293,7 @@ def video(
 
 @main.command(cls=Mode, short_help="One picture of many faces.")
 @click.argument("columns_by_rows", metavar="COLUMNSxROWS")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @option(WHICH, "--between", is_flag=True, help="Each row leads from one face to the next.")
 @start_option
 @seed_option

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from pgsr import bundle
-from pgsr.cli import Command, option, packages, version_option
+from pgsr.cli import PATH, Command, option, packages, version_option
 
 from .settings import Limits, Settings, parsed_models, read_keys
 
@@ -74,7 +74,7 @@ def _limit(name: str, help: str) -> Callable[[F], F]:
 @option(
     WHO,
     "--api-key-file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=f"Keys, one a line; without one nobody is let in. {KEY_VARIABLE} in the environment is one, too.",
 )
 @option(WHO, "--cors", "origins", multiple=True, metavar="ORIGIN", help="A site whose pages may ask, too.")

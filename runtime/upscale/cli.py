@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgsr import bundle
-from pgsr.cli import Command, emit, json_option, option, progress_bar, version_option
+from pgsr.cli import PATH, Command, emit, json_option, option, progress_bar, version_option
 from pgsr.errors import PgsrError, check_choice
 
 if TYPE_CHECKING:  # numpy is loaded when there is something to do
@@ -30,13 +30,13 @@ STREAM = Path("-")
 @option(
     "Output",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A folder, or a file's name for a single picture; - is stdout [default: upscaled].",
 )
 @option(
     "Machine",
     "--model",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A bundle's folder [default: the one that comes along].",
 )
 @option("Output", "--format", "file_format", metavar="png|jpeg|webp", help="[default: the picture's, or png]")

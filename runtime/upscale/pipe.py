@@ -21,7 +21,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from pgsr.cli import Command
+from pgsr.cli import PATH, Command
 from pgsr.decoding import MOST_PIXELS
 from pgsr.errors import PgsrError
 
@@ -53,7 +53,7 @@ def _picture(header: bytes, source: IO[bytes]) -> NDArray[np.uint8]:
 
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N")
 def main(model: Path, threads: int, device: str) -> None:

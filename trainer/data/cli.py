@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from pgsr import __version__
-from pgsr.cli import Command, emit, json_option, option, progress_bar, version_option
+from pgsr.cli import PATH, Command, emit, json_option, option, progress_bar, version_option
 from pgsr.errors import PgsrError
 from pgsr.schema import visible
 
@@ -186,8 +186,8 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 
 
 @click.command(cls=Command)
-@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@option("Archive", "--out", required=True, type=click.Path(path_type=Path), help="The archive to write.")
+@click.argument("sources", nargs=-1, type=PATH)
+@option("Archive", "--out", required=True, type=PATH, help="The archive to write.")
 @option(
     "Archive",
     "--sizes",
@@ -223,13 +223,13 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 @option(
     "CelebA",
     "--attributes",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="list_attr_celeba.txt  [default: found by SOURCE]",
 )
 @option(
     "CelebA",
     "--partition",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="list_eval_partition.txt  [default: found by SOURCE]",
 )
 @option(

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from pgsr.cli import Command, emit, json_option, version_option
+from pgsr.cli import PATH, Command, emit, json_option, version_option
 from pgsr.errors import PgsrError
 
 from ..listing import tell
@@ -30,11 +30,11 @@ from .sources import Drawn, Files, Source, open_source
 
 
 @click.command(cls=Command)
-@click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the pictures and their records.")
+@click.argument("source", required=False, type=PATH)
+@click.option("--out", type=PATH, help="Folder for the pictures and their records.")
 @click.option(
     "--landmarks",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="list_landmarks_celeba.txt  [default: in SOURCE or beside it]",
 )
 @click.option("--size", type=int, default=1024, show_default=True, help="Pixels a side.")
@@ -48,12 +48,12 @@ from .sources import Drawn, Files, Source, open_source
 @click.option("--keep", type=click.IntRange(1), default=30_000, show_default=True, help="The best so many.")
 @click.option(
     "--restorer",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A bundle that removes JPEG's artefacts, of every picture.",
 )
 @click.option(
     "--upscaler",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A bundle that enlarges every picture, 4x in the paper.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Of the bundles: auto, cpu, cuda or cuda:N")
@@ -62,9 +62,7 @@ from .sources import Drawn, Files, Source, open_source
     "--max-damaged", type=click.IntRange(0), default=MAX_DAMAGED, show_default=True, help="Pictures."
 )
 @click.option("--procedural", type=click.IntRange(0), default=0, help="Draw so many pictures instead.")
-@click.option(
-    "--figure", type=click.Path(path_type=Path), help="Draw the steps of one picture: a PNG or JPEG."
-)
+@click.option("--figure", type=PATH, help="Draw the steps of one picture: a PNG or JPEG.")
 @click.option("--picture", "named", help="Which one: its name, or the index of a drawn one.")
 @click.option("--verbose", is_flag=True, help="Name every file that is left out, with the reason.")
 @json_option
