@@ -113,7 +113,8 @@ row(
         ("serve",),
         "answers break off",
         "the address and every file; nothing stays in the folder of temporary files",
-        (f"{S}test_a_killed_server_starts_again_at_its_address",),
+        (f"{S}test_a_killed_server_starts_again_at_its_address", f"{S}test_200_kills"),
+        "by hand: 200 kills",
     ),
     Row(
         ("ray",),

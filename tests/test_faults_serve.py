@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +226,48 @@ def test_a_killed_server_starts_again_at_its_address(model: Path, tmp_path: Path
         process.stdout.close()
     assert found[0] == found[1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_200_kills(model: Path, tmp_path: Path):
+    """At random instants, from its start to some answers; PGSR_KILLS is another number."""
+    command = [sys.executable, "-m", "pgsr.runtime.serve", *CPU, "--model", str(model), "--json", "--port"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    kills, instants = int(os.environ.get("PGSR_KILLS", "200")), random.Random("kill serve")
+
+    def start(port: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*command, port], stdout=subprocess.PIPE, env=environment, text=True)
+
+    def address(process: subprocess.Popen[str]) -> str:
+        """Empty, if it dies before."""
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        return str(json.loads(line)["url"]) if line.endswith("\n") else ""
+
+    began = time.monotonic()
+    with start("0") as process:
+        url = address(process)
+        seconds, face = time.monotonic() - began, httpx.get(f"{url}{FACE}", timeout=60).content
+        process.kill()
+    answers = 0
+    for _ in range(kills):
+        with start(url.rpartition(":")[2]) as process:
+            timer = threading.Timer(instants.uniform(0.0, 1.5 * seconds), process.kill)
+            timer.start()
+            if found := address(process):
+                assert found == url
+                with contextlib.suppress(httpx.TransportError), httpx.Client(timeout=60) as client:
+                    while True:
+                        assert client.get(f"{url}{FACE}").content == face
+                        answers += 1
+        timer.join()
+        assert process.returncode == -signal.SIGKILL
+    with start(url.rpartition(":")[2]) as process:
+        assert address(process) == url
+        assert httpx.get(f"{url}{FACE}", timeout=60).content == face
+        process.terminate()
+    assert list(tmp_path.iterdir()) == []
+    print(f"serve: {kills} kills, {answers} answers before them")
 
 
 @pytest.mark.parametrize("count", [1, 2])
