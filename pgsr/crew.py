@@ -75,6 +75,15 @@ def connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise missing_package("--ray", "ray", error) from error
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what died, at its end, too
+        _join(ray, address)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
     own = {"include_dashboard": False} if address == "local" else {}
     try:
         _knock(address)
@@ -86,11 +95,6 @@ def connected(address: str) -> Iterator[Any]:
             f"no Ray cluster at --ray {address}: start one with `ray start --head`, or give --ray local; "
             f"where clusters have tokens, set RAY_AUTH_MODE=token ({words})"
         ) from error
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what died; stdout is for results
-            yield ray
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

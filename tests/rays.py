@@ -60,6 +60,7 @@ class Rays:
     calls: list[tuple[int, str, Any]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     connected: bool = False
+    prints: str = ""  # to stdout, when it begins and when it ends
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
@@ -67,9 +68,11 @@ class Rays:
 
     def init(self, address: str, **options: Any) -> None:
         self.connected = True
+        print(self.prints, end="")
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
 
     def shutdown(self) -> None:
+        print(self.prints, end="")
         self.connected = False
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -220,6 +220,17 @@ def test_nobody_at_the_address_is_a_line(rays: Rays):
     assert not rays.connected
 
 
+def test_what_ray_prints_is_no_result(rays: Rays, capsys: pytest.CaptureFixture[str]):
+    """Of a node that died: while it works, and when it ends, as it does from threads of its own."""
+    rays.prints = "a raylet has died\n"
+    with connected("auto"):
+        print("so has a worker")
+    print("{}")
+    out, errors = capsys.readouterr()
+    assert out == "{}\n"
+    assert errors.splitlines() == ["a raylet has died", "so has a worker", "a raylet has died"]
+
+
 def test_sigterm_ends_a_command_as_without_ray(rays: Rays):
     with pytest.raises(SystemExit) as ended, ending_cleanly(), connected("auto"):
         signal.raise_signal(signal.SIGTERM)
