@@ -121,6 +121,7 @@ row(
         "a worker's, a node's: another makes its shard; the driver's: the same command goes on",
         f"every shard that was whole; {AGAIN}",
         (KILLS,),
+        "by hand: 201 kills",
     ),
 )
 row(
