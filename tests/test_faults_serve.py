@@ -206,14 +206,25 @@ def test_a_clock_that_jumps(model: Path, served: Served, tmp_path: Path, monkeyp
 # How it ends.
 
 
-def test_a_killed_server_starts_again_at_its_address(model: Path, tmp_path: Path):
+def started(model: Path, temporary: Path, port: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pgsr.runtime.serve", *CPU, "--model", str(model), "--json", "--port"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    return subprocess.Popen([*command, port], stdout=subprocess.PIPE, env=environment, text=True)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Empty, if it dies before it has one."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return str(json.loads(line)["url"]) if line.endswith("\n") else ""
+
+
+def test_a_killed_server_starts_again_at_its_address(model: Path, tmp_path: Path):
     found, port = [], "0"
     for _ in range(2):
-        process = subprocess.Popen([*command, port], stdout=subprocess.PIPE, env=environment, text=True)
+        process = started(model, tmp_path, port)
         assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
+        url = address(process)
         port = url.rpartition(":")[2]
         found.append(httpx.get(f"{url}{FACE}", timeout=60).content)
         with httpx.stream("GET", f"{url}/v1/images?count=1000", timeout=60) as response:
@@ -231,27 +242,16 @@ def test_a_killed_server_starts_again_at_its_address(model: Path, tmp_path: Path
 @pytest.mark.slow
 def test_200_kills(model: Path, tmp_path: Path):
     """At random instants, from its start to some answers; PGSR_KILLS is another number."""
-    command = [sys.executable, "-m", "pgsr.runtime.serve", *CPU, "--model", str(model), "--json", "--port"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     kills, instants = int(os.environ.get("PGSR_KILLS", "200")), random.Random("kill serve")
 
-    def start(port: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*command, port], stdout=subprocess.PIPE, env=environment, text=True)
-
-    def address(process: subprocess.Popen[str]) -> str:
-        """Empty, if it dies before."""
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        return str(json.loads(line)["url"]) if line.endswith("\n") else ""
-
     began = time.monotonic()
-    with start("0") as process:
+    with started(model, tmp_path, "0") as process:
         url = address(process)
         seconds, face = time.monotonic() - began, httpx.get(f"{url}{FACE}", timeout=60).content
         process.kill()
     answers = 0
     for _ in range(kills):
-        with start(url.rpartition(":")[2]) as process:
+        with started(model, tmp_path, url.rpartition(":")[2]) as process:
             timer = threading.Timer(instants.uniform(0.0, 1.5 * seconds), process.kill)
             timer.start()
             if found := address(process):
@@ -262,7 +262,7 @@ def test_200_kills(model: Path, tmp_path: Path):
                         answers += 1
         timer.join()
         assert process.returncode == -signal.SIGKILL
-    with start(url.rpartition(":")[2]) as process:
+    with started(model, tmp_path, url.rpartition(":")[2]) as process:
         assert address(process) == url
         assert httpx.get(f"{url}{FACE}", timeout=60).content == face
         process.terminate()
